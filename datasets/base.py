@@ -1,0 +1,168 @@
+"""A data set with its causal story: what every file in this folder, and a user's own file, provides.
+
+One class, one file: the variables with their parents, ``load(split)``, and — where the process that made the data is
+known — the true counterfactual and a measurement of attributes on any image.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, ClassVar, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from datasets.schema import Graph, SchemaError, Variable
+
+SPLITS = ("train", "valid", "test")
+
+
+class LazyImages(Protocol):
+    """Images that do not fit in memory: ``images[i]`` is one uint8 ``(C, H, W)`` array, read when it is asked for."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int) -> np.ndarray | Tensor: ...
+
+
+@dataclass(frozen=True)
+class Split:
+    """One split: attributes ``{name: (N,)}`` in physical units, images uint8 ``(N, C, H, W)`` or lazy."""
+
+    name: str
+    images: Tensor | LazyImages
+    attributes: dict[str, Tensor]
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    @property
+    def in_memory(self) -> bool:
+        return isinstance(self.images, Tensor)
+
+    def batch(self, index: Tensor | Sequence[int] | slice) -> dict[str, Tensor]:
+        """Rows as one observation: attributes ``(B,)`` and the image under its own name, float in [0, 1]."""
+        rows = torch.arange(len(self))[index] if isinstance(index, slice) else torch.as_tensor(index)
+        if self.in_memory:
+            images = self.images[rows]
+        else:
+            images = torch.stack([torch.as_tensor(self.images[int(i)]) for i in rows])
+        values = {name: value[rows] for name, value in self.attributes.items()}
+        return {**values, "image": images.float() / 255}
+
+
+class CausalDataset:
+    """Base class of all data sets.
+
+    A subclass states ``variables`` and :meth:`load`. Options, if any, are the fields of a dataclass, so that a command
+    line's ``--option KEY=VALUE`` can set them.
+
+    Attributes:
+        name: registered name; a user's own file needs none.
+        variables: the graph; exactly one variable is named ``image`` and of that kind.
+        true_images_under: names for which ``do(name)``, alone or together, has a true counterfactual image.
+    """
+
+    name: ClassVar[str] = ""
+    variables: ClassVar[tuple[Variable, ...]] = ()
+    true_images_under: ClassVar[tuple[str, ...]] = ()
+
+    # ------------------------------------------------------------------------------------------------ to provide
+    def load(self, split: str) -> Mapping[str, Any]:
+        """``{variable: array}`` of one split, ``train``, ``valid`` or ``test``.
+
+        Attributes are ``(N,)`` in physical units; images are ``(N, H, W)``, ``(N, H, W, C)``/``(N, C, H, W)`` uint8 or
+        float in [0, 1], or :class:`LazyImages`.
+        """
+        raise NotImplementedError(f"{type(self).__name__} must define load(split)")
+
+    def true_counterfactual(self, split: str, index: Tensor, do: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The true counterfactual of rows ``index`` of a split under ``do`` (physical units, ``(B,)`` each).
+
+        Returns every attribute ``(B,)`` and ``image``, float in [0, 1], ``(B, C, H, W)``.
+
+        Raises:
+            SchemaError: where the process is not known, or the intervention has no image truth.
+        """
+        raise SchemaError(f"{self.title} does not know its own process, so it has no true counterfactuals")
+
+    def measure(self, images: Tensor) -> dict[str, Tensor]:
+        """Attributes read off images (float in [0, 1], ``(B, C, H, W)``) without a network; ``{}`` if none can be."""
+        return {}
+
+    def has_truth(self, names: Sequence[str]) -> bool:
+        """Whether ``do`` of exactly these variables has a true counterfactual image."""
+        return bool(names) and all(n in self.true_images_under for n in names)
+
+    # ------------------------------------------------------------------------------------------------ derived
+    @property
+    def title(self) -> str:
+        return self.name or type(self).__name__
+
+    @cached_property
+    def schema(self) -> Graph:
+        """The checked graph, without statistics."""
+        graph = Graph(self.variables)
+        if graph.image.name != "image":
+            raise SchemaError(f"{self.title}: name the image variable 'image', not {graph.image.name!r}")
+        unknown = [n for n in self.true_images_under if n not in graph]
+        if unknown:
+            raise SchemaError(f"{self.title}: true_images_under names unknown variables: {', '.join(unknown)}")
+        return graph
+
+    @cached_property
+    def graph(self) -> Graph:
+        """The graph with statistics of the training split."""
+        return self.schema.fitted(self.split("train").attributes)
+
+    def split(self, name: str) -> Split:
+        """A checked split; loaded once."""
+        if name not in SPLITS:
+            raise SchemaError(f"unknown split {name!r}; valid are {', '.join(SPLITS)}")
+        if name not in self._splits:
+            self._splits[name] = self._checked(name, self.load(name))
+        return self._splits[name]
+
+    @cached_property
+    def _splits(self) -> dict[str, Split]:
+        return {}
+
+    def _checked(self, name: str, raw: Mapping[str, Any]) -> Split:
+        where = f"the {name} split of {self.title}"
+        unknown = [k for k in raw if k not in self.schema]
+        if unknown or "image" not in raw:
+            wrong = f"unknown {', '.join(unknown)}" if unknown else "no 'image'"
+            raise SchemaError(f"{where} has {wrong}; load(split) returns {', '.join(v.name for v in self.schema)}")
+        images = as_uint8(raw["image"], self.schema.image, where) if is_array(raw["image"]) else raw["image"]
+        attributes = self.schema.check(raw, where)
+        for attribute, values in attributes.items():
+            if len(values) != len(images):
+                raise SchemaError(f"{where} has {len(images)} images but {len(values)} values of {attribute!r}")
+        if len(images) == 0:
+            raise SchemaError(f"{where} is empty")
+        return Split(name, images, attributes)
+
+
+def is_array(images: Any) -> bool:
+    return isinstance(images, (np.ndarray, Tensor))
+
+
+def as_uint8(images: np.ndarray | Tensor, variable: Variable, where: str) -> Tensor:
+    """Images in any of the accepted layouts → uint8 ``(N, C, H, W)``, checked against the variable's shape."""
+    tensor = torch.as_tensor(images)
+    if tensor.ndim == 3:
+        tensor = tensor.unsqueeze(1)
+    if tensor.ndim == 4 and tuple(tensor.shape[1:]) != variable.shape and tuple(tensor.permute(0, 3, 1, 2).shape[1:]) == variable.shape:
+        tensor = tensor.permute(0, 3, 1, 2)
+    if tuple(tensor.shape[1:]) != variable.shape:
+        raise SchemaError(f"images of {where} have shape {tuple(tensor.shape)}; the schema says (N, {', '.join(map(str, variable.shape))})")
+    if tensor.is_floating_point():
+        if not torch.isfinite(tensor).all() or tensor.min() < 0 or tensor.max() > 1:
+            raise SchemaError(f"float images of {where} must lie in [0, 1]; got {tensor.min():g}..{tensor.max():g}")
+        tensor = (tensor * 255).round()
+    elif tensor.numel() and (tensor.min() < 0 or tensor.max() > 255):
+        raise SchemaError(f"integer images of {where} must lie in 0..255; got {tensor.min()}..{tensor.max()}")
+    return tensor.to(torch.uint8).contiguous()

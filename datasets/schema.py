@@ -1,0 +1,346 @@
+"""What is observed: variables, their kinds and supports, and the causal graph that connects them.
+
+A :class:`Variable` owns the one normalisation and the one encoding of its values. A :class:`Graph` is a checked,
+topologically sorted tuple of variables. Attribute values are always in physical units; only this file knows how they
+become the inputs of a network (:meth:`Variable.encode`) or the unconstrained coordinate of a flow
+(:meth:`Variable.unconstrain`).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+KINDS = ("real", "positive", "interval", "binary", "categorical", "image")
+CONTINUOUS = ("real", "positive", "interval")
+DISCRETE = ("binary", "categorical")
+_EDGE = 1e-6  # how close, as a share of the range, an interval's value may come to its bounds
+
+
+class SchemaError(ValueError):
+    """A variable, a graph or a value that contradicts the schema; the message names it and the remedy."""
+
+
+@dataclass(frozen=True)
+class Statistics:
+    """What the training split says about one variable.
+
+    ``mean, std, minimum, maximum`` are in physical units; ``location, scale`` are mean and standard deviation of the
+    unconstrained coordinate. ``counts`` are class frequencies of a discrete variable.
+    """
+
+    mean: float = 0.0
+    std: float = 1.0
+    minimum: float = -math.inf
+    maximum: float = math.inf
+    location: float = 0.0
+    scale: float = 1.0
+    counts: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True)
+class Variable:
+    """One observed variable and the names of its direct causes.
+
+    Args:
+        name: unique name; a Python identifier, because it names a Pyro site and a command-line value.
+        kind: ``real``, ``positive`` (> ``low``, 0 unless given), ``interval`` (between ``low`` and ``high``),
+            ``binary``, ``categorical`` or ``image``.
+        parents: names of direct causes, in any order.
+        low, high: bounds of the support in physical units.
+        classes: class names, or their number, of a categorical variable.
+        shape: ``(channels, height, width)`` of an image.
+        unit: physical unit, for axes and tables.
+        statistics: filled by :meth:`fitted` from the training split.
+
+    Raises:
+        SchemaError: for a contradiction between these.
+    """
+
+    name: str
+    kind: str
+    parents: tuple[str, ...] = ()
+    low: float | None = None
+    high: float | None = None
+    classes: tuple[str, ...] | int = ()
+    shape: tuple[int, int, int] | None = None
+    unit: str = ""
+    statistics: Statistics = field(default_factory=Statistics)
+
+    def __post_init__(self) -> None:
+        if not (isinstance(self.name, str) and self.name.isidentifier()):
+            raise SchemaError(f"variable name {self.name!r} is not an identifier: use letters, digits and '_'")
+        if self.kind not in KINDS:
+            raise SchemaError(f"variable {self.name!r}: unknown kind {self.kind!r}; valid kinds are {', '.join(KINDS)}")
+        if isinstance(self.parents, str):
+            raise SchemaError(f"variable {self.name!r}: parents must be a tuple of names, got the string {self.parents!r}")
+        object.__setattr__(self, "parents", tuple(sorted(self.parents)))
+        if len(set(self.parents)) < len(self.parents):
+            raise SchemaError(f"variable {self.name!r} lists a parent twice: {', '.join(self.parents)}")
+        if self.kind == "positive" and self.low is None:
+            object.__setattr__(self, "low", 0.0)
+        if self.kind == "interval" and not (self.low is not None and self.high is not None and self.low < self.high):
+            raise SchemaError(f"interval {self.name!r} needs low < high, got low={self.low}, high={self.high}")
+        if self.kind == "image" and not (self.shape and len(self.shape) == 3 and min(self.shape) > 0):
+            raise SchemaError(f"image {self.name!r} needs shape=(channels, height, width), got {self.shape}")
+        if self.kind == "binary" and not self.classes:
+            object.__setattr__(self, "classes", ("0", "1"))
+        if isinstance(self.classes, int):
+            object.__setattr__(self, "classes", tuple(str(k) for k in range(self.classes)))
+        if self.discrete and len(self.classes) < 2:
+            raise SchemaError(f"{self.kind} {self.name!r} needs classes=K or their names, at least 2; got {self.classes}")
+
+    # ------------------------------------------------------------------------------------------------ properties
+    @property
+    def continuous(self) -> bool:
+        return self.kind in CONTINUOUS
+
+    @property
+    def discrete(self) -> bool:
+        return self.kind in DISCRETE
+
+    @property
+    def cardinality(self) -> int:
+        """Number of classes of a discrete variable."""
+        return len(self.classes)
+
+    @property
+    def width(self) -> int:
+        """Number of columns of :meth:`encode`."""
+        return self.cardinality if self.discrete else 1
+
+    @property
+    def support(self) -> str:
+        """The support in words, for messages and tables."""
+        if self.discrete:
+            return f"one of the {self.cardinality} classes 0..{self.cardinality - 1}"
+        if self.kind == "positive":
+            return f"a number above {self.low:g}"
+        if self.kind == "interval":
+            return f"a number in [{self.low:g}, {self.high:g}]"
+        return "a finite number"
+
+    # ------------------------------------------------------------------------------------------------ values
+    def check(self, values: Any, where: str = "") -> Tensor:
+        """Values as a tensor of this variable's dtype, shape ``(B,)``; refuses what has no support.
+
+        Raises:
+            SchemaError: for strings, NaN, values outside the support, fractional or unknown classes.
+        """
+        place = f" in {where}" if where else ""
+        try:
+            tensor = torch.as_tensor(values)
+        except (TypeError, ValueError, RuntimeError) as error:
+            raise SchemaError(f"{self.name}={values!r}{place} is not a number: {self.name} is {self.support}") from error
+        if tensor.is_complex() or (tensor.ndim > 1 and tensor.shape[1:].numel() != 1):
+            raise SchemaError(f"{self.name}{place} has shape {tuple(tensor.shape)}; expected (B,)")
+        tensor = tensor.reshape(-1)
+        bad = ~torch.isfinite(tensor) if tensor.is_floating_point() else torch.zeros_like(tensor, dtype=torch.bool)
+        if self.discrete:
+            bad = bad | (tensor != tensor.round()) | (tensor < 0) | (tensor >= self.cardinality)
+        elif self.kind == "positive":
+            bad = bad | (tensor <= self.low)
+        elif self.kind == "interval":
+            bad = bad | (tensor < self.low) | (tensor > self.high)
+        if bad.any():
+            row = int(bad.nonzero()[0])
+            at = f" (row {row})" if len(tensor) > 1 else ""
+            raise SchemaError(f"{self.name}={tensor[row].item():g}{at}{place} has no support: {self.name} is {self.support}")
+        return tensor.long() if self.discrete else tensor.float()
+
+    def beyond_training(self, values: Tensor) -> Tensor:
+        """``(B,)`` booleans: the value lies outside the range (or the classes) seen in training."""
+        if self.discrete:
+            seen = torch.tensor([c > 0 for c in self.statistics.counts] or [True] * self.cardinality, device=values.device)
+            return ~seen[values]
+        return (values < self.statistics.minimum) | (values > self.statistics.maximum)
+
+    def fitted(self, values: Tensor) -> Variable:
+        """This variable with the statistics of ``values`` (the training split, physical units, ``(N,)``)."""
+        values = self.check(values, "the training split").cpu()
+        if self.discrete:
+            counts = torch.bincount(values, minlength=self.cardinality)
+            return replace(self, statistics=Statistics(counts=tuple(counts.tolist()), minimum=0, maximum=self.cardinality - 1))
+        values = values.double()
+        if values.numel() < 2 or float(values.std()) == 0:
+            raise SchemaError(f"{self.name} is constant in the training split; drop it from the graph")
+        bare = replace(self, statistics=Statistics())
+        free = bare.unconstrain(values)
+        return replace(self, statistics=Statistics(
+            mean=float(values.mean()), std=float(values.std()), minimum=float(values.min()), maximum=float(values.max()),
+            location=float(free.mean()), scale=float(free.std())))
+
+    def encode(self, values: Tensor) -> Tensor:
+        """``(B,) → (B, width)``: z-scores of physical values, or one-hot classes; the inputs of every network."""
+        if self.discrete:
+            return F.one_hot(values.long(), self.cardinality).float()
+        return ((values - self.statistics.mean) / self.statistics.std).unsqueeze(-1)
+
+    def unconstrain(self, values: Tensor) -> Tensor:
+        """Physical value → standardised coordinate on the whole real line; the inverse of :meth:`constrain`."""
+        if self.kind == "positive":
+            values = torch.log(values - self.low)
+        elif self.kind == "interval":
+            values = torch.logit((values - self.low) / (self.high - self.low), eps=_EDGE)
+        return (values - self.statistics.location) / self.statistics.scale
+
+    def constrain(self, free: Tensor) -> Tensor:
+        """Standardised coordinate → physical value, inside the support by construction."""
+        free = free * self.statistics.scale + self.statistics.location
+        if self.kind == "positive":
+            return self.low + torch.exp(free)
+        if self.kind == "interval":
+            return self.low + (self.high - self.low) * torch.sigmoid(free)
+        return free
+
+    # ------------------------------------------------------------------------------------------------ persistence
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, state: Mapping[str, Any]) -> Variable:
+        state = dict(state)
+        statistics = dict(state.pop("statistics", {}))
+        statistics["counts"] = tuple(statistics.get("counts", ()))
+        for name in ("parents", "classes"):
+            state[name] = tuple(state.get(name) or ())
+        if state.get("shape") is not None:
+            state["shape"] = tuple(state["shape"])
+        return cls(**state, statistics=Statistics(**statistics))
+
+
+class Graph:
+    """A checked causal graph: attributes in topological order and the image that they cause.
+
+    Args:
+        variables: in any order; exactly one of kind ``image``, which has no children.
+
+    Raises:
+        SchemaError: for duplicates, unknown parents, cycles, or an image that is missing, doubled or a parent.
+    """
+
+    def __init__(self, variables: Iterable[Variable]) -> None:
+        variables = tuple(variables)
+        names = [v.name for v in variables]
+        twice = sorted({n for n in names if names.count(n) > 1})
+        if twice:
+            raise SchemaError(f"variable declared twice: {', '.join(twice)}")
+        images = [v for v in variables if v.kind == "image"]
+        if len(images) != 1:
+            raise SchemaError(f"a graph needs exactly one image variable, got {len(images)}: {[v.name for v in images]}")
+        for variable in variables:
+            for parent in variable.parents:
+                if parent not in names:
+                    raise SchemaError(f"{variable.name!r} has the unknown parent {parent!r}; known are {', '.join(names)}")
+                if parent == images[0].name:
+                    raise SchemaError(f"{variable.name!r} has the image {parent!r} as parent; an image has no children here")
+        self.image = images[0]
+        self._variables = {v.name: v for v in self._sorted(variables)}
+
+    @staticmethod
+    def _sorted(variables: tuple[Variable, ...]) -> list[Variable]:
+        waiting, done = {v.name: v for v in variables}, {}
+        while waiting:
+            ready = [v for v in waiting.values() if all(p in done for p in v.parents)]
+            if not ready:
+                raise SchemaError(f"the graph has a cycle among {', '.join(sorted(waiting))}")
+            for variable in ready:
+                done[variable.name] = waiting.pop(variable.name)
+        return list(done.values())
+
+    def __getitem__(self, name: str) -> Variable:
+        try:
+            return self._variables[name]
+        except KeyError:
+            raise SchemaError(f"unknown variable {name!r}; the graph has {', '.join(self._variables)}") from None
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._variables
+
+    def __iter__(self):
+        return iter(self._variables.values())
+
+    def __repr__(self) -> str:
+        return "Graph(" + "; ".join(f"{', '.join(v.parents) or '·'} → {v.name}" for v in self) + ")"
+
+    @property
+    def attributes(self) -> tuple[Variable, ...]:
+        """Every variable but the image, causes before effects."""
+        return tuple(v for v in self if v.kind != "image")
+
+    @property
+    def image_parents(self) -> tuple[Variable, ...]:
+        """The direct causes of the image, in alphabetical order."""
+        return tuple(self[p] for p in self.image.parents)
+
+    def parents(self, name: str) -> tuple[Variable, ...]:
+        return tuple(self[p] for p in self[name].parents)
+
+    def descendants(self, names: Iterable[str]) -> frozenset[str]:
+        """Names of all variables that an intervention on ``names`` can change, ``names`` excluded unless downstream."""
+        sources, found = {self[n].name for n in names}, set()
+        for variable in self:
+            if any(p in sources or p in found for p in variable.parents):
+                found.add(variable.name)
+        return frozenset(found)
+
+    def fitted(self, attributes: Mapping[str, Tensor]) -> Graph:
+        """This graph with statistics of the training split's attributes."""
+        return Graph(v if v.kind == "image" else v.fitted(attributes[v.name]) for v in self)
+
+    def check(self, attributes: Mapping[str, Any], where: str = "") -> dict[str, Tensor]:
+        """All attributes as ``(B,)`` tensors of equal length; names, supports and lengths are checked."""
+        missing = [v.name for v in self.attributes if v.name not in attributes]
+        if missing:
+            raise SchemaError(f"missing {', '.join(missing)}{' in ' + where if where else ''}")
+        checked = {v.name: v.check(attributes[v.name], where) for v in self.attributes}
+        lengths = {name: len(value) for name, value in checked.items()}
+        if len(set(lengths.values())) > 1:
+            raise SchemaError(f"attributes of different length{' in ' + where if where else ''}: {lengths}")
+        return checked
+
+    # ------------------------------------------------------------------------------------------------ persistence
+    def to_dict(self) -> dict[str, Any]:
+        return {"variables": [v.to_dict() for v in self]}
+
+    @classmethod
+    def from_dict(cls, state: Mapping[str, Any]) -> Graph:
+        return cls(Variable.from_dict(v) for v in state["variables"])
+
+    def fingerprint(self, statistics: bool = True) -> str:
+        """A short hash of structure and supports, and of the statistics unless told otherwise."""
+        variables = sorted((v.to_dict() for v in self), key=lambda v: v["name"])
+        for variable in variables:
+            if not statistics:
+                variable.pop("statistics")
+        return hashlib.sha256(json.dumps(variables, sort_keys=True).encode()).hexdigest()[:16]
+
+    def difference(self, other: Graph) -> str:
+        """What distinguishes two graphs, in words; empty when they are the same."""
+        lines = []
+        for name in sorted({v.name for v in self} | {v.name for v in other}):
+            if name not in self or name not in other:
+                lines.append(f"{name} is only in the {'first' if name in self else 'second'}")
+                continue
+            mine, theirs = self[name].to_dict(), other[name].to_dict()
+            changed = [key for key in mine if mine[key] != theirs[key]]
+            lines += [f"{name}.{key}: {mine[key]} against {theirs[key]}" for key in changed]
+        return "; ".join(lines)
+
+
+def encode_parents(parents: Iterable[Variable], values: Mapping[str, Tensor], batch: int, device: torch.device | None = None) -> Tensor:
+    """The one place where parents are concatenated: ``(B, Σ width)``, alphabetically, whatever order they came in."""
+    ordered = sorted(parents, key=lambda v: v.name)
+    for variable in ordered:
+        if variable.name not in values:
+            raise SchemaError(f"missing the parent {variable.name!r}; got {', '.join(values) or 'nothing'}")
+    columns = [variable.encode(values[variable.name]) for variable in ordered]
+    return torch.cat(columns, dim=-1) if columns else torch.zeros(batch, 0, device=device)
