@@ -1,15 +1,12 @@
 """What is observed, and the causal story behind it. Imports nothing else of ours."""
 
-from datasets.base import SPLITS, CausalDataset, LazyImages, Split
-from datasets.schema import Graph, SchemaError, Statistics, Variable, encode_parents
+from datasets.lazy import lazy_attributes
 
-__all__ = ["SPLITS", "CausalDataset", "Graph", "LazyImages", "SchemaError", "Split", "Statistics", "Variable", "encode_parents",
-           "open_dataset"]
-
-
-def __getattr__(name: str):
-    if name == "open_dataset":  # the registry imports this package, so it comes last
-        from datasets.registry import open_dataset
-
-        return open_dataset
-    raise AttributeError(f"module 'datasets' has no attribute {name!r}")
+_HOMES = {
+    "SPLITS": "datasets.base", "CausalDataset": "datasets.base", "LazyImages": "datasets.base", "Split": "datasets.base",
+    "Graph": "datasets.schema", "SchemaError": "datasets.schema", "Statistics": "datasets.schema",
+    "Variable": "datasets.schema", "encode_parents": "datasets.schema",
+    "ImageFiles": "datasets.images", "open_dataset": "datasets.registry",
+}
+__all__ = list(_HOMES)
+__getattr__ = lazy_attributes(__name__, _HOMES)

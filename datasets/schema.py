@@ -19,13 +19,15 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from datasets.errors import UserError
+
 KINDS = ("real", "positive", "interval", "binary", "categorical", "image")
 CONTINUOUS = ("real", "positive", "interval")
 DISCRETE = ("binary", "categorical")
 _EDGE = 1e-6  # how close, as a share of the range, an interval's value may come to its bounds
 
 
-class SchemaError(ValueError):
+class SchemaError(UserError):
     """A variable, a graph or a value that contradicts the schema; the message names it and the remedy."""
 
 
@@ -143,6 +145,7 @@ class Variable:
         if tensor.is_complex() or (tensor.ndim > 1 and tensor.shape[1:].numel() != 1):
             raise SchemaError(f"{self.name}{place} has shape {tuple(tensor.shape)}; expected (B,)")
         tensor = tensor.reshape(-1)
+        tensor = tensor.long() if tensor.dtype == torch.bool else tensor
         bad = ~torch.isfinite(tensor) if tensor.is_floating_point() else torch.zeros_like(tensor, dtype=torch.bool)
         if self.discrete:
             bad = bad | (tensor != tensor.round()) | (tensor < 0) | (tensor >= self.cardinality)

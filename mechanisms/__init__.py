@@ -1,0 +1,11 @@
+"""How one variable arises from its causes: flows, Gumbel-max, hierarchical VAE; and how any of them is trained."""
+
+from mechanisms.guard import check_datasets
+
+check_datasets()
+
+from datasets.lazy import lazy_attributes  # noqa: E402  (the guard comes first)
+
+_HOMES = {"HVAE": "mechanisms.hvae", "HVAEConfig": "mechanisms.hvae", "TrainingConfig": "mechanisms.options", "fit": "mechanisms.training"}
+__all__ = list(_HOMES)
+__getattr__ = lazy_attributes(__name__, _HOMES)

@@ -1,0 +1,76 @@
+"""How a command line asks for a training. Imports no torch, so that ``--help`` answers at once."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from datasets.errors import UserError
+
+
+@dataclass(frozen=True)
+class TrainingConfig:
+    """Budget, optimisation and bookkeeping of one training."""
+
+    epochs: float | None = None
+    """Budget in passes over the training split."""
+    steps: int | None = None
+    """Budget in updates."""
+    minutes: float | None = None
+    """Budget in wall-clock minutes; depends on the machine, so it does not resume bit for bit."""
+    batch_size: int = 64
+    """Images (or rows) per update, over all processes together."""
+    learning_rate: float = 2e-3
+    """Peak of the cosine schedule."""
+    warmup: int = 30
+    """Updates over which the learning rate rises."""
+    weight_decay: float = 0.01
+    """Of AdamW."""
+    clip: float = 200.0
+    """Gradient norms above this are scaled down to it."""
+    skip: float = 10.0
+    """Updates whose gradient norm is this many times the running one, or not finite, are skipped."""
+    ema: float = 0.995
+    """Decay of the averaged weights that are evaluated and kept."""
+    validations: int = 10
+    """How many times in a training the validation split is looked at."""
+    keep: Literal["best", "last"] = "last"
+    """Which averaged weights to keep: those best on validation, or the last."""
+    checkpoint_seconds: float = 30.0
+    """Time between checkpoints; any of them resumes to the same result."""
+    workers: int = 0
+    """Processes that read images which do not fit in memory."""
+    seed: int = 0
+    """Reproduces a run on a CPU bit for bit."""
+    device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
+    """Where to compute."""
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    """Arithmetic of matrix products; auto takes bf16 where the hardware has it."""
+
+    def check(self) -> None:
+        """Raises UserError for a budget or a number that makes no sense."""
+        if sum(b is not None for b in (self.epochs, self.steps, self.minutes)) != 1:
+            raise UserError("give exactly one budget: --epochs, --steps or --minutes")
+        for name in ("epochs", "steps", "minutes"):
+            if (value := getattr(self, name)) is not None and not 0 < value < float("inf"):
+                raise UserError(f"--{name} {value} must be positive")
+        for name in ("batch_size", "learning_rate", "clip", "skip", "validations"):
+            if not getattr(self, name) > 0:
+                raise UserError(f"--{name.replace('_', '-')} {getattr(self, name)} must be positive")
+        if not 0 <= self.ema < 1:
+            raise UserError(f"--ema {self.ema} must lie in [0, 1)")
+
+
+@dataclass(frozen=True)
+class RunOptions:
+    """Where the results go."""
+
+    run: Path = Path("runs/model")
+    """Run folder: everything one model consists of lives here."""
+    resume: bool = False
+    """Continue the training that this folder holds."""
+    overwrite: bool = False
+    """Throw away the training that this folder holds and begin anew."""
+    tensorboard: bool = False
+    """Also write TensorBoard events (needs the tensorboard package)."""
