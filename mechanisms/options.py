@@ -27,6 +27,8 @@ class TrainingConfig:
     """Updates over which the learning rate rises."""
     weight_decay: float = 0.01
     """Of AdamW."""
+    beta2: float = 0.95
+    """Second-moment decay of AdamW."""
     clip: float = 200.0
     """Gradient norms above this are scaled down to it."""
     skip: float = 10.0

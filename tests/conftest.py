@@ -27,9 +27,9 @@ def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture(scope="session")
 def shared_data() -> Path:
-    """Real files (``mnist/``, ``morphomnist_official/``): ``$OTHERWISE_SHARED/data``, or ``shared/data`` beside the repository."""
+    """Real files (``mnist/``, ``morphomnist_official/``): ``$OTHERWISE_SHARED/data`` or ``../shared/data``."""
     root = os.environ.get("OTHERWISE_SHARED") or Path(__file__).resolve().parents[2] / "shared"
     folder = Path(root) / "data"
     if not (folder / "morphomnist_official").is_dir():
-        pytest.skip("no shared data: set OTHERWISE_SHARED to a folder that holds data/mnist and data/morphomnist_official")
+        pytest.skip("no shared data: OTHERWISE_SHARED names a folder with data/mnist and data/morphomnist_official")
     return folder

@@ -37,7 +37,8 @@ def write_mnist(folder: Path, name: str = "{}-{}-idx{}-ubyte.gz", labels: np.nda
 
 # ---------------------------------------------------------------------------------------------------- IDX
 @pytest.mark.parametrize("pack", [bytes, gzip.compress])
-@pytest.mark.parametrize("array", [IMAGES, LABELS, np.array([[1, -2], [70000, 4]], np.int32)], ids=["images", "labels", "int32"])
+@pytest.mark.parametrize("array", [IMAGES, LABELS, np.array([[1, -2], [70000, 4]], np.int32)],
+                         ids=["images", "labels", "int32"])
 def test_idx_round_trip(tmp_path, array, pack):
     (tmp_path / "file").write_bytes(pack(idx(array)))
     found = read_idx(tmp_path / "file")
@@ -66,7 +67,7 @@ def test_missing_file(tmp_path):
 
 
 # ---------------------------------------------------------------------------------------------------- folders
-@pytest.mark.parametrize("name", ["{}-{}-idx{}-ubyte.gz", "{}-{}-idx{}-ubyte", "{}-{}.idx{}-ubyte", "{}-{}.idx{}-ubyte.gz"])
+@pytest.mark.parametrize("name", [f"{{}}-{{}}{dot}idx{{}}-ubyte{gz}" for dot in "-." for gz in ("", ".gz")])
 @pytest.mark.parametrize("place", [".", "MNIST/raw"])
 def test_every_usual_layout(tmp_path, name, place):
     write_mnist(tmp_path / place, name)
@@ -120,8 +121,9 @@ def test_second_call_reads_the_first(own_cache):
     assert [p.name for p in own_cache.iterdir()] == [cache_path("x", {"n": 1}).name]
 
 
-@pytest.mark.parametrize("damage", [lambda raw: raw[:1000], lambda raw: b"", lambda raw: raw[:5000] + b"\1\2\3" + raw[5003:]],
-                         ids=["truncated", "empty", "flipped"])
+@pytest.mark.parametrize("damage", [
+    lambda raw: raw[:1000], lambda raw: b"", lambda raw: raw[:5000] + b"\1\2\3" + raw[5003:],
+], ids=["truncated", "empty", "flipped"])
 def test_damaged_file_is_made_again(own_cache, damage):
     cached("x", {}, build)
     path = cache_path("x", {})

@@ -43,7 +43,7 @@ def equal(a: dict, b: dict, names=None) -> bool:
     return all(torch.equal(a[n], b[n]) for n in (names or a))
 
 
-# ---------------------------------------------------------------------------------------------------- shapes and morphology
+# ---------------------------------------------------------------------------------------------------- shapes
 def test_structuring_element_is_a_square_then_a_rounded_one():
     assert half_widths(0, 1) == (0,)
     assert half_widths(5, 1) == (5,) * 6
@@ -62,9 +62,10 @@ def test_dilation_and_erosion_agree_with_scipy():
     for change in (-0.7, 1.3):
         radius = int(8 * abs(change))
         widths = half_widths(radius, 1)
-        element = np.array([abs(x) <= widths[abs(y)] for y in range(-radius, radius + 1) for x in range(-radius, radius + 1)])
+        offsets = np.abs(np.arange(-radius, radius + 1))
+        element = offsets[None] <= np.array(widths)[offsets][:, None]
         operation = ndimage.binary_dilation if change > 0 else ndimage.binary_erosion
-        expected = operation(shape.mask, element.reshape(2 * radius + 1, -1))
+        expected = operation(shape.mask, element)
         assert np.array_equal(shape.at(own + change + math.copysign(1e-6, change)) > 0.5, expected)
 
 
@@ -120,9 +121,10 @@ def test_equation_of_intensity(morpho):
 
 def test_moments_of_thickness(monkeypatch):
     many = open_dataset("morphomnist", {"renderings": 200, **SMALL})
-    monkeypatch.setattr(many, "render", lambda digits, t, v: (np.zeros(len(digits)), np.zeros((*t.shape, 28, 28), np.uint8)))
+    monkeypatch.setattr(many, "render", lambda digits, t, v: (np.zeros(len(digits)), np.zeros((*t.shape, 28, 28))))
     made = many._generate("train", many._digits["train"][0])
-    assert made["thickness"].mean() == pytest.approx(2.5, abs=0.03) and made["thickness"].var() == pytest.approx(0.4, abs=0.03)
+    assert made["thickness"].mean() == pytest.approx(2.5, abs=0.03)
+    assert made["thickness"].var() == pytest.approx(0.4, abs=0.03)
     assert made["noise"].std() == pytest.approx(1, abs=0.03)
     assert abs(np.corrcoef(made["noise"], made["thickness"])[0, 1]) < 0.04
 
@@ -198,7 +200,8 @@ def test_closed_form_of_the_counterfactual_intensity(morpho):
 
 
 def test_extremes_of_the_support(morpho):
-    found = morpho.true_counterfactual("test", torch.arange(4), {"thickness": torch.tensor([0.1, 12.0, 1.0, 6.5]), "intensity": 255})
+    do = {"thickness": torch.tensor([0.1, 12.0, 1.0, 6.5]), "intensity": 255}
+    found = morpho.true_counterfactual("test", torch.arange(4), do)
     assert torch.isfinite(found["image"]).all() and found["image"].max() <= 1
     assert morpho.schema["intensity"].unconstrain(found["intensity"]).isfinite().all()
 
@@ -288,8 +291,10 @@ def test_official_without_mnist_has_no_truth(shared_data):
 def test_official_files_that_do_not_fit(official_copy):
     table = official_copy / "t10k-morpho.csv"
     lines = table.read_text().splitlines()
-    for content, words in ((lines[:-3], "4997 rows, but there are 5000 images"), (["index,thick,intensity", *lines[1:]], "no column"),
-                           ([lines[0], *lines[2:], lines[1]], "cannot be matched"), ([*lines[:-1], "4999,x,2"], "table of numbers")):
+    for content, words in ((lines[:-3], "4997 rows, but there are 5000 images"),
+                           (["index,thick,intensity", *lines[1:]], "no column"),
+                           ([lines[0], *lines[2:], lines[1]], "cannot be matched"),
+                           ([*lines[:-1], "4999,x,2"], "table of numbers")):
         table.write_text("\n".join(content))
         with pytest.raises(DataError, match=words):
             open_dataset("morphomnist-official", {"data_dir": official_copy}).split("test")

@@ -1,0 +1,140 @@
+"""Files of a run: written whole or not at all, read without executing anything, refused with a reason."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import pickle
+import platform
+import zipfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from datasets.errors import UserError
+
+FORMAT = 1
+
+
+class RunError(UserError):
+    """A run folder, checkpoint or training that cannot be used; the message names it and the remedy."""
+
+
+def versions() -> dict[str, str]:
+    return {"python": platform.python_version(), **{name: version(name) for name in ("torch", "pyro-ppl", "numpy")}}
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """A temporary path beside ``path`` that takes its place if the body succeeds; otherwise ``path`` stays as it was.
+
+    Raises:
+        RunError: if the place cannot be written or the disk is full; an earlier file is kept.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        yield temporary
+        os.replace(temporary, path)
+    except (OSError, RuntimeError) as error:
+        # torch reports a failed write as a RuntimeError of its archive writer
+        if isinstance(error, RuntimeError) and not any(w in str(error) for w in ("PytorchStreamWriter", "write", "unexpected pos")):
+            raise
+        kept = "; the earlier file is kept" if path.exists() else ""
+        raise RunError(f"cannot write {path}: {error}{kept}. Free some space or choose another --run") from error
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def save(path: Path, state: Mapping[str, Any]) -> None:
+    """Write ``state`` (tensors and plain values) atomically, with format and versions, so that it describes itself."""
+    with replacing(path) as temporary, open(temporary, "wb") as file:
+        torch.save({"format": FORMAT, "versions": versions(), **state}, file)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def load(path: Path, kind: str | None = None) -> dict[str, Any]:
+    """Read what :func:`save` wrote, on the CPU, with ``weights_only=True``.
+
+    Raises:
+        RunError: if it is missing, truncated, foreign, of another format or of another ``kind``.
+    """
+    if not path.is_file():
+        raise RunError(f"{path} does not exist")
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except (RuntimeError, EOFError, pickle.UnpicklingError, zipfile.BadZipFile, ValueError, KeyError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise RunError(f"{path} is truncated, or not a checkpoint of ours ({reason})") from error
+    if not isinstance(state, dict) or "format" not in state:
+        raise RunError(f"{path} is a foreign file: it carries no format mark of ours")
+    if state["format"] != FORMAT:
+        raise RunError(f"{path} has format {state['format']}; this version reads {FORMAT}")
+    if kind is not None and state.get("kind") != kind:
+        raise RunError(f"{path} holds a {state.get('kind')!r}, not a {kind!r}")
+    return state
+
+
+def write_json(path: Path, value: Any) -> None:
+    with replacing(path) as temporary:
+        temporary.write_text(json.dumps(value, indent=2, default=str) + "\n", encoding="utf-8")
+
+
+def read_json(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise RunError(f"{path} does not exist") from None
+    except (json.JSONDecodeError, UnicodeDecodeError, OSError) as error:
+        raise RunError(f"{path} cannot be read: {error}") from error
+
+
+class MetricsLog:
+    """``metrics.jsonl``: one JSON object a line. On resume, what a lost stretch had written is cut off."""
+
+    def __init__(self, path: Path, keep_steps: int = 0) -> None:
+        self.path = path
+        kept = [row for row in self.read(path) if row["step"] <= keep_steps] if keep_steps else []
+        with replacing(path) as temporary:
+            temporary.write_text("".join(json.dumps(row) + "\n" for row in kept), encoding="utf-8")
+
+    def write(self, row: Mapping[str, Any]) -> None:
+        with open(self.path, "a", encoding="utf-8") as file:
+            file.write(json.dumps(row) + "\n")
+
+    @staticmethod
+    def read(path: Path) -> list[dict[str, Any]]:
+        """All complete rows; a last line that a kill cut in two is left out."""
+        rows = []
+        for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
+            try:
+                rows.append(json.loads(line))
+            except json.JSONDecodeError:
+                continue
+        return rows
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Holds ``folder`` for one training; the lock goes with the process, however that ends.
+
+    Raises:
+        RunError: if another process trains into it, or it cannot be written.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        file = open(folder / ".lock", "w")  # noqa: SIM115  (held open for as long as the lock is)
+    except OSError as error:
+        raise RunError(f"cannot write into {folder}: {error}. Choose another --run") from error
+    with file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise RunError(f"another training is writing into {folder}; wait for it, or choose another --run") from None
+        yield

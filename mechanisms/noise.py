@@ -1,0 +1,23 @@
+"""Random numbers of a training: one seeded stream, the same for one process and for many."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+class Noise:
+    """Standard normal draws for a batch that may be spread over processes.
+
+    Every process draws the noise of the *global* batch and keeps its own rows, so that two processes see exactly what
+    one would. The state of the stream is saved in checkpoints.
+    """
+
+    def __init__(self, seed: int, device: torch.device | str = "cpu", rank: int = 0, world: int = 1) -> None:
+        self.generator = torch.Generator(device=device).manual_seed(seed)
+        self.rank, self.world = rank, world
+
+    def __call__(self, rows: int, *shape: int) -> Tensor:
+        """``(rows, *shape)`` standard normals; ``rows`` is this process's share of the batch."""
+        drawn = torch.randn(rows * self.world, *shape, generator=self.generator, device=self.generator.device)
+        return drawn[self.rank * rows : (self.rank + 1) * rows]
