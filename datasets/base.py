@@ -43,6 +43,10 @@ class Split:
     def in_memory(self) -> bool:
         return isinstance(self.images, Tensor)
 
+    def without_images(self) -> Split:
+        """The same rows with images of no pixels, for mechanisms that never look at them."""
+        return Split(self.name, torch.zeros(len(self), 0, dtype=torch.uint8), self.attributes)
+
     def batch(self, index: Tensor | Sequence[int] | slice) -> dict[str, Tensor]:
         """Rows as one observation: attributes ``(B,)`` and the image under its own name, float in [0, 1]."""
         rows = torch.arange(len(self))[index] if isinstance(index, slice) else torch.as_tensor(index)

@@ -1,15 +1,14 @@
 """The image mechanism: a hierarchical VAE whose latents and pixel residual are the image's exogenous noise.
 
 p(x | pa) = ∫ p(x | z, pa) Π_i p(z_i) dz, with z from coarse to fine resolution (Child 2021, *Very deep VAEs*; De Sousa
-Ribeiro et al. 2023, *High fidelity image counterfactuals*). Every level's prior is a standard normal: the latents are
-independent of the parents by construction, so that they belong to the image's noise and stay fixed under an
-intervention. Parents enter the decoder only — its features, where they may act in any way, and its read-out, where
-they act linearly (:class:`mechanisms.readout.BilinearReadout`).
+Ribeiro et al. 2023, *High fidelity image counterfactuals with probabilistic causal models*). The prior of every level
+is a standard normal: latents are independent of the parents by construction, so that they belong to the image's noise
+and stay what they are under an intervention. Parents enter the decoder only: its features, where they may act in any
+way, and its read-out, where they act linearly.
 """
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
@@ -17,58 +16,62 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from datasets.errors import UserError
 from datasets.schema import Graph, encode_parents
 from mechanisms.likelihood import DiscretizedGaussian, kl_to_standard_normal, soft_bound
+from mechanisms.readout import BilinearReadout
+from mechanisms.topology import default_topology, parse_topology, parse_widths
 
-Normal = Callable[..., Tensor]  # normal(*shape) → standard normal noise of this shape
+Draw = Callable[..., Tensor]  # draw(rows, *shape) → standard normals, for instance a mechanisms.noise.Noise
 
 
 @dataclass(frozen=True)
 class HVAEConfig:
-    """Topology and capacity.
+    """Topology, capacity and objective of the hierarchical VAE."""
 
-    A topology is a comma-separated list of ``<resolution>b<blocks>[d<pooling>]``: ``8b2d2`` is two residual blocks at
-    8×8, then average pooling by 2. Resolutions are those after the image is folded ``patch`` times into channels.
-    """
-
-    encoder: str = "8b2d2,4b2d4,1b1"
-    decoder: str = "1b1,4b3,8b4"
-    widths: str = "8:128,4:192,1:256"
+    encoder: str = "auto"
+    """Stages <resolution>b<blocks>[d<pooling>], fine to coarse, such as 8b2d2,4b2d4,1b1."""
+    decoder: str = "auto"
+    """Stages <resolution>b<blocks>, coarse to fine; every block is one level of latents."""
+    widths: str = "auto"
+    """Channels at each resolution, such as 8:96,4:128,1:256."""
     patch: int = 4
+    """Pixels per side folded into channels before the first block: 4 keeps processors busy, 1 is the classic form."""
     z_dim: int = 16
+    """Channels of each level of latents."""
     bases: int = 4
-    parent_width: int = 64
+    """Basis images of the read-out, mixed linearly by the parents."""
+    embedding: int = 64
+    """Width of the parents' embedding that modulates the decoder's blocks."""
+    beta: float = 1.0
+    """Weight of the rate (the KL terms) in the free energy."""
+    free_bits: float = 0.0
+    """Nats of each level that are not charged."""
+    beta_warmup: int = 0
+    """Share of training, in thousandths, over which the rate's weight rises from 0."""
 
 
+# De Sousa Ribeiro et al. 2023, Morpho-MNIST 32²: all pixels at full resolution. Many times slower on processors.
 PRESETS: dict[str, HVAEConfig] = {
     "cpu": HVAEConfig(),
-    # De Sousa Ribeiro et al. 2023, Morpho-MNIST: all blocks at full resolution; ten times slower on processors.
     "reference": HVAEConfig(encoder="32b3d2,16b3d2,8b3d2,4b3d4,1b4", decoder="1b4,4b4,8b4,16b4,32b4",
                             widths="32:16,16:32,8:64,4:128,1:256", patch=1),
 }
 
 
-def parse_topology(text: str) -> list[tuple[int, int]]:
-    """``"8b2d2,4b1"`` → ``[(8, 2), (4, 1)]``: resolution and number of blocks of each stage.
+@dataclass(frozen=True)
+class ImageNoise:
+    """The exogenous noise of images: latents ``(B, z_dim, r, r)`` from coarse to fine, pixel residual ``(B, C, H, W)``."""
 
-    Raises:
-        ValueError: for a malformed stage, or a pooling that does not lead to the next stage's resolution.
-    """
-    stages, pooled = [], None
-    for part in text.replace(" ", "").split(","):
-        match = re.fullmatch(r"(\d+)b(\d+)(?:d(\d+))?", part)
-        if not match:
-            raise ValueError(f"topology {text!r}: {part!r} is not <resolution>b<blocks>[d<pooling>], for instance 8b2d2")
-        resolution, blocks = int(match[1]), int(match[2])
-        if pooled not in (None, resolution):
-            raise ValueError(f"topology {text!r}: pooling leads to resolution {pooled}, but the next stage says {resolution}")
-        pooled = resolution // int(match[3]) if match[3] else None
-        stages.append((resolution, blocks))
-    return stages
+    latents: tuple[Tensor, ...]
+    residual: Tensor
+
+    def __len__(self) -> int:
+        return len(self.residual)
 
 
 class ResidualBlock(nn.Module):
-    """h + conv(act(conv(act(h)) ⊙ (1 + scale(e)) + shift(e))): two convolutions, modulated by the parents' embedding."""
+    """h + conv(act((1 + scale(e)) ⊙ conv(act(h)) + shift(e))): two convolutions, modulated by the parents' embedding e."""
 
     def __init__(self, width: int, kernel: int, embedding: int = 0) -> None:
         super().__init__()
@@ -84,19 +87,20 @@ class ResidualBlock(nn.Module):
         return h + self.second(F.silu(inner))
 
 
-class StochasticBlock(nn.Module):
-    """One level of latents: q(z | z_<, x, pa), prior N(0, 1), then h ← h + project(z), then a residual block."""
+class LatentBlock(nn.Module):
+    """One level: q(z_i | z_<i, x, pa) = N(loc, e^{2·log_scale}); h ← block(h + project(z_i); pa). Prior: N(0, 1)."""
 
     def __init__(self, width: int, kernel: int, z_dim: int, embedding: int) -> None:
         super().__init__()
-        self.posterior_in = nn.Conv2d(2 * width, width, kernel, padding=kernel // 2)
+        self.posterior_in = nn.Conv2d(width, width, kernel, padding=kernel // 2)
         self.posterior_parents = nn.Linear(embedding, width)
         self.posterior_out = nn.Conv2d(width, 2 * z_dim, 1)
         self.project = nn.Conv2d(z_dim, width, 1)
         self.block = ResidualBlock(width, kernel, embedding)
 
     def posterior(self, h: Tensor, activation: Tensor, embedding: Tensor) -> tuple[Tensor, Tensor]:
-        inner = self.posterior_in(F.silu(torch.cat([h, activation], 1))) + self.posterior_parents(embedding)[:, :, None, None]
+        """Mean and log standard deviation of q, ``(B, z_dim, r, r)`` each."""
+        inner = self.posterior_in(F.silu(h + activation)) + self.posterior_parents(embedding)[:, :, None, None]
         loc, log_scale = self.posterior_out(F.silu(inner)).float().chunk(2, 1)
         return loc, soft_bound(log_scale, -6.0, 1.0)
 
@@ -105,118 +109,147 @@ class StochasticBlock(nn.Module):
 
 
 class HVAE(nn.Module):
-    def __init__(self, graph: Graph, config: HVAEConfig = HVAEConfig()) -> None:
+    """Hierarchical VAE with exogenous prior, for images of any size and number of channels.
+
+    Args:
+        graph: with statistics of the training split; the image's parents are taken from it by name.
+        config: topology; ``auto`` derives it from the image's size.
+
+    Raises:
+        UserError: for a topology that does not fit the image.
+    """
+
+    def __init__(self, graph: Graph, config: HVAEConfig | None = None) -> None:
         super().__init__()
-        self.graph, self.config = graph, config
+        self.graph, self.config = graph, config or HVAEConfig()
         self.parents = graph.image_parents
-        channels, self.height, self.width = graph.image.shape
-        pa = sum(v.width for v in self.parents)
-        widths = {int(k): int(v) for k, v in (p.split(":") for p in config.widths.split(","))}
-        self.encoder_stages, self.decoder_stages = parse_topology(config.encoder), parse_topology(config.decoder)
-        p, e = config.patch, config.parent_width
-        top = self.encoder_stages[0][0]
-        self.embed = nn.Sequential(nn.Linear(pa, e), nn.SiLU(), nn.Linear(e, e), nn.SiLU())
-        self.stem = nn.Conv2d(channels * p * p, widths[top], 3, padding=1)
-        self.encoder = nn.ModuleList()
-        self.reduce = nn.ModuleList()
-        for k, (r, n) in enumerate(self.encoder_stages):
-            self.encoder.append(nn.ModuleList(ResidualBlock(widths[r], 3 if r > 2 else 1) for _ in range(n)))
-            self.reduce.append(nn.Conv2d(widths[r], widths[self.encoder_stages[k + 1][0]], 1) if k + 1 < len(self.encoder_stages) else nn.Identity())
-        self.decoder = nn.ModuleList()
-        self.expand = nn.ModuleList()
-        self.bias = nn.ParameterList()
-        for k, (r, n) in enumerate(self.decoder_stages):
-            self.decoder.append(nn.ModuleList(StochasticBlock(widths[r], 3 if r > 2 else 1, config.z_dim, e) for _ in range(n)))
-            before = widths[self.decoder_stages[k - 1][0]] if k else widths[r]
-            self.expand.append(nn.Conv2d(before, widths[r], 1) if before != widths[r] else nn.Identity())
-            self.bias.append(nn.Parameter(torch.zeros(1, widths[r], r, r)))
-        final = widths[self.decoder_stages[-1][0]]
-        self.readout = BilinearReadout(final, pa, channels, config.bases, p)
-        blocks = sum(n for _, n in self.decoder_stages)
-        for m in self.modules():
-            if isinstance(m, ResidualBlock):
-                m.second.weight.data.mul_(blocks ** -0.5)
-                if m.modulation is not None:
-                    m.modulation.weight.data.mul_(0.5); nn.init.zeros_(m.modulation.bias)
-            if isinstance(m, StochasticBlock):
-                m.project.weight.data.mul_(blocks ** -0.5)
-                m.posterior_out.weight.data.mul_(0.3); nn.init.zeros_(m.posterior_out.bias)
+        channels, *size = graph.image.shape
+        patch, embedding = self.config.patch, self.config.embedding
+        columns = sum(v.width for v in self.parents)
+        if size[0] != size[1] or size[0] % patch:
+            raise UserError(f"images are {size[0]}×{size[1]}: the HVAE takes square ones whose side is a multiple of patch={patch}")
+        defaults = default_topology(size[0] // patch)
+        given = (self.config.encoder, self.config.decoder, self.config.widths)
+        encoder, decoder, widths = (d if g == "auto" else g for g, d in zip(given, defaults, strict=True))
+        self.encoder_stages, self.decoder_stages = parse_topology(encoder), parse_topology(decoder)
+        width = parse_widths(widths, self.encoder_stages, self.decoder_stages, size[0] // patch)
+
+        self.embed = nn.Sequential(nn.Linear(columns, embedding), nn.SiLU(), nn.Linear(embedding, embedding), nn.SiLU())
+        fine = [r for r, _ in self.encoder_stages]
+        self.stem = nn.Conv2d(channels * patch * patch, width[fine[0]], 3, padding=1)
+        self.encoder = nn.ModuleList(
+            nn.ModuleList(ResidualBlock(width[r], _kernel(r)) for _ in range(n)) for r, n in self.encoder_stages)
+        self.down = nn.ModuleList(
+            nn.Conv2d(width[a], width[b], a // b, stride=a // b) for a, b in zip(fine, fine[1:], strict=False))
+        coarse = [r for r, _ in self.decoder_stages]
+        self.decoder = nn.ModuleList(
+            nn.ModuleList(LatentBlock(width[r], _kernel(r), self.config.z_dim, embedding) for _ in range(n))
+            for r, n in self.decoder_stages)
+        self.up = nn.ModuleList(
+            nn.ConvTranspose2d(width[a], width[b], b // a, stride=b // a) for a, b in zip(coarse, coarse[1:], strict=False))
+        self.bias = nn.ParameterList(nn.Parameter(torch.zeros(1, width[r], r, r)) for r in coarse)
+        self.readout = BilinearReadout(width[coarse[-1]], columns, channels, self.config.bases, patch)
+        self._initialize()
         self.to(memory_format=torch.channels_last)
 
-    def encode(self, x):
-        h = self.stem(F.pixel_unshuffle(x, self.config.patch))
-        acts = {}
-        for k, (r, n) in enumerate(self.encoder_stages):
-            for b in self.encoder[k]:
-                h = b(h)
-            acts[r] = h
-            if k + 1 < len(self.encoder_stages):
-                h = self.reduce[k](F.adaptive_avg_pool2d(h, self.encoder_stages[k + 1][0]))
-        return acts
-
-    def decode(self, e, batch, choose):
-        h = None
-        for k, (r, n) in enumerate(self.decoder_stages):
-            if h is None:
-                h = self.bias[0].expand(batch, -1, -1, -1)
-            else:
-                h = self.expand[k](F.interpolate(h, size=(r, r))) + self.bias[k]
-            for b in self.decoder[k]:
-                z = choose(b, h, r)
-                h = b(h, z, e)
-        return h
-
-    def forward(self, x, pa, normal, beta=1.0):
-        x = x * 2 - 1
-        e = self.embed(pa)
-        acts = self.encode(x)
-        kl = 0
-        def choose(b, h, r):
-            nonlocal kl
-            loc, ls = b.posterior(h, acts[r], e)
-            z = loc + torch.exp(ls) * normal(*loc.shape) if normal else loc
-            kl = kl + kl_to_standard_normal(loc, ls).sum((1, 2, 3))
-            return z
-        h = self.decode(e, len(x), choose)
-        lik = self.readout(h, pa)
-        nll = -lik.log_prob(x).sum((1, 2, 3))
-        return nll, kl
-
-    @torch.no_grad()
-    def abduct(self, x, pa, normal=None):
-        x = x * 2 - 1
-        e = self.embed(pa); acts = self.encode(x); zs = []
-        def choose(b, h, r):
-            loc, ls = b.posterior(h, acts[r], e)
-            z = loc if normal is None else loc + torch.exp(ls) * normal(*loc.shape)
-            zs.append(z); return z
-        h = self.decode(e, len(x), choose)
-        lik = self.readout(h, pa)
-        return zs, lik.standardize(x)
-
-    @torch.no_grad()
-    def predict(self, zs, u, pa, temperature=1.0):
-        it = iter(zs)
-        h = self.decode(self.embed(pa), len(pa), lambda b, h, r: next(it))
-        return (self.readout(h, pa).place(u, temperature) + 1) / 2
-
-
-class BilinearReadout(nn.Module):
-    def __init__(self, width, pa, channels, bases, patch):
-        super().__init__()
-        self.c, self.k, self.p = channels, bases, patch
-        self.conv = nn.Conv2d(width, (bases + channels) * patch * patch, 3, padding=1)
-        self.mix = nn.Linear(pa, channels * bases)
-        self.scale = nn.Linear(pa, channels)
-        nn.init.zeros_(self.conv.bias)
-        nn.init.normal_(self.mix.weight, std=0.05)
+    def _initialize(self) -> None:
+        """Residual branches and projections scaled by 1/√levels (Child 2021, §3.1); posteriors start near the prior."""
+        shrink = sum(n for _, n in self.decoder_stages) ** -0.5
         with torch.no_grad():
-            self.mix.bias.zero_(); self.mix.bias.view(channels, bases)[:, 0] = 1.0
-        nn.init.zeros_(self.scale.weight); nn.init.constant_(self.scale.bias, -2.0)
+            for module in self.modules():
+                if isinstance(module, ResidualBlock):
+                    module.second.weight.mul_(shrink)
+                elif isinstance(module, LatentBlock):
+                    module.project.weight.mul_(shrink)
+                    module.posterior_out.weight.mul_(0.3)
+                    module.posterior_out.bias.zero_()
 
-    def forward(self, h, pa):
-        maps = F.pixel_shuffle(self.conv(F.silu(h)), self.p).float()
-        basis, ls = maps[:, :self.k], maps[:, self.k:]
-        mix = self.mix(pa).float().view(-1, self.c, self.k)
-        loc = 2 * torch.einsum('bck,bkhw->bchw', mix, torch.sigmoid(basis)) - 1
-        return DiscretizedGaussian(loc, soft_bound(ls + self.scale(pa)[:, :, None, None].float(), -9, 1))
+    # ------------------------------------------------------------------------------------------------ both directions
+    def _encode(self, x: Tensor) -> dict[int, Tensor]:
+        """Activations at each resolution, of pixels in [-1, 1]."""
+        h, activations = self.stem(F.pixel_unshuffle(x, self.config.patch)), {}
+        for k, (resolution, _) in enumerate(self.encoder_stages):
+            for block in self.encoder[k]:
+                h = block(h)
+            activations[resolution] = h
+            if k < len(self.down):
+                h = self.down[k](F.silu(h))
+        return activations
+
+    def _decode(self, parents: Tensor, choose: Callable[[LatentBlock, Tensor, Tensor, int], Tensor]) -> DiscretizedGaussian:
+        """Top-down pass; ``choose(level, h, embedding, resolution)`` gives each level's latents."""
+        embedding = self.embed(parents)
+        h = self.bias[0].expand(len(parents), -1, -1, -1)
+        for k, (resolution, _) in enumerate(self.decoder_stages):
+            if k:
+                h = self.up[k - 1](F.silu(h)) + self.bias[k]
+            for level in self.decoder[k]:
+                h = level(h, choose(level, h, embedding, resolution), embedding)
+        return self.readout(h, parents)
+
+    def _infer(self, x: Tensor, parents: Tensor, draw: Draw | None) -> tuple[DiscretizedGaussian, list[Tensor], list[Tensor]]:
+        """p(x | z, pa), the latents and each level's KL ``(B,)``; z drawn from q, or its mean if ``draw`` is None."""
+        activations, latents, rates = self._encode(x), [], []
+
+        def choose(level: LatentBlock, h: Tensor, embedding: Tensor, resolution: int) -> Tensor:
+            loc, log_scale = level.posterior(h, activations[resolution], embedding)
+            z = loc if draw is None else loc + torch.exp(log_scale) * draw(*loc.shape)
+            latents.append(z)
+            rates.append(kl_to_standard_normal(loc, log_scale).sum((1, 2, 3)))
+            return z
+
+        return self._decode(parents, choose), latents, rates
+
+    def _encode_parents(self, values: Mapping[str, Tensor], rows: int) -> Tensor:
+        return encode_parents(self.parents, values, rows, self.stem.weight.device)
+
+    # ------------------------------------------------------------------------------------------------ training
+    def forward(self, batch: Mapping[str, Tensor], noise: Draw, progress: float = 1.0) -> dict[str, Tensor]:
+        """Free energy −log p(x|z,pa) + KL(q‖p), nats per image, ``(B,)``: ``loss`` is what is minimised at this progress.
+
+        Args:
+            batch: attributes in physical units and ``image``, float in [0, 1], ``(B, C, H, W)``.
+            noise: draws standard normals.
+            progress: share of the training that is done; β rises with it.
+        """
+        x = batch["image"] * 2 - 1
+        likelihood, _, rates = self._infer(x, self._encode_parents(batch, len(x)), noise)
+        distortion, rate = -likelihood.log_prob(x).sum((1, 2, 3)), torch.stack(rates).sum(0)
+        warm = 1.0 if not self.config.beta_warmup else min(1.0, 1000 * progress / self.config.beta_warmup)
+        charged = torch.stack(rates).clamp(min=self.config.free_bits).sum(0) if self.config.free_bits else rate
+        return {"loss": distortion + self.config.beta * warm * charged, "free_energy": distortion + rate,
+                "distortion": distortion, "rate": rate}
+
+    # ------------------------------------------------------------------------------------------------ the three steps
+    @torch.no_grad()
+    def abduct(self, images: Tensor, parents: Mapping[str, Tensor], draw: Draw | None = None) -> ImageNoise:
+        """u ~ p(u | x, pa): latents from q(z | x, pa) — its mean without ``draw`` — and residual (x − μ)/σ.
+
+        Args:
+            images: float in [0, 1], ``(B, C, H, W)``.
+            parents: attributes in physical units, ``(B,)`` each; only the image's parents are read.
+        """
+        x = images * 2 - 1
+        likelihood, latents, _ = self._infer(x, self._encode_parents(parents, len(x)), draw)
+        return ImageNoise(tuple(latents), likelihood.standardize(x))
+
+    @torch.no_grad()
+    def predict(self, noise: ImageNoise, parents: Mapping[str, Tensor], temperature: float = 1.0) -> Tensor:
+        """x = μ(z, pa) + temperature·σ(z, pa)·u, ``(B, C, H, W)`` in [0, 1]."""
+        latents = iter(noise.latents)
+        likelihood = self._decode(self._encode_parents(parents, len(noise)), lambda *_: next(latents))
+        return (likelihood.place(noise.residual, temperature) + 1) / 2
+
+    def draw_noise(self, rows: int, draw: Draw) -> ImageNoise:
+        """u ~ p(u): standard normal latents and residual; they never see a parent."""
+        latents = tuple(draw(rows, self.config.z_dim, r, r) for r, n in self.decoder_stages for _ in range(n))
+        return ImageNoise(latents, draw(rows, *self.graph.image.shape))
+
+    @torch.no_grad()
+    def free_energy(self, images: Tensor, parents: Mapping[str, Tensor], draw: Draw) -> Tensor:
+        """An upper bound of −log p(x | pa), one draw of z, nats per image, ``(B,)``."""
+        return self({**parents, "image": images}, draw)["free_energy"]
+
+
+def _kernel(resolution: int) -> int:
+    return 3 if resolution > 2 else 1

@@ -42,8 +42,16 @@ class DiscretizedGaussian:
         return torch.where(mass > 1e-6, torch.log(mass.clamp(min=1e-6)), mid_point.clamp(max=math.log(1e-6)))
 
     def standardize(self, x: Tensor) -> Tensor:
-        """The residual ``u = (x − μ)/σ``: the pixels' own exogenous noise."""
-        return (x - self.loc) * torch.exp(-self.log_scale)
+        """The residual ``u = (x − μ)/σ``: the pixels' own exogenous noise.
+
+        Black and white are censored: all that is known of a black pixel is that ``μ + σu`` lies at or below −1. Where μ
+        does already, the most probable noise is 0. (Taking (−1 − μ)/σ instead, hundreds where σ is small, would paint
+        the background white under the next intervention: an error to the truth of 15 grey levels instead of 2.)
+        """
+        distance = x - self.loc
+        distance = torch.where(x <= -1 + HALF_BIN, distance.clamp(max=0), distance)
+        distance = torch.where(x >= 1 - HALF_BIN, distance.clamp(min=0), distance)
+        return distance * torch.exp(-self.log_scale)
 
     def place(self, u: Tensor, temperature: float = 1.0) -> Tensor:
         """``μ + temperature·σ·u``, inside [-1, 1]: the inverse of :meth:`standardize` at temperature 1."""

@@ -113,10 +113,11 @@ class AttributeSCM(nn.Module):
         return values
 
     # ------------------------------------------------------------------------------------------------ likelihood
-    def forward(self, attributes: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    def forward(self, attributes: Mapping[str, Tensor], noise: object = None, progress: float = 1.0) -> dict[str, Tensor]:
         """−Σ_k log p(a_k | pa_k) in nats, ``(B,)``, as ``loss``, and each attribute's term under its own name.
 
-        For training, where a :class:`datasets.Split` has checked the attributes once; other entries are ignored.
+        For training, where a :class:`datasets.Split` has checked the attributes once; other entries are ignored. An
+        exact likelihood needs neither the ``noise`` nor the ``progress`` that the training loop offers to any model.
         """
         size = len(attributes[self.names[0]])
         terms = {name: -self.mechanism(name).log_prob(attributes[name], self.context(name, attributes, size))

@@ -1,0 +1,49 @@
+"""Run folders: one graph, one data set, and a sub-folder for each mechanism."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from datasets.base import CausalDataset
+from datasets.options import DataOptions
+from datasets.registry import open_dataset
+from datasets.schema import Graph
+from mechanisms.checkpoint import RunError, read_json, write_json
+
+RUN = "run.json"
+
+
+def claim(run: Path, dataset: CausalDataset, data: DataOptions) -> None:
+    """Mark ``run`` as belonging to this graph and data set, or check that it does.
+
+    Raises:
+        RunError: if the folder holds mechanisms of another graph or of other statistics.
+    """
+    graph = dataset.graph
+    if (run / RUN).exists():
+        stored = Graph.from_dict(read_json(run / RUN)["graph"])
+        if stored.fingerprint() != graph.fingerprint():
+            raise RunError(f"{run} belongs to another graph or training split ({stored.difference(graph)}); choose another --run")
+        return
+    options = {key: str(value) for key, value in data.as_dict().items()}
+    write_json(run / RUN, {"dataset": data.dataset, "options": options, "graph": graph.to_dict()})
+
+
+def recorded(run: Path) -> dict[str, Any]:
+    """What :func:`claim` wrote.
+
+    Raises:
+        RunError: if the folder is no run folder.
+    """
+    if not run.is_dir():
+        raise RunError(f"run folder {run} does not exist; train into it first: python -m pgm.train --run {run}")
+    if not (run / RUN).exists():
+        raise RunError(f"{run} is not a run folder: it has no {RUN}")
+    return read_json(run / RUN)
+
+
+def dataset_of(run: Path) -> CausalDataset:
+    """The data set that a run was trained on, opened with the same options."""
+    record = recorded(run)
+    return open_dataset(record["dataset"], record["options"])
