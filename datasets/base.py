@@ -68,11 +68,13 @@ class CausalDataset:
         name: registered name; a user's own file needs none.
         variables: the graph; exactly one variable is named ``image`` and of that kind.
         true_images_under: names for which ``do(name)``, alone or together, has a true counterfactual image.
+        border: rows and columns of constant padding on each side of an image, which scores leave out.
     """
 
     name: ClassVar[str] = ""
     variables: ClassVar[tuple[Variable, ...]] = ()
     true_images_under: ClassVar[tuple[str, ...]] = ()
+    border: ClassVar[int] = 0
 
     # ------------------------------------------------------------------------------------------------ to provide
     def load(self, split: str) -> Mapping[str, Any]:

@@ -72,6 +72,7 @@ class DigitProcess(CausalDataset):
     """
 
     second: ClassVar[str] = ""
+    border: ClassVar[int] = PAD
     exact: bool = False
     workers: int = 0
 

@@ -6,6 +6,9 @@ check_datasets()
 
 from datasets.lazy import lazy_attributes  # noqa: E402  (the guard comes first)
 
-_HOMES = {"HVAE": "mechanisms.hvae", "HVAEConfig": "mechanisms.hvae", "TrainingConfig": "mechanisms.options", "fit": "mechanisms.training"}
+_HOMES = {
+    "HVAE": "mechanisms.hvae", "HVAEConfig": "mechanisms.hvae_options", "ImageNoise": "mechanisms.hvae",
+    "TrainingConfig": "mechanisms.options", "fit": "mechanisms.training",
+}
 __all__ = list(_HOMES)
 __getattr__ = lazy_attributes(__name__, _HOMES)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -21,3 +23,9 @@ class Noise:
         """``(rows, *shape)`` standard normals; ``rows`` is this process's share of the batch."""
         drawn = torch.randn(rows * self.world, *shape, generator=self.generator, device=self.generator.device)
         return drawn[self.rank * rows : (self.rank + 1) * rows]
+
+
+def drawing(generator: torch.Generator | None, device: torch.device | str) -> Callable[..., Tensor]:
+    """``draw(rows, *shape)`` from a generator that may live on another device; the global stream if there is none."""
+    home = generator.device if generator is not None else device
+    return lambda rows, *shape: torch.randn(rows, *shape, generator=generator, device=home).to(device)

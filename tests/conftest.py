@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -33,3 +34,28 @@ def shared_data() -> Path:
     if not (folder / "morphomnist_official").is_dir():
         pytest.skip("no shared data: OTHERWISE_SHARED names a folder with data/mnist and data/morphomnist_official")
     return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_run(tmp_path_factory: pytest.TempPathFactory, session_cache: Path) -> Path:
+    """A run folder with both mechanisms, trained for seconds on 96 digits: for plumbing, not for quality.
+
+    Read it; do not train into it. Its data set is ``mechanisms.runs.dataset_of(tiny_run)``.
+    """
+    from datasets.options import DataOptions
+    from mechanisms.options import RunOptions
+    from mechanisms.train import Options as ImageOptions
+    from mechanisms.train import train_image
+    from pgm.train import Options as AttributeOptions
+    from pgm.train import train_attributes
+
+    digits = ("train_digits=96", "valid_digits=32", "test_digits=32", "renderings=1")
+    data, run = DataOptions("morphomnist", option=digits), RunOptions(tmp_path_factory.mktemp("runs") / "tiny")
+    dataset = data.open()
+    attributes = AttributeOptions(data, run)
+    train_attributes(dataset, replace(attributes, training=replace(attributes.training, steps=60, device="cpu")))
+    image = ImageOptions(data, run)
+    small = replace(image.config, z_dim=4, embedding=16, widths="8:16,4:16,2:16,1:16")
+    training = replace(image.training, steps=20, batch_size=16, device="cpu", precision="fp32")
+    train_image(dataset, replace(image, training=training, config=small))
+    return run.run

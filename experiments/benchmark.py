@@ -1,0 +1,63 @@
+"""``python -m experiments.benchmark``: speed, memory and quality figures, each beside its reference and its target."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from mechanisms.command import run_command
+
+
+@dataclass(frozen=True)
+class Options:
+    """Measure what this machine makes of the product, beside reference figures and targets. Let nothing else run meanwhile."""
+
+    only: str = ""
+    """Names to measure, comma-separated; all if empty."""
+    out: Path = Path("benchmark.json")
+    """File that maps each name to {value, unit, reference, target, met}."""
+    run: Path = Path("runs/benchmark")
+    """Folder for what is trained on the way."""
+    mnist: Path | None = None
+    """Folder of MNIST's IDX files: 8,000 distinct digits to train on; else two renderings of each embedded digit."""
+    official: Path | None = None
+    """Folder of official Morpho-MNIST files, to compare renderings with (needs --mnist)."""
+    count: int = field(default=512)
+    """Held-out digits that the errors to the truth are averaged over."""
+    seed: int = 0
+    """Of data, initial weights and interventions."""
+    device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
+    """Where to train."""
+
+
+def main(options: Options) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    from datasets.errors import UserError
+    from experiments.measurements import MEASUREMENTS, Bench
+    from mechanisms.checkpoint import write_json
+
+    names = [name.strip() for name in options.only.split(",") if name.strip()] or list(MEASUREMENTS)
+    if unknown := [name for name in names if name not in MEASUREMENTS]:
+        raise UserError(f"unknown benchmark {', '.join(unknown)}; valid are {', '.join(MEASUREMENTS)}")
+    bench, results = Bench(options), {}
+    for name in names:
+        results[name] = MEASUREMENTS[name].measure(bench)
+        write_json(options.out, results)
+    table = Table("figure", "value", "unit", "reference", "target", "met")
+    for name, row in results.items():
+        cells = ("–" if row[key] is None else f"{row[key]:.4g}" for key in ("value", "reference", "target"))
+        value, reference, target = cells
+        met = "–" if row["met"] is None else "yes" if row["met"] else "no"
+        table.add_row(name, value, row["unit"], reference, ("≥ " if MEASUREMENTS[name].higher else "≤ ") * (target != "–") + target, met)
+    Console(width=130).print(table)
+    for name, row in results.items():
+        if row.get("note"):
+            print(f"{name}: {row['note']}")
+    print(f"written to {options.out}")
+
+
+if __name__ == "__main__":
+    run_command(Options, main)

@@ -1,0 +1,65 @@
+"""``python -m mechanisms.train``: fits the image mechanism."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING
+
+from datasets.options import DataOptions
+from mechanisms.command import run_command
+from mechanisms.hvae_options import PRESETS, HVAEConfig
+from mechanisms.options import RunOptions, TrainingConfig
+
+if TYPE_CHECKING:
+    from datasets.base import CausalDataset
+    from mechanisms.hvae import HVAE
+
+DEFAULTS = TrainingConfig(batch_size=32, learning_rate=2e-3, beta2=0.99, warmup=30, weight_decay=0.01, ema=0.99, keep="last")
+DEFAULT_MINUTES = 10.0
+
+
+@dataclass(frozen=True)
+class Options:
+    """Fit the image mechanism p(image | parents); without a budget, 10 minutes."""
+
+    data: DataOptions = field(default_factory=DataOptions)
+    run: RunOptions = field(default_factory=RunOptions)
+    training: TrainingConfig = DEFAULTS
+    mechanism: str = "hvae"
+    """Which image mechanism."""
+    preset: str = "none"
+    """A named configuration that replaces the mechanism's flags: cpu or reference."""
+    config: HVAEConfig = field(default_factory=HVAEConfig)
+
+
+def train_image(dataset: CausalDataset, options: Options) -> HVAE:
+    """Fit the image mechanism of ``dataset`` into ``run/image``.
+
+    Raises:
+        UserError: see :func:`mechanisms.training.fit`; unknown mechanism or preset.
+    """
+    import torch
+
+    from datasets.errors import UserError
+    from mechanisms.images import FOLDER, build, describe
+    from mechanisms.runs import claim
+    from mechanisms.training import fit
+
+    training = options.training
+    if training.epochs is training.steps is training.minutes is None:
+        training = replace(training, minutes=DEFAULT_MINUTES)
+    if options.preset != "none" and options.preset not in PRESETS:
+        raise UserError(f"unknown preset {options.preset!r}; valid are {', '.join(PRESETS)}")
+    torch.manual_seed(training.seed)
+    model = build(options.mechanism, dataset.graph, PRESETS.get(options.preset, options.config))
+    claim(options.run.run, dataset, options.data)
+    train, valid = dataset.split("train"), dataset.split("valid")
+    return fit(model, train, valid, training, options.run.run / FOLDER, describe(options.mechanism, model), options.run)
+
+
+def main(options: Options) -> None:
+    train_image(options.data.open(), options)
+
+
+if __name__ == "__main__":
+    run_command(Options, main)
