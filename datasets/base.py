@@ -142,13 +142,20 @@ class CausalDataset:
         if unknown or "image" not in raw:
             wrong = f"unknown {', '.join(unknown)}" if unknown else "no 'image'"
             raise SchemaError(f"{where} has {wrong}; load(split) returns {', '.join(v.name for v in self.schema)}")
-        images = as_uint8(raw["image"], self.schema.image, where) if is_array(raw["image"]) else raw["image"]
+        images = raw["image"]
+        if len(images) == 0:
+            raise SchemaError(f"{where} is empty")
+        if is_array(images):
+            images = as_uint8(images, self.schema.image, where)
+        else:
+            first = torch.as_tensor(images[0])
+            if first.dtype != torch.uint8 or tuple(first.shape) != self.schema.image.shape:
+                raise SchemaError(f"the first image of {where} is {first.dtype} of shape {tuple(first.shape)}; images that are read "
+                                  f"one by one must be uint8 of shape {self.schema.image.shape}")
         attributes = self.schema.check(raw, where)
         for attribute, values in attributes.items():
             if len(values) != len(images):
                 raise SchemaError(f"{where} has {len(images)} images but {len(values)} values of {attribute!r}")
-        if len(images) == 0:
-            raise SchemaError(f"{where} is empty")
         return Split(name, images, attributes)
 
 
@@ -158,7 +165,13 @@ def is_array(images: Any) -> bool:
 
 def as_uint8(images: np.ndarray | Tensor, variable: Variable, where: str) -> Tensor:
     """Images in any of the accepted layouts → uint8 ``(N, C, H, W)``, checked against the variable's shape."""
+    if isinstance(images, np.ndarray):
+        if images.dtype.kind not in "biuf":
+            raise SchemaError(f"images of {where} are an array of {images.dtype}; expected uint8, or float in [0, 1]")
+        images = np.require(images, requirements=["C", "W"])  # what torch can share: no reversed axes, not read-only
     tensor = torch.as_tensor(images)
+    if tensor.dtype == torch.bool:
+        tensor = tensor.to(torch.uint8) * 255
     if tensor.ndim == 3:
         tensor = tensor.unsqueeze(1)
     if tensor.ndim == 4 and tuple(tensor.shape[1:]) != variable.shape and tuple(tensor.permute(0, 3, 1, 2).shape[1:]) == variable.shape:
@@ -169,6 +182,6 @@ def as_uint8(images: np.ndarray | Tensor, variable: Variable, where: str) -> Ten
         if not torch.isfinite(tensor).all() or tensor.min() < 0 or tensor.max() > 1:
             raise SchemaError(f"float images of {where} must lie in [0, 1]; got {tensor.min():g}..{tensor.max():g}")
         tensor = (tensor * 255).round()
-    elif tensor.numel() and (tensor.min() < 0 or tensor.max() > 255):
+    elif tensor.dtype != torch.uint8 and ((tensor := tensor.long()).min() < 0 or tensor.max() > 255):
         raise SchemaError(f"integer images of {where} must lie in 0..255; got {tensor.min()}..{tensor.max()}")
     return tensor.to(torch.uint8).contiguous()

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
 from datasets.errors import UserError
 
@@ -35,12 +35,17 @@ class ImageFiles:
 
     def __getitem__(self, index: int) -> np.ndarray:
         channels, height, width = self.shape
+        path = self.paths[index]
         try:
-            with Image.open(self.paths[index]) as image:
+            with Image.open(path) as image:
+                if image.mode.startswith(("I", "F")):  # Pillow would cut what is above 255 of 65535, not scale it
+                    raise UserError(f"image file {path} has pixels of 16 bits or more (mode {image.mode}); scale them to 8 bits first")
                 image = image.convert("L" if channels == 1 else "RGB")
                 if image.size != (width, height):
                     image = image.resize((width, height), Image.Resampling.BILINEAR)
-                pixels = np.asarray(image, dtype=np.uint8)
-        except (OSError, UnidentifiedImageError, SyntaxError) as error:
-            raise UserError(f"image file {self.paths[index]} is broken: {error}; mend it or leave its row out") from error
+                pixels = np.array(image, dtype=np.uint8)
+        except UserError:
+            raise
+        except Exception as error:  # decoders raise anything: OSError, SyntaxError, struct.error, ValueError, …
+            raise UserError(f"image file {path} is broken: {error}; mend it or leave its row out") from error
         return pixels[None] if channels == 1 else pixels.transpose(2, 0, 1)

@@ -67,11 +67,12 @@ def _convert(value: object, hint: object, where: str) -> object:
     """A command line's string as the type that the field declares."""
     if not isinstance(value, str):
         return value
-    kinds = [k for k in (typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)) if k is not type(None)]
+    union = typing.get_origin(hint) in (types.UnionType, typing.Union)
+    kinds = [k for k in (typing.get_args(hint) if union else (hint,)) if k is not type(None)]
     try:
         if bool in kinds:
             return {"true": True, "1": True, "false": False, "0": False}[value.lower()]
-        for kind in (int, float, Path):
+        for kind in (float, int, Path):
             if kind in kinds:
                 return kind(value)
     except (KeyError, ValueError):

@@ -6,20 +6,28 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from typing import Any
 
 import numpy as np
 import torch
 
+from datasets.base import CausalDataset, Split
 from datasets.errors import UserError
+from datasets.mnist import load_mnist
+from datasets.morphomnist import MorphoMNIST
 from datasets.options import DataOptions
 from datasets.registry import open_dataset
 from dscm.model import DSCM
 from dscm.scores import score_truth
 from experiments.benchmark import Options
+from mechanisms import train as image
+from mechanisms.noise import drawing
 from mechanisms.options import RunOptions
+from mechanisms.training import fit
+from pgm import train as attributes
+from pgm.scm import AttributeSCM
 
 
 @dataclass(frozen=True)
@@ -73,7 +81,7 @@ class Bench:
         return DataOptions(data_dir=self.options.mnist, option=(*sizes, f"seed={self.options.seed}"))
 
     @cached_property
-    def dataset(self):
+    def dataset(self) -> CausalDataset:
         dataset = self.data.open()
         for split in ("train", "valid", "test"):
             dataset.split(split)
@@ -82,11 +90,6 @@ class Bench:
     def model(self, seconds: int) -> DSCM:
         """A DSCM whose image mechanism was trained for so long."""
         if seconds not in self._models:
-            from dataclasses import replace
-
-            from mechanisms import train as image
-            from pgm import train as attributes
-
             folder = RunOptions(self.options.run / f"{seconds}s", overwrite=True)
             common = {"seed": self.options.seed, "device": self.options.device}
             training = replace(attributes.DEFAULTS, steps=attributes.DEFAULT_STEPS, **common)
@@ -96,7 +99,174 @@ class Bench:
             self._models[seconds] = DSCM.load(folder.run)
         return self._models[seconds]
 
+    @cached_property
+    def attribute_fit(self) -> tuple[AttributeSCM, float]:
+        """The SCM fitted to 60,000 rows of the process, and the seconds that took; each epoch sees every row once."""
+        rows = process_rows(60_000, self.options.seed)
+        graph = MorphoMNIST().schema.fitted(rows)
+        torch.manual_seed(self.options.seed)
+        scm = AttributeSCM(graph)
+        images = torch.zeros(60_000, 0, dtype=torch.uint8)
+        train = Split("train", images, rows)
+        valid = Split("valid", images[:2000], process_rows(2000, self.options.seed + 3))
+        config = replace(attributes.DEFAULTS, steps=attributes.DEFAULT_STEPS, seed=self.options.seed, device=self.options.device)
+        description = {"kind": "attributes", "graph": graph.to_dict(), "config": asdict(scm.config)}
+        folder = self.options.run / "attributes"
+        seconds = _timed(lambda: fit(scm, train, valid, config, folder, description, RunOptions(overwrite=True)))
+        return scm, seconds
+
     def scores(self, seconds: int) -> list[dict[str, Any]]:
         if seconds not in self._scores:
             self._scores[seconds] = score_truth(self.model(seconds), self.dataset, "test", self.options.count, self.options.seed)
         return self._scores[seconds]
+
+
+# ------------------------------------------------------------------------------------------------ error to the truth
+def _truth(seconds: int, variable: str) -> Callable[[Bench], tuple[float, str]]:
+    def measure(bench: Bench) -> tuple[float, str]:
+        row = next(r for r in bench.scores(seconds) if r["variable"] == variable)
+        return row["l1"], (f"± {row['l1_error']:.2g} over {row['count']} images; with the true parents {row['l1_true_parents']:.3g}; "
+                           f"identity {row['identity']:.4g}; on 0–255, without the images' border")
+
+    return measure
+
+
+for _seconds, _targets in ((60, (3.02, 1.68)), (600, (1.7, 1.0))):
+    for _variable, _target, _reference in zip(("thickness", "intensity"), _targets, (3.02, 1.68), strict=True):
+        measurement(f"truth_l1_do_{_variable}_{_seconds}s", "of 255", _reference, _target)(_truth(_seconds, _variable))
+
+
+@measurement("identity_l1_do_thickness", "of 255", 12.07)
+def identity_thickness(bench: Bench) -> float:
+    """What copying x scores, for scale."""
+    return next(r for r in bench.scores(60) if r["variable"] == "thickness")["identity"]
+
+
+@measurement("identity_l1_do_intensity", "of 255", 6.66)
+def identity_intensity(bench: Bench) -> float:
+    return next(r for r in bench.scores(60) if r["variable"] == "intensity")["identity"]
+
+
+@measurement("free_energy_30s", "nats/dim", 0.821, 0.821)
+def free_energy(bench: Bench) -> tuple[float, str]:
+    """−ELBO with z sampled after 30 s of training; the reference took 600 s."""
+    model, test = bench.model(30).image, bench.dataset.split("test").batch(slice(0, bench.options.count))
+    generator = torch.Generator().manual_seed(bench.options.seed)
+    energies = model.free_energy(test["image"], test, drawing(generator, "cpu")) / test["image"][0].numel()
+    return float(energies.mean()), f"± {float(energies.std() / len(energies) ** 0.5):.2g} over {len(energies)} held-out images; z sampled once"
+
+
+# ------------------------------------------------------------------------------------------------ attributes
+@measurement("attribute_fit_gap_nats", "nats", 0.0, 0.01)
+def attribute_fit_gap(bench: Bench) -> tuple[float, str]:
+    """The larger of the gaps of p(t) and p(i | t) to the true log-density, 60,000 rows fitted, 10,000 fresh ones scored."""
+    scm, _ = bench.attribute_fit
+    fresh = process_rows(10_000, bench.options.seed + 1)
+    fitted = {name: float(value.mean()) for name, value in scm.log_prob(fresh).items()}
+    true = {name: float(value.mean()) for name, value in true_log_prob(fresh).items()}
+    gaps = {name: true[name] - fitted[name] for name in true}
+    note = "; ".join(f"{name}: true {true[name]:.4f}, fitted {fitted[name]:.4f}, gap {gaps[name]:.4f}" for name in gaps)
+    return max(abs(gap) for gap in gaps.values()), note
+
+
+@measurement("attribute_fit_seconds", "s", 60_000 / 3_004, 10.0)
+def attribute_fit_seconds(bench: Bench) -> tuple[float, str]:
+    return bench.attribute_fit[1], "60,000 rows, both mechanisms and the digit's; the reference is one pass over the rows at its speed"
+
+
+@measurement("counterfactual_intensity_error", "of 191", 0.0, 1.0)
+def counterfactual_intensity(bench: Bench) -> tuple[float, str]:
+    """Mean error of the intensity under do(thickness ~ marginal) on 10,000 rows of known noise."""
+    scm, _ = bench.attribute_fit
+    rows = process_rows(10_000, bench.options.seed + 2)
+    thickness = rows["thickness"][torch.randperm(10_000, generator=torch.Generator().manual_seed(bench.options.seed))]
+    answer = scm.counterfactual(rows, {"thickness": thickness})["intensity"]
+    share = torch.logit((rows["intensity"].double() - 64) / 191)
+    truth = 64 + 191 * torch.sigmoid(share + 2 * (thickness - rows["thickness"]).double())
+    errors = (answer - truth).abs()
+    return float(errors.mean()), f"99th percentile {float(errors.quantile(0.99)):.3g}, largest {float(errors.max()):.3g}"
+
+
+def process_rows(count: int, seed: int) -> dict[str, torch.Tensor]:
+    """Rows of the true process, attributes only: t = 0.5 + Gamma(10, 5), i = 64 + 191·σ(2(t − 2.5) + 0.5·u)."""
+    random = np.random.default_rng(seed)
+    thickness = 0.5 + random.gamma(10, 1 / 5, count)
+    intensity = MorphoMNIST.mechanism(thickness, random.standard_normal(count))
+    return {"thickness": torch.from_numpy(thickness).float(), "intensity": torch.from_numpy(intensity).float(),
+            "digit": torch.from_numpy(random.integers(0, 10, count))}
+
+
+def true_log_prob(rows: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """log p(t) and log p(i | t) of :func:`process_rows` in closed form, nats."""
+    thickness, share = rows["thickness"].double(), (rows["intensity"].double() - 64) / 191
+    noise = (torch.logit(share) - 2 * (thickness - 2.5)) / 0.5
+    jacobian = -torch.log(0.5 * share * (1 - share) * 191)
+    return {"thickness": torch.distributions.Gamma(10.0, 5.0).log_prob(thickness - 0.5),
+            "intensity": torch.distributions.Normal(0.0, 1.0).log_prob(noise) + jacobian}
+
+
+# ------------------------------------------------------------------------------------------------ speed
+@measurement("counterfactuals_per_second", "images/s", 107, 500, higher=True)
+def counterfactuals_per_second(bench: Bench) -> tuple[float, str]:
+    """Abduct and predict, batch 256: the best of five passes over 512 images."""
+    model, observed = bench.model(30), bench.dataset.split("test").batch(slice(0, 512))
+    best = min(_timed(lambda: model.counterfactual(observed, {"thickness": 4.0}, batch_size=256)) for _ in range(5))
+    return len(observed["image"]) / best, "attributes and image, float32, best of five"
+
+
+@measurement("render_ms_per_image", "ms", 84, 3)
+def render(bench: Bench) -> tuple[float, str]:
+    """One core, five renderings of each of 200 embedded digits, nothing cached."""
+    dataset, digits = MorphoMNIST(workers=1), load_mnist(None, False)["train"][0][:200]
+    rows = process_rows(1000, bench.options.seed)
+    thickness, intensity = (rows[name].numpy().reshape(5, 200) for name in ("thickness", "intensity"))
+    return 1000 * _timed(lambda: dataset.render(digits, thickness, intensity)) / 1000, "one process, five renderings a digit"
+
+
+def _official(exact: bool) -> Callable[[Bench], tuple[float | None, str]]:
+    def measure(bench: Bench) -> tuple[float | None, str]:
+        options = bench.options
+        if options.official is None or options.mnist is None:
+            return None, "needs --official and --mnist folders"
+        source = open_dataset("morphomnist-official", {"data_dir": options.official, "mnist": options.mnist, "exact": exact})
+        errors = []
+        for name in ("train", "valid", "test"):
+            split = source.split(name)
+            own = {n: split.attributes[n] for n in ("thickness", "intensity")}
+            truth = source.true_counterfactual(name, torch.arange(len(split)), own)["image"]
+            inner = slice(source.border, -source.border)
+            errors.append((truth * 255 - split.images.float()).abs()[:, :, inner, inner].mean((1, 2, 3)))
+        return float(torch.cat(errors).mean()), f"over {sum(map(len, errors))} official images"
+
+    return measure
+
+
+measurement("render_error_fast", "of 255", 0.4, 1.25)(_official(exact=False))
+measurement("render_error_exact", "of 255", 0.4, 0.5)(_official(exact=True))
+
+
+@measurement("import_seconds", "s", None, 4)
+def import_seconds(bench: Bench) -> tuple[float, str]:
+    return _process("-c", "from dscm import DSCM; from mechanisms import HVAE; from pgm import AttributeSCM"), "DSCM, HVAE and AttributeSCM, median of 3"
+
+
+@measurement("help_seconds", "s", None, 1)
+def help_seconds(bench: Bench) -> tuple[float, str]:
+    commands = ("experiments.quickstart", "pgm.train", "mechanisms.train", "dscm.counterfactual", "experiments.benchmark")
+    times = {command: _process("-m", command, "--help") for command in commands}
+    return max(times.values()), "the slowest of " + ", ".join(f"{c} {t:.2f}" for c, t in times.items())
+
+
+def _process(*arguments: str) -> float:
+    def once() -> None:
+        result = subprocess.run([sys.executable, *arguments], capture_output=True, text=True)
+        if result.returncode:
+            raise UserError(f"python {' '.join(arguments)} failed: {result.stderr.strip()[-300:]}")
+
+    return sorted(_timed(once) for _ in range(3))[1]
+
+
+def _timed(function: Callable[[], Any]) -> float:
+    began = time.perf_counter()
+    function()
+    return time.perf_counter() - began

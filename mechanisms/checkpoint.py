@@ -5,9 +5,7 @@ from __future__ import annotations
 import fcntl
 import json
 import os
-import pickle
 import platform
-import zipfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from importlib.metadata import version
@@ -48,7 +46,8 @@ def replacing(path: Path) -> Iterator[Path]:
         kept = "; the earlier file is kept" if path.exists() else ""
         raise RunError(f"cannot write {path}: {error}{kept}. Free some space or choose another --run") from error
     finally:
-        temporary.unlink(missing_ok=True)
+        if temporary.exists():
+            temporary.unlink()
 
 
 def save(path: Path, state: Mapping[str, Any]) -> None:
@@ -69,7 +68,7 @@ def load(path: Path, kind: str | None = None) -> dict[str, Any]:
         raise RunError(f"{path} does not exist")
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
-    except (RuntimeError, EOFError, pickle.UnpicklingError, zipfile.BadZipFile, ValueError, KeyError) as error:
+    except Exception as error:  # what a damaged archive or pickle makes torch raise has no common class
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise RunError(f"{path} is truncated, or not a checkpoint of ours ({reason})") from error
     if not isinstance(state, dict) or "format" not in state:
@@ -105,8 +104,11 @@ class MetricsLog:
             temporary.write_text("".join(json.dumps(row) + "\n" for row in kept), encoding="utf-8")
 
     def write(self, row: Mapping[str, Any]) -> None:
-        with open(self.path, "a", encoding="utf-8") as file:
-            file.write(json.dumps(row) + "\n")
+        try:
+            with open(self.path, "a", encoding="utf-8") as file:
+                file.write(json.dumps(row) + "\n")
+        except OSError as error:
+            raise RunError(f"cannot write {self.path}: {error}. Free some space; --resume then continues") from error
 
     @staticmethod
     def read(path: Path) -> list[dict[str, Any]]:
@@ -137,4 +139,6 @@ def locked(folder: Path) -> Iterator[None]:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise RunError(f"another training is writing into {folder}; wait for it, or choose another --run") from None
+        for left in folder.glob(".*.tmp"):  # by a training that was killed while it wrote
+            left.unlink(missing_ok=True)
         yield

@@ -93,6 +93,9 @@ class HVAE(nn.Module):
         channels, *size = graph.image.shape
         patch, embedding = self.config.patch, self.config.embedding
         columns = sum(v.width for v in self.parents)
+        for name in ("patch", "z_dim", "bases", "embedding"):
+            if getattr(self.config, name) < 1:
+                raise UserError(f"{name}={getattr(self.config, name)} must be at least 1")
         if size[0] != size[1] or size[0] % patch:
             raise UserError(f"images are {size[0]}×{size[1]}: the HVAE takes square ones whose side is a multiple of patch={patch}")
         defaults = default_topology(size[0] // patch)
@@ -100,15 +103,16 @@ class HVAE(nn.Module):
         encoder, decoder, widths = (d if g == "auto" else g for g, d in zip(given, defaults, strict=True))
         self.encoder_stages, self.decoder_stages = parse_topology(encoder), parse_topology(decoder)
         width = parse_widths(widths, self.encoder_stages, self.decoder_stages, size[0] // patch)
+        fine, coarse = [r for r, _ in self.encoder_stages], [r for r, _ in self.decoder_stages]
+        if fine != sorted(fine, reverse=True) or coarse != sorted(coarse):
+            raise UserError(f"an encoder goes from fine to coarse and a decoder back, not {encoder} and {decoder}")
 
         self.embed = nn.Sequential(nn.Linear(columns, embedding), nn.SiLU(), nn.Linear(embedding, embedding), nn.SiLU())
-        fine = [r for r, _ in self.encoder_stages]
         self.stem = nn.Conv2d(channels * patch * patch, width[fine[0]], 3, padding=1)
         self.encoder = nn.ModuleList(
             nn.ModuleList(ResidualBlock(width[r], _kernel(r)) for _ in range(n)) for r, n in self.encoder_stages)
         self.down = nn.ModuleList(
             nn.Conv2d(width[a], width[b], a // b, stride=a // b) for a, b in zip(fine, fine[1:], strict=False))
-        coarse = [r for r, _ in self.decoder_stages]
         self.decoder = nn.ModuleList(
             nn.ModuleList(LatentBlock(width[r], _kernel(r), self.config.z_dim, embedding) for _ in range(n))
             for r, n in self.decoder_stages)

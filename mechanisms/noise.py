@@ -17,12 +17,19 @@ class Noise:
 
     def __init__(self, seed: int, device: torch.device | str = "cpu", rank: int = 0, world: int = 1) -> None:
         self.generator = torch.Generator(device=device).manual_seed(seed)
-        self.rank, self.world = rank, world
+        self.seed, self.rank, self.world = seed, rank, world
 
     def __call__(self, rows: int, *shape: int) -> Tensor:
         """``(rows, *shape)`` standard normals; ``rows`` is this process's share of the batch."""
         drawn = torch.randn(rows * self.world, *shape, generator=self.generator, device=self.generator.device)
         return drawn[self.rank * rows : (self.rank + 1) * rows]
+
+    def restore(self, state: Tensor, step: int) -> None:
+        """Go on where ``state`` was saved; if that was on another kind of device, with a stream that depends on ``step``."""
+        try:
+            self.generator.set_state(state)
+        except RuntimeError:  # states of processors and of GPUs differ in size
+            self.generator.manual_seed(self.seed + 1_000_003 * (step + 1))
 
 
 def drawing(generator: torch.Generator | None, device: torch.device | str) -> Callable[..., Tensor]:

@@ -60,8 +60,12 @@ class TrainingConfig:
         for name in ("batch_size", "learning_rate", "clip", "skip", "validations"):
             if not getattr(self, name) > 0:
                 raise UserError(f"--{name.replace('_', '-')} {getattr(self, name)} must be positive")
-        if not 0 <= self.ema < 1:
-            raise UserError(f"--ema {self.ema} must lie in [0, 1)")
+        for name in ("warmup", "weight_decay", "checkpoint_seconds", "workers"):
+            if not getattr(self, name) >= 0:
+                raise UserError(f"--{name.replace('_', '-')} {getattr(self, name)} must not be negative")
+        for name in ("ema", "beta2"):
+            if not 0 <= getattr(self, name) < 1:
+                raise UserError(f"--{name} {getattr(self, name)} must lie in [0, 1)")
 
 
 @dataclass(frozen=True)

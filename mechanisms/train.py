@@ -50,6 +50,7 @@ def train_image(dataset: CausalDataset, options: Options) -> HVAE:
         training = replace(training, minutes=DEFAULT_MINUTES)
     if options.preset != "none" and options.preset not in PRESETS:
         raise UserError(f"unknown preset {options.preset!r}; valid are {', '.join(PRESETS)}")
+    training.check()
     torch.manual_seed(training.seed)
     model = build(options.mechanism, dataset.graph, PRESETS.get(options.preset, options.config))
     claim(options.run.run, dataset, options.data)

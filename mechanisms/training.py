@@ -21,11 +21,13 @@ from typing import Any, Self
 
 import torch
 from accelerate import Accelerator
+from accelerate.state import AcceleratorState
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 from datasets.base import Split
+from datasets.errors import UserError
 from mechanisms.checkpoint import MetricsLog, RunError, load, locked, save, write_json
 from mechanisms.noise import Noise
 from mechanisms.options import RunOptions, TrainingConfig
@@ -59,11 +61,15 @@ def make_accelerator(device: str, precision: str) -> Accelerator:
     cpu = device == "cpu" or not (available["cuda"] or available["mps"])
     probe = torch.device("cpu" if cpu else "cuda" if available["cuda"] else "mps")
     bf16 = precision == "bf16" or (precision == "auto" and bf16_pays(probe))
+    AcceleratorState._reset_state(reset_partial_state=True)  # one process may train several mechanisms, each in its precision
     return Accelerator(cpu=cpu, mixed_precision="bf16" if bf16 else "no")
 
 
 class _Rows(Dataset):
-    """Adapts a split to a DataLoader: item = all rows of one batch, so that the order stays ours."""
+    """Adapts a split to a DataLoader: item = all rows of one batch, so that the order stays ours.
+
+    An error that the user can mend is returned, not raised: a DataLoader would bury it under a worker's traceback.
+    """
 
     def __init__(self, split: Split, batches: list[Tensor]) -> None:
         self.split, self.batches = split, batches
@@ -71,8 +77,17 @@ class _Rows(Dataset):
     def __len__(self) -> int:
         return len(self.batches)
 
-    def __getitem__(self, k: int) -> Batch:
-        return self.split.batch(self.batches[k])
+    def __getitem__(self, k: int) -> Batch | UserError:
+        try:
+            return self.split.batch(self.batches[k])
+        except UserError as error:
+            return UserError(str(error))
+
+
+def _leave_signals_to_parent(worker: int) -> None:
+    """Ctrl-C reaches every process of a terminal: the training stops after its update, so its workers must live on."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
 def batches(split: Split, order: Tensor, size: int, rank: int, world: int, workers: int = 0, start: int = 0) -> Iterator[Batch]:
@@ -82,7 +97,10 @@ def batches(split: Split, order: Tensor, size: int, rank: int, world: int, worke
     if split.in_memory or not workers:
         yield from (split.batch(rows) for rows in chunks)
     else:
-        yield from DataLoader(_Rows(split, chunks), batch_size=None, num_workers=workers)
+        for batch in DataLoader(_Rows(split, chunks), batch_size=None, num_workers=workers, worker_init_fn=_leave_signals_to_parent):
+            if isinstance(batch, UserError):
+                raise batch
+            yield batch
 
 
 class Average:
@@ -237,10 +255,13 @@ def fit(
             model.load_state_dict(resumed["model"])
             optimizer.load_state_dict(resumed["optimizer"])
             average.load(resumed["average"])
-            noise.generator.set_state(resumed["noise"])
             at, best = Position(**resumed["position"]), resumed["best"]
+            noise.restore(resumed["noise"], at.step)
         wrapped, optimizer = accelerator.prepare(model, optimizer)
         accelerator.wait_for_everyone()  # nobody writes before everybody has read
+        if rank == 0 and not resumed:
+            for name in (CHECKPOINT, WEIGHTS):  # a kill before the first checkpoint must not bring the old training back
+                (folder / name).unlink(missing_ok=True)
         log = Log(folder, at.step, options.tensorboard) if rank == 0 else None
         if log:
             write_json(folder / CONFIG, {"training": asdict(config), **description})
@@ -264,7 +285,6 @@ def fit(
                 if scores["loss"] < at.best:
                     at.best, best = scores["loss"], copy_state(model)
             model.train()
-            at.validated += 1
             if log:
                 log.write({"step": at.step, "epoch": at.step / per_epoch, "seconds": round(at.elapsed, 3),
                            "learning_rate": optimizer.param_groups[0]["lr"], "gradient_norm": at.norm,
@@ -277,6 +297,9 @@ def fit(
                    disable=rank > 0, dynamic_ncols=True, mininterval=0.5)
         model.train()
         progress, interrupted = 0.0, False
+        if resumed:  # the budget may have changed
+            progress = at.step / total if total else at.elapsed / (60 * config.minutes)
+            at.validated = min(at.validated, int(progress * config.validations))
         with Stop() as stop, bar:
             while progress < 1 and not interrupted:
                 epoch, first = divmod(at.step, per_epoch)
@@ -286,17 +309,19 @@ def fit(
                     progress = at.step / total if total else at.elapsed / (60 * config.minutes)
                     overdue = at.elapsed + began - saved > config.checkpoint_seconds
                     progress, interrupted, overdue = agree((progress, stop.requested, overdue), world, device)
-                    while at.validated < min(int(progress * config.validations), config.validations - 1):
+                    due = min(int(progress * config.validations), config.validations - 1)
+                    if at.validated < due and progress < 1:
                         validate()
+                        at.validated = due
+                    if progress >= 1 or interrupted:
+                        break
                     if overdue:
                         checkpoint()
                         saved = time.monotonic()
-                    if progress >= 1 or interrupted:
-                        break
                     batch = {name: value.to(device, non_blocking=True) for name, value in batch.items()}
                     if augment is not None:
                         batch = augment(batch, seeded(config.seed, at.step, rank))
-                    rate = min(1.0, (at.step + 1) / config.warmup) * 0.5 * (1 + math.cos(math.pi * progress))
+                    rate = min(1.0, (at.step + 1) / max(1, config.warmup)) * 0.5 * (1 + math.cos(math.pi * progress))
                     for group in optimizer.param_groups:
                         group["lr"] = config.learning_rate * rate
                     terms = wrapped(batch, noise, progress)
@@ -307,13 +332,15 @@ def fit(
                     meter.add(terms)
                     at.step += 1
                     bar.update(1 if total else min(100, int(100 * progress)) - bar.n)
-            if not interrupted:
+            if not interrupted and at.validated < config.validations:
                 validate()
+                at.validated = config.validations
         checkpoint()
         accelerator.wait_for_everyone()
     if interrupted:
         print(f"stopped at step {at.step}; the same command with --resume continues", file=sys.stderr)
         raise KeyboardInterrupt
+    accelerator.unwrap_model(wrapped, keep_fp32_wrapper=False)  # so that the model computes as it will when it is loaded
     model.load_state_dict(load(folder / WEIGHTS)["weights"])
     return model.eval()
 
@@ -358,7 +385,7 @@ def agree(values: tuple[float, bool, bool], world: int, device: torch.device) ->
     """Progress as the first process sees it, and flags that hold if any process raised them."""
     if world == 1:
         return values
-    progress = torch.tensor([float(values[0])], device=device)
+    progress = torch.tensor([float(values[0])], dtype=torch.float64, device=device)  # in float32, 75/90 of 6 is less than 5
     flags = torch.tensor([float(values[1]), float(values[2])], device=device)
     torch.distributed.broadcast(progress, 0)
     torch.distributed.all_reduce(flags, torch.distributed.ReduceOp.MAX)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
+import mechanisms  # noqa: F401  (explains a clash of names before anything else is imported)
 from datasets.options import DataOptions
 from mechanisms.command import run_command
 from mechanisms.options import RunOptions, TrainingConfig
@@ -49,6 +50,7 @@ def train_attributes(dataset: CausalDataset, options: Options) -> AttributeSCM:
     training = options.training
     if training.epochs is training.steps is training.minutes is None:
         training = replace(training, steps=DEFAULT_STEPS)
+    training.check()
     claim(options.run.run, dataset, options.data)
     torch.manual_seed(training.seed)
     config = AttributeConfig(options.bins, options.hidden)

@@ -1,0 +1,195 @@
+"""What the quickstart's report says, one function for each section."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from datasets.base import SPLITS, CausalDataset
+from datasets.options import DataOptions
+from datasets.schema import Variable
+from experiments.report import Section, bullets, code, definitions, details, graph_svg, note, picture, prose, side_by_side, table
+from mechanisms.checkpoint import MetricsLog
+from mechanisms.training import METRICS
+
+Row = Mapping[str, Any]
+
+
+def data(dataset: CausalDataset) -> Section:
+    """The causal graph and a table of its variables."""
+    training = dataset.split("train").attributes
+    rows = [(v.name, v.kind, ", ".join(v.parents) or "–", *_summary(v, training.get(v.name))) for v in dataset.graph]
+    counts = ", ".join(f"{len(dataset.split(name)):,} {name}" for name in SPLITS)
+    return Section("The data and its causal graph", (
+        prose("An arrow means “is a direct cause of”. An intervention on a variable changes it and what lies downstream of it, "
+              "and nothing else.")
+        + graph_svg(dataset.graph)
+        + table(("variable", "kind", "direct causes", "seen in training", "mean ± sd", "unit"), rows, f"{dataset.title}: {counts} images")))
+
+
+def _summary(variable: Variable, values: Tensor | None) -> tuple[str, str, str]:
+    """What training showed of a variable: its range, its mean and deviation, its unit."""
+    if values is None:
+        channels, height, width = variable.shape
+        return f"{height} × {width} pixels", "–", f"{channels} channel{'s' if channels > 1 else ''}"
+    if variable.discrete:
+        seen, names = sum(count > 0 for count in variable.statistics.counts), ", ".join(variable.classes)
+        return f"{seen} of {variable.cardinality} classes" + (f": {names}" if len(names) <= 30 else ""), "–", "–"
+    s = variable.statistics
+    return f"{s.minimum:.4g} to {s.maximum:.4g}", f"{s.mean:.4g} ± {s.std:.3g}", variable.unit or "–"
+
+
+def counterfactuals(grid: Path, labels: Sequence[str], known: Sequence[str]) -> Section:
+    """The grid; ``known`` names the variables whose interventions have a true image."""
+    caption = ("Left: an observed test image. Columns: interventions; values that were set are blue, values that followed are grey, "
+               "values beyond the training data are orange. Below each answer: what changed (red is brighter, blue darker)")
+    truth = f", and the true counterfactual where it is known, that is under interventions on {_listed(known)}" if known else ""
+    missing = "" if known else note(
+        "There is no row of true images: this data set does not know its own process. A data set that does defines "
+        "`true_counterfactual` and names the interventions in `true_images_under`.")
+    return Section("Counterfactuals", (
+        prose("What would this very image have looked like, had one of its causes been otherwise? The model infers the image's own "
+              "noise (abduction), changes the cause (action), and lets everything downstream follow (prediction).")
+        + picture(grid, f"Grid of counterfactual images under {', '.join(labels)}", f"{caption}{truth}.") + missing))
+
+
+def scores(rows: Sequence[Row], free_energy: tuple[float, float]) -> Section:
+    """Errors to the true counterfactuals beside their floors."""
+    likelihood = prose(f"Free energy of the observed images: {free_energy[0]:.3f} ± {free_energy[1]:.3f} nats per dimension "
+                       "(an upper bound of −log p; smaller is better).")
+    if not rows:
+        return Section("Scores against the truth", note(
+            "Nothing can be scored against the truth here: this data set does not define `true_counterfactual`. Looking plausible "
+            "is then all that the images above can show; see the limits below.") + likelihood)
+    first = rows[0]
+    images = [(f"`{r['intervention']}`", _pm(r, "l1"), _pm(r, "l1_true_parents"), _pm(r, "l1_identity"),
+               f"{r['psnr']:.1f} ({r['psnr_identity']:.1f})", f"{r['ssim']:.3f} ({r['ssim_identity']:.3f})") for r in rows]
+    values = [(f"`{r['intervention']}`", name, how, _pm(errors, "error"), _pm(errors, "truth") if "truth" in errors else "0",
+               _pm(errors, "identity"))
+              for r in rows for how, key in (("predicted by the model", "attributes"), ("measured on the image", "measured"))
+              for name, errors in r[key].items()]
+    of_images = table(("intervention", "error, L1 of 255", "with true parents", "floor: copying", "PSNR in dB (copying)",
+                       "SSIM (copying)"), images, "Counterfactual images")
+    of_values = table(("intervention", "attribute", "how", "error", "floor: true image", "floor: as observed"), values, "Attributes")
+    return Section("Scores against the truth", (
+        prose("This data set knows its own process, so the true counterfactual of every image is known. Scored are "
+              f"{first['count']} images of the {first['split']} split, each under one intervention drawn from the training values "
+              f"(seed {first['seed']}). ± is the standard error over images.")
+        + of_images + (of_values if values else "") + definitions(_COLUMNS) + likelihood))
+
+
+_COLUMNS = (
+    ("error", "Mean absolute difference to the true counterfactual: of pixels on the 0–255 scale, of attributes in their own unit "
+              "(of classes: the share that is wrong). Smaller is better."),
+    ("with true parents", "The same when the image's causes are set to their true values: the error of the image mechanism alone."),
+    ("floor: copying, as observed", "The error of not answering at all, that is of returning what was observed. "
+                                    "A model has to be well below, wherever the intervention has an effect."),
+    ("floor: true image", "The error of the measurement itself: what it makes of the true counterfactual image. "
+                          "No model can be expected to be below."),
+    ("PSNR, SSIM", "Peak signal-to-noise ratio and structural similarity to the true image, larger is better; in brackets, those of "
+                   "copying."),
+)
+
+
+def attributes(figure: Path) -> Section:
+    """What the attributes' model has learned."""
+    return Section("Attributes, observed and sampled", (
+        prose("The attributes' model is a Pyro program fitted by maximum likelihood, one mechanism for each variable. Its samples "
+              "should have the distribution of the data; under an intervention on a cause, its effects should follow, and the rest "
+              "should stay as it was.")
+        + picture(figure, "Distributions of observed and of sampled attributes",
+                  "Grey: observed (training split). Blue: sampled from the model. Orange: sampled under the intervention; a value that it "
+                  "holds is a line.")))
+
+
+def samples(observed: Path, sampled: Path, means: Path) -> Section:
+    """Images of the data beside images that the model makes up."""
+    return Section("Images, observed and sampled", (
+        prose("New images: attributes from their model, then an image from its mechanism given these attributes. This is the harder "
+              "task: a counterfactual starts from the noise of a real image, a sample from none.")
+        + side_by_side(picture(observed, "Observed images", "Observed (test split)."),
+                       picture(means, "Sampled images without pixel noise", "Sampled, pixels at their mean."),
+                       picture(sampled, "Sampled images", "The same samples with their pixels' noise."))))
+
+
+def training(curves: Iterable[Path], folders: Iterable[Path]) -> Section:
+    """How far each training got, and how it went there."""
+    rows = []
+    for folder in folders:
+        last = MetricsLog.read(folder / METRICS)[-1]
+        rows.append((folder.name, f"{last['step']:,}", f"{last['epoch']:.1f}", f"{last['seconds'] / 60:.1f}",
+                     f"{last['valid']['loss']:.4g}"))
+    return Section("Training", (
+        table(("mechanism", "updates", "epochs", "minutes", "loss on validation, nats"), rows)
+        + "".join(picture(path, f"Curves of {path.stem.replace('_', ' of ')}") for path in curves)
+        + prose("The loss is that of one row of attributes, or of one image; smaller is better. Grey: training. Blue: validation, with "
+                "averaged weights.")))
+
+
+def limits(known: Sequence[str]) -> Section:
+    """What the figures above can and cannot show."""
+    truth = (f"The truth here is that of a process somebody wrote down, and for interventions on {_listed(known)} only. How well a "
+             "model does on it says what the method can do, not how well it does on other data." if known else
+             "For this data set no true counterfactual is known, so nothing above measures whether the answers are right.")
+    return Section("What this can and cannot claim", bullets((
+        "The graph is an assumption. It comes from you, not from the data; with a wrong arrow, every answer can be wrong and still "
+        "look plausible.",
+        "Even with the right graph, data do not determine counterfactuals: models that fit all observations (and all experiments) "
+        "equally well can disagree about a single image. Which one training finds depends on the mechanisms' form.",
+        "Unobserved common causes of the variables are assumed away.",
+        truth,
+        "A counterfactual of a real image is the model's answer under these assumptions. It is not a prediction of what a treatment "
+        "would do to a person.",
+        "Beyond the range seen in training, and for combinations of causes seldom seen together, the model extrapolates.",
+    )))
+
+
+def commands(data: DataOptions, run: Path, minutes: float, seed: int, do: Sequence[str], example: Mapping[str, float]) -> Section:
+    """Every step as the command that does it alone, for this data set and run folder.
+
+    Args:
+        do: interventions as a command line spells them.
+        example: one intervention as Python spells it.
+    """
+    source, folder = _flags(data), f"--run {shlex.quote(str(run))}"
+    wanted = " ".join(f"--do {shlex.quote(text)}" for text in do)
+    return Section("Every step alone", (
+        prose("From the folder of the project. Each command explains its flags with `--help`. A training that the folder holds is "
+              "continued with `--resume` and begun anew with `--overwrite`.")
+        + code(f"python -m pgm.train {source} {folder} --seed {seed}\n"
+               f"python -m mechanisms.train {source} {folder} --minutes {minutes:g} --seed {seed}\n"
+               f"python -m dscm.counterfactual {folder} {wanted} --count 8 --out grid.png\n"
+               f"python -m experiments.quickstart {source} {folder} --minutes {minutes:g} --seed {seed}")
+        + prose("Or in Python:")
+        + code("from dscm.model import DSCM\n"
+               "from mechanisms.runs import dataset_of\n\n"
+               f"run = {str(run)!r}\n"
+               "model, data = DSCM.load(run), dataset_of(run)\n"
+               "observed = data.split(\"test\").batch([0, 1])                # {name: (2,)}, and image (2, C, H, W) in [0, 1]\n"
+               f"answer = model.counterfactual(observed, {dict(example)!r})\n"
+               "answer.image, answer.attributes                           # what would have been")))
+
+
+def configuration(groups: Mapping[str, Mapping[str, Any]]) -> Section:
+    """Titled groups of settings, folded away."""
+    return Section("Configuration and versions", "".join(
+        details(title, table(("setting", "value"), [(key, str(value)) for key, value in group.items()]))
+        for title, group in groups.items()))
+
+
+def _flags(data: DataOptions) -> str:
+    words = ["--dataset", data.dataset, *(["--download"] if data.download else [])]
+    words += ["--data-dir", str(data.data_dir)] if data.data_dir else []
+    return shlex.join([*words, *(word for text in data.option for word in ("--option", text))])
+
+
+def _pm(scores: Row, key: str) -> str:
+    return f"{scores[key]:.2f} ± {scores[f'{key}_se']:.2f}"
+
+
+def _listed(names: Sequence[str]) -> str:
+    return " and ".join([", ".join(names[:-1]), names[-1]] if len(names) > 1 else names)

@@ -1,0 +1,156 @@
+"""The shape of the project: who imports whom, quick help, and the clash with another package called ``datasets``."""
+
+from __future__ import annotations
+
+import ast
+import importlib
+import os
+import re
+import subprocess
+import sys
+import textwrap
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from datasets.registry import names
+
+ROOT = Path(__file__).resolve().parent.parent
+ORDER = ("datasets", "mechanisms", "pgm", "dscm", "experiments")
+COMMANDS = sorted(".".join(path.relative_to(ROOT).with_suffix("").parts) for package in ORDER for path in (ROOT / package).rglob("*.py")
+                  if "run_command(" in path.read_text() and '__name__ == "__main__"' in path.read_text())
+
+
+def files(*packages: str) -> Iterator[tuple[Path, ast.Module]]:
+    for package in packages:
+        for path in sorted((ROOT / package).rglob("*.py")):
+            yield path, ast.parse(path.read_text(encoding="utf-8"))
+
+
+def imported(tree: ast.Module) -> Iterator[tuple[int, str]]:
+    """Top-level packages and the lines that import them, wherever in the file, lazily by name too."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from ((node.lineno, alias.name.split(".")[0]) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"relative import in line {node.lineno}"
+            yield node.lineno, (node.module or "").split(".")[0]
+        elif isinstance(node, ast.Constant) and isinstance(node.value, str) and re.fullmatch(r"[a-z_]+(\.[a-z_]+)+", node.value):
+            yield node.lineno, node.value.split(".")[0]
+
+
+@pytest.mark.parametrize("package", ORDER)
+def test_nothing_imports_to_its_right(package):
+    right = ORDER[ORDER.index(package) + 1:]
+    wrong = [f"{path.relative_to(ROOT)}:{line} imports {name}" for path, tree in files(package) for line, name in imported(tree)
+             if name in right and not _is_remedy(path, line)]
+    assert not wrong
+
+
+def _is_remedy(path: Path, line: int) -> bool:
+    """A message may name the command that comes next."""
+    return "python -m" in path.read_text().splitlines()[line - 1]
+
+
+def test_no_data_set_is_singled_out():
+    """Only ``datasets/`` knows data sets by name; elsewhere one may be a default, never a condition."""
+    wrong = []
+    for path, tree in files(*ORDER[1:]):
+        for node in ast.walk(tree):
+            if isinstance(node, (ast.Compare, ast.Match)):
+                words = {c.value for c in ast.walk(node) if isinstance(c, ast.Constant) and isinstance(c.value, str)}
+                wrong += [f"{path.relative_to(ROOT)}:{node.lineno} compares with {word}" for word in words & set(names())]
+            if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("datasets.morphomnist"):
+                wrong.append(f"{path.relative_to(ROOT)}:{node.lineno} imports one data set")
+    assert not wrong
+
+
+def test_top_level_is_the_agreed_one():
+    allowed = {*ORDER, "tests", "docs", "setup.cfg", "README.md", "pyproject.toml"}
+    assert {p.name for p in ROOT.iterdir() if not p.name.startswith(".")} - {"runs", "build", "otherwise.egg-info"} <= allowed
+
+
+# ---------------------------------------------------------------------------------------------------- help
+def python(program: str, cwd: Path = ROOT, **environment: str) -> subprocess.CompletedProcess:
+    return subprocess.run([sys.executable, "-c", textwrap.dedent(program)], cwd=cwd, env={**os.environ, **environment},
+                          capture_output=True, text=True, timeout=60)
+
+
+def test_there_are_commands():
+    assert {"pgm.train", "mechanisms.train", "dscm.counterfactual"} <= set(COMMANDS)
+
+
+@pytest.mark.parametrize("module", COMMANDS)
+def test_help_is_complete_and_needs_no_torch(module):
+    done = python(f"""
+        import runpy, sys
+        sys.argv = ["python -m {module}", "--help"]
+        try:
+            runpy.run_module("{module}", run_name="__main__")
+        except SystemExit as end:
+            heavy = sorted({{"torch", "pyro", "matplotlib", "scipy", "sklearn"}} & set(sys.modules))
+            print("\\nexit", end.code, "heavy", heavy)
+    """, COLUMNS="300")
+    assert done.stdout.endswith("exit 0 heavy []\n"), done.stdout[-300:] + done.stderr
+    flags = re.findall(r"^.{2,4}(--[a-z][a-z0-9-]*).*", done.stdout, re.MULTILINE)
+    assert {"--run", "--seed", "--device"} <= set(flags)
+    for flag in set(flags) - {"--help"}:
+        text = done.stdout[done.stdout.index(f" {flag}"):].split("│\n│ -", 1)[0]
+        assert re.search(r"\(default: |\(required\)|\(repeatable\)", text), f"{flag} shows no default"
+
+
+@pytest.mark.parametrize("module", COMMANDS)
+def test_flags_take_dashes_and_underscores(module):
+    main = importlib.import_module(module)
+    import tyro
+
+    from mechanisms.command import run_command
+    seen = []
+    flag = next(f for f in ("--batch-size", "--seed") if f.strip("-").replace("-", "_") in _fields(main.Options))
+    for spelling in {flag, "--" + flag.strip("-").replace("-", "_")}:
+        run_command(main.Options, seen.append, [spelling, "6"])
+    assert all(option == seen[0] for option in seen) and tyro
+
+
+def _fields(options: type) -> set[str]:
+    import dataclasses
+
+    import typing_extensions
+    found = set()
+    for field in dataclasses.fields(options):
+        hint = typing_extensions.get_type_hints(options).get(field.name) if not dataclasses.is_dataclass(field.type) else field.type
+        found |= _fields(hint) if dataclasses.is_dataclass(hint) else {field.name}
+    return found
+
+
+@pytest.mark.parametrize("package", ORDER)
+def test_importing_a_package_does_nothing(package, tmp_path):
+    done = python(f"""
+        import random, sys
+        state = random.getstate()
+        import {package}
+        assert "torch" not in sys.modules and "pyro" not in sys.modules, "imports torch"
+        assert state == random.getstate()
+        for name in getattr({package}, "__all__", ()):
+            getattr({package}, name)
+        try:
+            {package}.no_such_name
+        except AttributeError as error:
+            print(error)
+    """, cwd=tmp_path, PYTHONPATH=str(ROOT), OTHERWISE_CACHE=str(tmp_path / "cache"))
+    assert done.returncode == 0 and "no_such_name" in done.stdout, done.stderr
+    assert not done.stderr and not list(tmp_path.iterdir())
+
+
+# ---------------------------------------------------------------------------------------------------- the name ``datasets``
+@pytest.mark.parametrize("module", ["pgm.train", "mechanisms.train", "dscm.counterfactual"])
+@pytest.mark.parametrize("kind", ["package", "module"])
+def test_clash_of_names_is_explained(tmp_path, module, kind):
+    if kind == "package":
+        (tmp_path / "datasets").mkdir()
+    (tmp_path / ("datasets/__init__.py" if kind == "package" else "datasets.py")).write_text("load_dataset = None\n")
+    done = python(f"import runpy; runpy.run_module('{module}', run_name='__main__')", tmp_path, PYTHONPATH=f"{tmp_path}{os.pathsep}{ROOT}")
+    last = done.stderr.strip().splitlines()[-1]
+    assert done.returncode == 1 and last.startswith("ImportError: 'datasets' is ") and str(tmp_path) in last
+    assert f"Run commands as 'python -m …' from {ROOT}, or uninstall the other package" in last

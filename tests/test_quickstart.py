@@ -1,0 +1,167 @@
+"""The quickstart from end to end, in seconds: what it leaves, what the report holds, and what a second run does."""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import replace
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+
+from datasets.errors import UserError
+from datasets.options import DataOptions
+from datasets.schema import Graph, Variable
+from experiments.quickstart import Options, default_do, quickstart
+from experiments.report import Section, bullets, graph_svg, prose, table, write_report
+from mechanisms.checkpoint import MetricsLog, RunError
+from mechanisms.command import run_command
+
+DIGITS = DataOptions("morphomnist", option=("train_digits=96", "valid_digits=32", "test_digits=32", "renderings=1"))
+FIGURES = ("counterfactuals", "attributes", "observed", "sampled", "sampled_mean", "training_pgm", "training_image")
+MINE = '''
+import torch
+from datasets import CausalDataset, Variable
+
+class Mine(CausalDataset):
+    variables = (
+        Variable("size", "positive", unit="<b>mm & more</b>"),
+        Variable("kind", "categorical", parents=("size",), classes=("cat", "<i>dog</i>", "eel")),
+        Variable("site", "binary"),
+        Variable("image", "image", parents=("kind", "size"), shape=(3, 16, 16)),
+    )
+
+    def load(self, split):
+        generator = torch.Generator().manual_seed(len(split))
+        size = 1 + torch.rand(40, generator=generator)
+        kind = (torch.rand(40, generator=generator) * 3).long()
+        image = (size / 2 * (kind + 1) / 3)[:, None, None, None] * torch.rand(40, 3, 16, 16, generator=generator)
+        return {"size": size, "kind": kind, "site": (size > 1.5).long(), "image": image.clamp(0, 1)}
+'''
+
+
+class References(HTMLParser):
+    """Everything that the page would fetch or link to, and the tags it is made of."""
+
+    def __init__(self, page: str) -> None:
+        super().__init__()
+        self.images, self.links, self.tags, self.open = [], [], [], []
+        self.feed(page)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        if tag not in ("meta", "img", "br"):
+            self.open.append(tag)
+        for name, value in attrs:
+            if tag == "img" and name == "src":
+                self.images.append(value)
+            elif name in ("src", "href", "xlink:href", "srcset", "data", "action"):
+                self.links.append(value)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+
+def check_self_contained(page: str) -> None:
+    found = References(page)
+    assert not found.open
+    assert found.images and all(source.startswith("data:image/png;base64,") for source in found.images)
+    assert all(link.startswith("#") for link in found.links)
+    assert not {"script", "link", "iframe", "object", "embed"} & set(found.tags)
+    assert not re.search(r"https?://|@import|url\((?!#)", page)
+
+
+@pytest.fixture(scope="module")
+def smoke(tmp_path_factory: pytest.TempPathFactory) -> Options:
+    """The options of a finished run."""
+    options = Options(data=DIGITS, run=tmp_path_factory.mktemp("quick") / "run", smoke=True, device="cpu", count=2)
+    quickstart(options)
+    return options
+
+
+def test_leaves_everything_it_promises(smoke: Options) -> None:
+    run = smoke.folder
+    for name in ("run.json", "report.html", "pgm/mechanism.pt", "pgm/checkpoint.pt", "image/mechanism.pt", "image/checkpoint.pt"):
+        assert (run / name).stat().st_size > 0
+    assert {path.stem for path in (run / "figures").iterdir()} == set(FIGURES)
+    assert all(path.read_bytes().startswith(b"\x89PNG") for path in (run / "figures").iterdir())
+    scores = json.loads((run / "scores.json").read_text())
+    assert [row["intervention"] for row in scores["truth"]] == ["do(thickness)", "do(intensity)"]
+    assert all(row["l1_identity"] > 0 for row in scores["truth"])
+    assert not list(run.rglob("*.tmp"))
+
+
+def test_report_is_one_file_that_needs_no_other(smoke: Options) -> None:
+    page = (smoke.folder / "report.html").read_text()
+    check_self_contained(page)
+    assert len(References(page).images) == len(FIGURES)
+    for expected in ("<svg", "do(thickness)", "floor: copying", "python -m pgm.train", "--option train_digits=96", str(smoke.folder)):
+        assert expected in page
+
+
+def test_second_run_keeps_the_training_and_remakes_the_report(smoke: Options, capsys: pytest.CaptureFixture[str]) -> None:
+    run = smoke.folder
+    kept = {name: (run / name / "mechanism.pt").read_bytes() for name in ("pgm", "image")}
+    rows, scores = MetricsLog.read(run / "image" / "metrics.jsonl"), (run / "scores.json").read_bytes()
+    (run / "report.html").unlink()
+    quickstart(smoke)
+    assert "holds a training" in capsys.readouterr().out
+    assert {name: (run / name / "mechanism.pt").read_bytes() for name in ("pgm", "image")} == kept
+    assert MetricsLog.read(run / "image" / "metrics.jsonl") == rows
+    assert (run / "scores.json").read_bytes() == scores
+    assert (run / "report.html").exists()
+
+
+def test_refuses_before_it_trains(smoke: Options, tmp_path: Path) -> None:
+    with pytest.raises(RunError, match="--resume"):
+        quickstart(replace(smoke, resume=False))
+    with pytest.raises(RunError, match="seed"):
+        quickstart(replace(smoke, seed=1))
+    for wrong, said in ((replace(smoke, do=("thicknes=1",)), "thickness"), (replace(smoke, count=0), "--count"),
+                        (replace(smoke, minutes=-1.0, smoke=False), "--minutes")):
+        with pytest.raises(UserError, match=said):
+            quickstart(replace(wrong, run=tmp_path / "run"))
+        assert not (tmp_path / "run" / "pgm").exists()
+
+
+def test_users_file_without_truth_or_measure(tmp_path: Path) -> None:
+    (tmp_path / "my scm.py").write_text(MINE)
+    data = DataOptions(str(tmp_path / "my scm.py"))
+    page = quickstart(Options(data=data, run=tmp_path / "run", smoke=True, device="cpu", count=2)).read_text()
+    check_self_contained(page)
+    assert json.loads((tmp_path / "run" / "scores.json").read_text())["truth"] == []
+    for expected in ("does not define <code>true_counterfactual</code>",
+                     "&lt;b&gt;mm &amp; more&lt;/b&gt;", "&lt;i&gt;dog&lt;/i&gt;", "my scm.py"):
+        assert expected in page
+    assert not {"b", "i"} & set(References(page).tags)
+    assert [text.partition("=")[0] for text in default_do(data.open())] == ["size", "kind"]  # site does not cause the image
+
+
+def test_help_needs_no_torch(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        run_command(Options, quickstart, ["--help"])
+    assert stopped.value.code == 0
+    assert "A few updates of everything" in capsys.readouterr().out
+
+
+def test_graph_is_drawn_whatever_its_shape() -> None:
+    chain = [Variable(f"v{k}", "real", (f"v{k - 1}",) if k else ()) for k in range(4)]
+    image = Variable("image", "image", ("v0", "v3", "alone"), shape=(1, 8, 8))
+    svg = graph_svg(Graph([image, *chain, Variable("alone", "binary")]))
+    assert svg.count("<rect") == 6
+    assert svg.count("marker-end") == 3 + 3
+    boxes = {m[1]: float(m[0]) for m in re.findall(r'<rect x="([-\d.]+)".*?<text[^>]*>(\w+)<', svg)}
+    assert boxes["v0"] < boxes["v1"] < boxes["v2"] < boxes["v3"] < boxes["image"]
+    lone = graph_svg(Graph([Variable("a", "real"), Variable("image", "image", (), shape=(1, 8, 8))]))
+    assert lone.count("<rect") == 2 and "marker-end" not in lone
+
+
+def test_text_is_escaped_everywhere(tmp_path: Path) -> None:
+    bad = "<script>alert(1)</script>"
+    body = prose(bad) + bullets([bad]) + table([bad], [[bad]], bad)
+    write_report(tmp_path / "r.html", bad, bad, [Section(bad, body)], [(bad, bad, bad)])
+    assert "script" not in References((tmp_path / "r.html").read_text()).tags

@@ -1,0 +1,246 @@
+"""Variables and graphs: what they accept, what they refuse and say about it, and what survives a file."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from datasets import Graph, SchemaError, Statistics, Variable, encode_parents
+
+IMAGE = Variable("image", "image", ("thickness",), shape=(1, 8, 8))
+THICKNESS = Variable("thickness", "positive", unit="px")
+IMAGE_ALONE = Variable("image", "image", shape=(1, 8, 8))
+KINDS = {
+    "real": Variable("x", "real"),
+    "positive": Variable("x", "positive", low=0.5),
+    "interval": Variable("x", "interval", low=-3, high=7),
+    "binary": Variable("x", "binary", classes=("absent", "present")),
+    "categorical": Variable("x", "categorical", classes=10),
+}
+DATA = {
+    "real": torch.tensor([-4.0, 0.0, 10.0, 3.0]),
+    "positive": torch.tensor([0.6, 1.0, 30.0, 2.0]),
+    "interval": torch.tensor([-2.9, 0.0, 6.5, 1.0]),
+    "binary": torch.tensor([0, 1, 1, 1]),
+    "categorical": torch.tensor([0, 9, 3, 3]),
+}
+every_kind = pytest.mark.parametrize("kind", KINDS)
+
+
+def chain(*parents: tuple[str, ...]) -> list[Variable]:
+    """Variables a, b, c, … with the given parents, and an image without any."""
+    names = "abcdef"[:len(parents)]
+    return [*(Variable(n, "real", p) for n, p in zip(names, parents, strict=True)), Variable("image", "image", shape=(1, 8, 8))]
+
+
+# ---------------------------------------------------------------------------------------------------- variables
+@pytest.mark.parametrize("arguments, message", [
+    (dict(name="a b", kind="real"), "'a b' is not an identifier"),
+    (dict(name="x", kind="ordinal"), "'ordinal'.*valid kinds are real, positive"),
+    (dict(name="x", kind="real", parents="yz"), "parents must be a tuple"),
+    (dict(name="x", kind="real", parents=("y", "y")), "a parent twice"),
+    (dict(name="x", kind="interval"), "low < high"),
+    (dict(name="x", kind="interval", low=2, high=2), "low < high"),
+    (dict(name="x", kind="categorical"), "classes=K"),
+    (dict(name="x", kind="categorical", classes=1), "at least 2"),
+    (dict(name="x", kind="image"), "shape="),
+    (dict(name="x", kind="image", shape=(8, 8)), "shape="),
+    (dict(name="x", kind="image", shape=(1, 8, 0)), "shape="),
+])
+def test_contradictory_variables_are_refused(arguments, message):
+    with pytest.raises(SchemaError, match=message):
+        Variable(**arguments)
+
+
+@pytest.mark.parametrize("kind, values", [
+    ("real", "thick"), ("real", None), ("real", math.nan), ("real", -math.inf), ("real", ["1", "2"]),
+    ("positive", "1"), ("positive", math.nan), ("positive", -1), ("positive", 0.5), ("positive", [1.0, 0.2]),
+    ("interval", 7.01), ("interval", -4), ("interval", math.nan), ("interval", math.inf),
+    ("binary", 2), ("binary", -1), ("binary", 0.5), ("binary", "present"), ("binary", math.nan),
+    ("categorical", 12), ("categorical", -1), ("categorical", 3.5), ("categorical", 10), ("categorical", {}),
+])
+def test_values_without_support_are_refused(kind, values):
+    with pytest.raises(SchemaError, match=f"x=.*{KINDS[kind].support[:12]}"):
+        KINDS[kind].check(values)
+
+
+def test_refusal_names_value_row_and_place():
+    with pytest.raises(SchemaError, match=r"x=12 \(row 1\) in the valid split has no support: x is one of the 10 classes 0\.\.9"):
+        KINDS["categorical"].check([3, 12], "the valid split")
+    with pytest.raises(SchemaError, match=r"shape \(2, 2\); expected \(B,\)"):
+        KINDS["real"].check(torch.zeros(2, 2))
+    with pytest.raises(SchemaError):
+        KINDS["real"].check(1j)
+
+
+@every_kind
+@pytest.mark.parametrize("convert", [torch.Tensor.double, lambda v: v.reshape(-1, 1), lambda v: v.tolist(), lambda v: v.numpy()],
+                         ids=["double", "column", "list", "numpy"])
+def test_check_gives_one_dtype_and_shape(kind, convert):
+    checked = KINDS[kind].check(convert(DATA[kind]))
+    assert checked.dtype == (torch.int64 if KINDS[kind].discrete else torch.float32)
+    assert torch.equal(checked, DATA[kind])
+
+
+def test_check_takes_booleans_and_small_integers():
+    assert KINDS["binary"].check(np.array([True, False])).tolist() == [1, 0]
+    assert KINDS["categorical"].check(np.array([9, 0], dtype=np.uint8)).tolist() == [9, 0]
+
+
+@every_kind
+def test_values_at_the_edges_of_the_support(kind):
+    edges = {"real": [-1e30, 1e30], "positive": [0.50001, 1e30], "interval": [-3, 7], "binary": [0, 1], "categorical": [0, 9]}[kind]
+    variable = KINDS[kind].fitted(DATA[kind])
+    checked = variable.check(edges)
+    assert variable.encode(checked).isfinite().all()
+    if variable.continuous:
+        assert variable.unconstrain(checked).isfinite().all()
+
+
+@every_kind
+def test_statistics_are_those_of_the_data(kind):
+    statistics, data = KINDS[kind].fitted(DATA[kind]).statistics, DATA[kind]
+    if KINDS[kind].discrete:
+        assert statistics.counts == tuple((data == k).sum() for k in range(KINDS[kind].cardinality))
+    else:
+        assert statistics.mean == pytest.approx(data.mean().item(), rel=1e-6)
+        assert statistics.std == pytest.approx(data.std().item(), rel=1e-6)
+        assert (statistics.minimum, statistics.maximum) == (data.min().item(), data.max().item())
+
+
+@every_kind
+def test_encoding_is_standardised(kind):
+    variable = KINDS[kind].fitted(DATA[kind])
+    encoded = variable.encode(DATA[kind])
+    assert encoded.shape == (4, variable.width) and encoded.dtype == torch.float32
+    if variable.discrete:
+        assert torch.equal(encoded.argmax(-1), DATA[kind]) and (encoded.sum(-1) == 1).all()
+    else:
+        assert encoded.mean().abs() < 1e-6 and encoded.std().item() == pytest.approx(1, abs=1e-6)
+
+
+@pytest.mark.parametrize("kind", ["real", "positive", "interval"])
+def test_constrain_inverts_unconstrain(kind):
+    variable = KINDS[kind].fitted(DATA[kind])
+    free = variable.unconstrain(DATA[kind].double())
+    assert free.mean().abs() < 1e-6 and free.std().item() == pytest.approx(1, abs=1e-6)
+    torch.testing.assert_close(variable.constrain(free), DATA[kind].double())
+    variable.check(variable.constrain(torch.tensor([-6.0, 0, 6])))
+
+
+def test_beyond_training():
+    thickness = THICKNESS.fitted(torch.tensor([1.0, 4.0]))
+    assert thickness.beyond_training(torch.tensor([0.9, 1.0, 4.0, 4.1])).tolist() == [True, False, False, True]
+    digit = KINDS["categorical"].fitted(DATA["categorical"])
+    assert digit.beyond_training(torch.tensor([0, 1, 9])).tolist() == [False, True, False]
+    assert not KINDS["categorical"].beyond_training(torch.tensor([1])).any()  # nothing is known yet
+
+
+@pytest.mark.parametrize("values", [torch.ones(5), torch.tensor([2.0])])
+def test_constant_attribute_is_refused(values):
+    with pytest.raises(SchemaError, match="thickness is constant"):
+        THICKNESS.fitted(values)
+
+
+# ---------------------------------------------------------------------------------------------------- graphs
+@pytest.mark.parametrize("variables, message", [
+    (chain(("c",), ("a",), ("b",)), "cycle among a, b, c"),
+    (chain(("a",)), "cycle among a"),
+    (chain((), ("z",)), "'b' has the unknown parent 'z'; known are a, b, image"),
+    ([*chain(()), Variable("a", "binary")], "declared twice: a"),
+    (chain(())[:-1], "exactly one image variable, got 0"),
+    ([*chain(()), Variable("photo", "image", shape=(3, 8, 8))], r"exactly one image variable, got 2: \['image', 'photo'\]"),
+    (chain(("image",)), "'a' has the image 'image' as parent"),
+])
+def test_impossible_graphs_are_refused(variables, message):
+    with pytest.raises(SchemaError, match=message):
+        Graph(variables)
+
+
+def test_causes_come_before_effects_whatever_the_order():
+    variables = chain(("b", "c"), ("c",), (), ("a",))
+    for order in itertools.permutations(variables):
+        graph = Graph(order)
+        names = [v.name for v in graph]
+        assert all(names.index(p) < names.index(v.name) for v in graph for p in v.parents)
+        assert [v.name for v in graph.attributes] == ["c", "b", "a", "d"]
+        assert graph.fingerprint() == Graph(variables).fingerprint() and not graph.difference(Graph(variables))
+
+
+def test_order_of_parents_is_irrelevant():
+    left, right = (Variable("image", "image", p, shape=(1, 8, 8)) for p in (("b", "a"), ("a", "b")))
+    assert left == right
+    a, b = Variable("a", "real"), Variable("b", "categorical", classes=3)
+    values = {"b": torch.tensor([0, 2]), "a": torch.tensor([1.0, 2.0])}
+    encoded = encode_parents([a, b], values, 2)
+    assert encoded.tolist() == [[1, 1, 0, 0], [2, 0, 0, 1]]
+    assert torch.equal(encoded, encode_parents([b, a], dict(reversed(values.items())), 2))
+    assert encode_parents([], {}, 5).shape == (5, 0)
+    with pytest.raises(SchemaError, match="missing the parent 'b'; got a"):
+        encode_parents([a, b], {"a": values["a"]}, 2)
+
+
+def test_descendants():
+    graph = Graph([*chain((), ("a",), ("b",), ())[:-1], Variable("image", "image", ("d",), shape=(1, 8, 8))])
+    assert graph.descendants(["a"]) == {"b", "c"} and graph.descendants(["d"]) == {"image"}
+    assert graph.descendants(["a", "b"]) == {"b", "c"} and graph.descendants([]) == set()
+    with pytest.raises(SchemaError, match="unknown variable 'z'; the graph has"):
+        graph.descendants(["z"])
+
+
+def test_graph_checks_names_and_lengths():
+    graph = Graph([THICKNESS, Variable("digit", "categorical", classes=10), IMAGE])
+    assert set(graph.check({"digit": [1], "thickness": [2.0], "image": None, "id": "p7"})) == {"digit", "thickness"}
+    with pytest.raises(SchemaError, match="missing digit in the test split"):
+        graph.check({"thickness": [2.0]}, "the test split")
+    with pytest.raises(SchemaError, match="different length.*'thickness': 1, 'digit': 2"):
+        graph.check({"thickness": [2.0], "digit": [1, 2]})
+
+
+# ---------------------------------------------------------------------------------------------------- persistence
+def whole_graph() -> Graph:
+    renamed = [Variable.from_dict({**v.to_dict(), "name": f"a_{kind}"}) for kind, v in KINDS.items()]
+    graph = Graph([*renamed, Variable("image", "image", ("a_real", "a_binary"), shape=(3, 8, 8), unit="grey levels")])
+    return graph.fitted({f"a_{kind}": values for kind, values in DATA.items()})
+
+
+@pytest.mark.parametrize("through", [lambda state: state, lambda state: json.loads(json.dumps(state))], ids=["dict", "json"])
+def test_graph_survives_a_file(through):
+    graph = whole_graph()
+    again = Graph.from_dict(through(graph.to_dict()))
+    assert list(again) == list(graph) and not again.difference(graph)
+    assert again.fingerprint() == graph.fingerprint() and again.image.statistics == Statistics()
+
+
+def test_fingerprint_sees_every_change():
+    base = Graph([THICKNESS.fitted(torch.tensor([1.0, 4.0])), IMAGE])
+    others = [
+        Graph([THICKNESS.fitted(torch.tensor([1.0, 4.1])), IMAGE]),
+        Graph([Variable("thickness", "positive", low=0.5), IMAGE]),
+        Graph([Variable("thickness", "real"), IMAGE]),
+        Graph([THICKNESS, Variable("image", "image", (), shape=(1, 8, 8))]),
+        Graph([THICKNESS, Variable("image", "image", ("thickness",), shape=(1, 8, 9))]),
+    ]
+    assert len({g.fingerprint() for g in (base, *others)}) == 6
+    assert base.fingerprint(statistics=False) == others[0].fingerprint(statistics=False) == Graph([THICKNESS, IMAGE]).fingerprint(False)
+    assert "thickness.statistics" in base.difference(others[0]) and "thickness.low: 0.0 against 0.5" in base.difference(others[1])
+
+
+@pytest.mark.parametrize("low", [64, 64.0, np.float64(64), np.int64(64)], ids=repr)
+def test_how_a_bound_is_written_does_not_matter(low):
+    """A number of NumPy's would make a checkpoint unreadable, and 64 is not another graph than 64.0."""
+    variable = Variable("x", "interval", low=low, high=255)
+    assert Graph([variable, IMAGE_ALONE]).fingerprint() == Graph([Variable("x", "interval", low=64, high=255.0), IMAGE_ALONE]).fingerprint()
+    assert type(variable.low) is float
+
+
+@pytest.mark.parametrize("variable, value", [(THICKNESS, 1e-50), (KINDS["positive"], 0.5 + 1e-12), (KINDS["real"], 1e300)])
+def test_no_value_loses_its_support_in_float32(variable, value):
+    """In double precision it has support; rounded, its logarithm would be infinite."""
+    with pytest.raises(SchemaError, match="no support"):
+        variable.check(torch.tensor([value], dtype=torch.float64))
