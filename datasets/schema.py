@@ -89,6 +89,9 @@ class Variable:
             raise SchemaError(f"variable {self.name!r} lists a parent twice: {', '.join(self.parents)}")
         if self.kind == "positive" and self.low is None:
             object.__setattr__(self, "low", 0.0)
+        for bound in ("low", "high"):  # 64 and 64.0 are one support; a number of NumPy's would not load from a checkpoint
+            if getattr(self, bound) is not None:
+                object.__setattr__(self, bound, float(getattr(self, bound)))
         if self.kind == "interval" and not (self.low is not None and self.high is not None and self.low < self.high):
             raise SchemaError(f"interval {self.name!r} needs low < high, got low={self.low}, high={self.high}")
         if self.kind == "image" and not (self.shape and len(self.shape) == 3 and min(self.shape) > 0):
@@ -146,6 +149,7 @@ class Variable:
             raise SchemaError(f"{self.name}{place} has shape {tuple(tensor.shape)}; expected (B,)")
         tensor = tensor.reshape(-1)
         tensor = tensor.long() if tensor.dtype == torch.bool else tensor
+        tensor = tensor.float() if self.continuous else tensor  # what has support must still have it in float32
         bad = ~torch.isfinite(tensor) if tensor.is_floating_point() else torch.zeros_like(tensor, dtype=torch.bool)
         if self.discrete:
             bad = bad | (tensor != tensor.round()) | (tensor < 0) | (tensor >= self.cardinality)

@@ -158,9 +158,12 @@ class DSCM:
         for parent in self.graph.image.parents:
             changed |= attributes[parent] != observed[parent]
         images = observed["image"].repeat(draws or 1, 1, 1, 1, 1)
-        for chunk in changed.nonzero().squeeze(1).split(max(1, batch_size // (draws or 1))):
-            images[:, chunk] = self._images(observed, attributes, chunk, draws, temperature, generator)
-        return Counterfactual(attributes, images.mean(0) if draws else images[0], beyond, images if draws else None)
+        if changed.any():
+            for chunk in changed.nonzero().squeeze(1).split(max(1, batch_size // (draws or 1))):
+                images[:, chunk] = self._images(observed, attributes, chunk, draws, temperature, generator)
+        mean = observed["image"].clone()
+        mean[changed] = images[:, changed].mean(0)  # elsewhere all draws are the observation, which a mean would round
+        return Counterfactual(attributes, mean, beyond, images if draws else None)
 
     def _images(self, observed: Values, attributes: Values, chunk: Tensor, draws: int | None, temperature: float,
                 generator: torch.Generator | None) -> Tensor:

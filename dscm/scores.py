@@ -113,13 +113,13 @@ def _other_classes(pool: Tensor, observed: Tensor, cardinality: int, generator: 
 
 # -------------------------------------------------------------------------------------------------------- answers
 def score_truth(dscm: Model, dataset: CausalDataset, split: str = "test", count: int = 256, seed: int = 0,
-                temperature: float = 1.0, draws: int | None = None, border: int = 0) -> list[dict[str, Any]]:
+                temperature: float = 1.0, draws: int | None = None, border: int | None = None) -> list[dict[str, Any]]:
     """Score counterfactuals against the true ones, one row for each of :func:`draw_interventions`.
 
     Args:
         temperature: of the pixel residual; 1 keeps every detail of the observed image.
         draws: posterior draws of the image's latents; their mean is scored. None takes the latents' mean, one answer.
-        border: pixels on each side that image scores leave out. A padded border is right for every model and dilutes
+        border: pixels on each side that image scores leave out; the data set's own border unless given. A padded border is right for every model and dilutes
             the error: MNIST's 28² padded to 32² divides it by 1.31, so figures compare only at the same border.
 
     Returns:
@@ -143,6 +143,7 @@ def score_truth(dscm: Model, dataset: CausalDataset, split: str = "test", count:
     drawn = draw_interventions(dataset, split, count, seed)
     if not drawn:
         return []
+    border = dataset.border if border is None else border
     if not 0 <= 2 * border < min(dscm.graph.image.shape[1:]):
         raise SchemaError(f"border={border} leaves nothing of images of shape {dscm.graph.image.shape}")
     observed = {name: value.to(dscm.device) for name, value in dataset.split(split).batch(drawn[0].index).items()}

@@ -125,8 +125,8 @@ class Bench:
 def _truth(seconds: int, variable: str) -> Callable[[Bench], tuple[float, str]]:
     def measure(bench: Bench) -> tuple[float, str]:
         row = next(r for r in bench.scores(seconds) if r["variable"] == variable)
-        return row["l1"], (f"± {row['l1_error']:.2g} over {row['count']} images; with the true parents {row['l1_true_parents']:.3g}; "
-                           f"identity {row['identity']:.4g}; on 0–255, without the images' border")
+        return row["l1"], (f"± {row['l1_se']:.2g} over {row['count']} images; with the true parents {row['l1_true_parents']:.3g}; "
+                           f"identity {row['l1_identity']:.4g}; the {row['border']}-pixel padding left out")
 
     return measure
 
@@ -139,12 +139,12 @@ for _seconds, _targets in ((60, (3.02, 1.68)), (600, (1.7, 1.0))):
 @measurement("identity_l1_do_thickness", "of 255", 12.07)
 def identity_thickness(bench: Bench) -> float:
     """What copying x scores, for scale."""
-    return next(r for r in bench.scores(60) if r["variable"] == "thickness")["identity"]
+    return next(r for r in bench.scores(60) if r["variable"] == "thickness")["l1_identity"]
 
 
 @measurement("identity_l1_do_intensity", "of 255", 6.66)
 def identity_intensity(bench: Bench) -> float:
-    return next(r for r in bench.scores(60) if r["variable"] == "intensity")["identity"]
+    return next(r for r in bench.scores(60) if r["variable"] == "intensity")["l1_identity"]
 
 
 @measurement("free_energy_30s", "nats/dim", 0.821, 0.821)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 import resource
+import shlex
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -122,12 +123,12 @@ def quickstart(options: Options) -> Path:
                       f"under interventions on: {', '.join(known) or 'nothing'}.")
     with stage(2, "Attributes: fit their causal model"):
         train_attributes(dataset, options)
-    with stage(3, "Image: fit its mechanism"):
+    with stage(3, "Image: fit its mechanism, " + ("a few updates" if options.smoke else f"{options.minutes:g} minutes")):
         train_image(dataset, options)
     with stage(4, "Counterfactuals: merge both, and look"):
         dscm = DSCM.load(run, find_device(options.device))
         figures = draw_figures(dscm, dataset, interventions, run, count, options.seed)
-        console.print("\n".join(str(path) for path in figures.values()))
+        console.print("\n".join(str(path) for path in figures.values()), markup=False, soft_wrap=True)
     with stage(5, "Scores against the truth"):
         rows = score_truth(dscm, dataset, "test", scored, options.seed)
         bound = free_energy(dscm, test.batch(slice(0, scored)), options.seed)
@@ -142,9 +143,9 @@ def quickstart(options: Options) -> Path:
         report = run / REPORT
         write_report(report, f"Counterfactual images: {dataset.title}", lead,
                      compose(dataset, options, figures, interventions, known, rows, bound, minutes), facts)
-        console.print(f"[bold]{report.resolve()}", soft_wrap=True)
+        console.print(str(report.resolve()), style="bold", markup=False, soft_wrap=True)
     console.print(f"Next: open the report; its section “Every step alone” has the commands. Another question:\n"
-                  f"  python -m dscm.counterfactual --run {run} --do {wanted[0]} --count 8 --out grid.png\n"
+                  f"  python -m dscm.counterfactual {shlex.join(['--run', str(run), '--do', wanted[0]])} --count 8 --out grid.png\n"
                   f"More training: the same command with a larger --minutes. Your own data: --dataset my_scm.py (see docs/my_scm.py).",
                   markup=False, soft_wrap=True)
     return report
@@ -182,9 +183,15 @@ def _train(folder: str, training: TrainingConfig, options: Options, fit: Callabl
 
 # ------------------------------------------------------------------------------------------------ looking
 def default_do(dataset: CausalDataset) -> tuple[str, ...]:
-    """A low and a high value of each attribute that can change the image (one of each if there are many)."""
+    """A low and a high value of each attribute that can change the image; of many attributes, one value each.
+
+    Raises:
+        UserError: if no attribute can.
+    """
     graph, training = dataset.graph, dataset.split("train").attributes
     names = [v.name for v in graph.attributes if graph.image.name in graph.descendants([v.name])][:_MOST_COLUMNS]
+    if not names:
+        raise UserError(f"nothing to ask of {dataset.title}: in its graph, no attribute causes the image")
     shares = (0.1, 0.9) if 2 * len(names) <= _MOST_COLUMNS else (0.9,)
     texts = []
     for name in names:

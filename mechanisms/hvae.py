@@ -186,7 +186,7 @@ class HVAE(nn.Module):
         x = batch["image"] * 2 - 1
         likelihood, _, rates = self._infer(x, self._encode_parents(batch, len(x)), noise)
         distortion, rate = -likelihood.log_prob(x).sum((1, 2, 3)), torch.stack(rates).sum(0)
-        warm = 1.0 if not self.config.beta_warmup else min(1.0, 1000 * progress / self.config.beta_warmup)
+        warm = min(1.0, progress / self.config.beta_warmup) if self.config.beta_warmup else 1.0
         charged = torch.stack(rates).clamp(min=self.config.free_bits).sum(0) if self.config.free_bits else rate
         return {"loss": distortion + self.config.beta * warm * charged, "free_energy": distortion + rate,
                 "distortion": distortion, "rate": rate}

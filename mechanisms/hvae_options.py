@@ -27,8 +27,8 @@ class HVAEConfig:
     """Weight of the rate (the KL terms) in the free energy."""
     free_bits: float = 0.0
     """Nats of each level that are not charged."""
-    beta_warmup: int = 0
-    """Share of training, in thousandths, over which the rate's weight rises from 0."""
+    beta_warmup: float = 0.1
+    """Share of the training over which the rate's weight rises from 0; without it the latents tend to die at the start."""
 
 
 # De Sousa Ribeiro et al. 2023, Morpho-MNIST 32²: all pixels at full resolution. Many times slower on processors.

@@ -202,13 +202,13 @@ def test_objective_follows_its_options(case):
     batch = dict(values(), image=images)
     terms = model(batch, Noise(0))
     assert torch.equal(terms["loss"], terms["free_energy"])
-    for changes, progress, rate in (({"beta": 3.0}, 1.0, 3.0), ({"beta_warmup": 500}, 0.25, 0.5), ({"beta_warmup": 500}, 0.9, 1.0)):
-        model.config = replace(model.config, beta=1.0, beta_warmup=0)
+    for changes, progress, rate in (({"beta": 3.0}, 1.0, 3.0), ({"beta_warmup": 0.5}, 0.25, 0.5), ({"beta_warmup": 0.5}, 0.9, 1.0)):
+        model.config = replace(model.config, beta=1.0, beta_warmup=0.0)
         model.config = replace(model.config, **changes)
         other = model(batch, Noise(0), progress)
         torch.testing.assert_close(other["loss"], terms["distortion"] + rate * terms["rate"])
         assert torch.equal(other["free_energy"], terms["free_energy"])
-    model.config = replace(model.config, beta=1.0, beta_warmup=0, free_bits=1e4)
+    model.config = replace(model.config, beta=1.0, beta_warmup=0.0, free_bits=1e4)
     floor = 1e4 * sum(n for _, n in model.decoder_stages)
     torch.testing.assert_close(model(batch, Noise(0))["loss"], terms["distortion"] + floor)
 

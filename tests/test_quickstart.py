@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import re
+import subprocess
+import sys
 from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
@@ -16,7 +18,6 @@ from datasets.schema import Graph, Variable
 from experiments.quickstart import Options, default_do, quickstart
 from experiments.report import Section, bullets, graph_svg, prose, table, write_report
 from mechanisms.checkpoint import MetricsLog, RunError
-from mechanisms.command import run_command
 
 DIGITS = DataOptions("morphomnist", option=("train_digits=96", "valid_digits=32", "test_digits=32", "renderings=1"))
 FIGURES = ("counterfactuals", "attributes", "observed", "sampled", "sampled_mean", "training_pgm", "training_image")
@@ -141,11 +142,18 @@ def test_users_file_without_truth_or_measure(tmp_path: Path) -> None:
     assert [text.partition("=")[0] for text in default_do(data.open())] == ["size", "kind"]  # site does not cause the image
 
 
-def test_help_needs_no_torch(capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit) as stopped:
-        run_command(Options, quickstart, ["--help"])
-    assert stopped.value.code == 0
-    assert "A few updates of everything" in capsys.readouterr().out
+def test_nothing_to_ask_is_said_at_once(tmp_path: Path) -> None:
+    (tmp_path / "scm.py").write_text(MINE.replace('("kind", "size")', "()"))
+    with pytest.raises(UserError, match="no attribute causes the image"):
+        quickstart(Options(data=DataOptions(str(tmp_path / "scm.py")), run=tmp_path / "run", smoke=True))
+    assert not (tmp_path / "run" / "pgm").exists()
+
+
+def test_help_needs_no_torch() -> None:
+    asked = "import sys, experiments.quickstart; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", asked]).returncode == 0
+    shown = subprocess.run([sys.executable, "-m", "experiments.quickstart", "--help"], capture_output=True, text=True)
+    assert shown.returncode == 0 and "A few updates of everything" in shown.stdout
 
 
 def test_graph_is_drawn_whatever_its_shape() -> None:
