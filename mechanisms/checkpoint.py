@@ -44,7 +44,7 @@ def replacing(path: Path) -> Iterator[Path]:
         if isinstance(error, RuntimeError) and not any(w in str(error) for w in ("PytorchStreamWriter", "write", "unexpected pos")):
             raise
         kept = "; the earlier file is kept" if path.exists() else ""
-        raise RunError(f"cannot write {path}: {error}{kept}. Free some space or choose another --run") from error
+        raise RunError(f"cannot write {path}: {error}{kept}. Free some space or choose another place") from error
     finally:
         if temporary.exists():
             temporary.unlink()

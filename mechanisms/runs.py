@@ -26,8 +26,10 @@ def claim(run: Path, dataset: CausalDataset, data: DataOptions) -> None:
         if stored.fingerprint() != graph.fingerprint():
             raise RunError(f"{run} belongs to another graph or training split ({stored.difference(graph)}); choose another --run")
         return
-    options = {key: str(value) for key, value in data.as_dict().items()}
-    write_json(run / RUN, {"dataset": data.dataset, "options": options, "graph": graph.to_dict()})
+    # absolute paths, so that the run can be used from any folder
+    name = str(Path(data.dataset).resolve()) if data.dataset.endswith(".py") else data.dataset
+    options = {key: str(value.resolve() if isinstance(value, Path) else value) for key, value in data.as_dict().items()}
+    write_json(run / RUN, {"dataset": name, "options": options, "graph": graph.to_dict()})
 
 
 def recorded(run: Path) -> dict[str, Any]:

@@ -29,6 +29,10 @@ class Options:
     """Which image mechanism."""
     preset: str = "none"
     """A named configuration that replaces the mechanism's flags: cpu or reference."""
+    shift: int = 0
+    """Augment by random translations of up to so many pixels."""
+    flip: bool = False
+    """Augment by random mirroring."""
     config: HVAEConfig = field(default_factory=HVAEConfig)
 
 
@@ -41,6 +45,7 @@ def train_image(dataset: CausalDataset, options: Options) -> HVAE:
     import torch
 
     from datasets.errors import UserError
+    from mechanisms.augment import augmentation
     from mechanisms.images import FOLDER, build, describe
     from mechanisms.runs import claim
     from mechanisms.training import fit
@@ -55,7 +60,8 @@ def train_image(dataset: CausalDataset, options: Options) -> HVAE:
     model = build(options.mechanism, dataset.graph, PRESETS.get(options.preset, options.config))
     claim(options.run.run, dataset, options.data)
     train, valid = dataset.split("train"), dataset.split("valid")
-    return fit(model, train, valid, training, options.run.run / FOLDER, describe(options.mechanism, model), options.run)
+    return fit(model, train, valid, training, options.run.run / FOLDER, describe(options.mechanism, model), options.run,
+               augmentation(options.shift, options.flip))
 
 
 def main(options: Options) -> None:

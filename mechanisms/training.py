@@ -28,6 +28,7 @@ from tqdm import tqdm
 
 from datasets.base import Split
 from datasets.errors import UserError
+from mechanisms.augment import Augmentation
 from mechanisms.checkpoint import MetricsLog, RunError, load, locked, save, write_json
 from mechanisms.noise import Noise
 from mechanisms.options import RunOptions, TrainingConfig
@@ -38,7 +39,6 @@ _MAY_CHANGE = {*_BUDGETS, "device", "workers", "checkpoint_seconds"}
 _MAX_SKIPPED = 50
 
 Batch = dict[str, Tensor]
-Augmentation = Callable[[Batch, torch.Generator], Batch]
 
 
 def bf16_pays(device: torch.device) -> bool:
@@ -228,7 +228,7 @@ def fit(
 
     Args:
         description: what rebuilds the model, plain values only: ``kind``, ``graph``, ``config``, ….
-        augment: ``(batch, generator) → batch``, applied to training batches.
+        augment: see :mod:`mechanisms.augment`; applied to training batches.
 
     Raises:
         RunError: for a folder that is in use, holds another training, or cannot be written; for a diverged training.
@@ -320,7 +320,7 @@ def fit(
                         saved = time.monotonic()
                     batch = {name: value.to(device, non_blocking=True) for name, value in batch.items()}
                     if augment is not None:
-                        batch = augment(batch, seeded(config.seed, at.step, rank))
+                        batch = augment(batch, seeded(config.seed, at.step), rank, world)
                     rate = min(1.0, (at.step + 1) / max(1, config.warmup)) * 0.5 * (1 + math.cos(math.pi * progress))
                     for group in optimizer.param_groups:
                         group["lr"] = config.learning_rate * rate
