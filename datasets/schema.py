@@ -36,7 +36,8 @@ class Statistics:
     """What the training split says about one variable.
 
     ``mean, std, minimum, maximum`` are in physical units; ``location, scale`` are mean and standard deviation of the
-    unconstrained coordinate. ``counts`` are class frequencies of a discrete variable.
+    unconstrained coordinate. ``counts`` are class frequencies of a discrete variable. ``explained`` is the share of the
+    coordinate's variance (R²) that a linear regression on those of its causes explains which also cause the image.
     """
 
     mean: float = 0.0
@@ -46,6 +47,7 @@ class Statistics:
     location: float = 0.0
     scale: float = 1.0
     counts: tuple[int, ...] = ()
+    explained: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -301,7 +303,20 @@ class Graph:
 
     def fitted(self, attributes: Mapping[str, Tensor]) -> Graph:
         """This graph with statistics of the training split's attributes."""
-        return Graph(v if v.kind == "image" else v.fitted(attributes[v.name]) for v in self)
+        graph = Graph(v if v.kind == "image" else v.fitted(attributes[v.name]) for v in self)
+        return Graph(replace(v, statistics=replace(v.statistics, explained=graph._explained(v, attributes))) for v in graph)
+
+    def _explained(self, variable: Variable, attributes: Mapping[str, Tensor]) -> float:
+        causes = [p for p in self.parents(variable.name) if p.name in self.image.parents]
+        if not (variable.continuous and causes):
+            return 0.0
+        effect = variable.unconstrain(attributes[variable.name].double())
+        columns = [torch.ones(len(effect), 1, dtype=torch.float64)]
+        columns += [cause.encode(attributes[cause.name]).double() for cause in causes]
+        columns += [cause.unconstrain(attributes[cause.name].double()).unsqueeze(1) for cause in causes if cause.continuous]
+        design = torch.cat(columns, 1)
+        residual = effect - design @ torch.linalg.lstsq(design, effect.unsqueeze(1), driver="gelsd").solution.squeeze(1)
+        return float(1 - residual.var() / effect.var())
 
     def check(self, attributes: Mapping[str, Any], where: str = "") -> dict[str, Tensor]:
         """All attributes as ``(B,)`` tensors of equal length; names, supports and lengths are checked."""

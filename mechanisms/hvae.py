@@ -3,8 +3,16 @@
 p(x | pa) = ∫ p(x | z, pa) Π_i p(z_i) dz, with z from coarse to fine resolution (Child 2021, *Very deep VAEs*; De Sousa
 Ribeiro et al. 2023, *High fidelity image counterfactuals with probabilistic causal models*). The prior of every level
 is a standard normal: latents are independent of the parents by construction, so that they belong to the image's noise
-and stay what they are under an intervention. Parents enter the decoder only: its features, where they may act in any
-way, and its read-out, where they act linearly.
+and stay what they are under an intervention. Parents enter the decoder at two places: its features, where they may act
+in any way, and its read-out, where they act linearly.
+
+Collinear parents enter the read-out only. Where one parent of the image all but determines another (thickness and
+intensity of Morpho-MNIST correlate at .9), the features never see them vary apart: an intervention on the effect alone
+asks for a pair outside the training data, and a network extrapolates there as it likes. A linear map extrapolates
+linearly. So the cause keeps the features and its effect acts linearly. Measured after 1,500 updates on 8,000 images, L1 to the
+true image over 32² pixels: do(intensity) 0.50 instead of 1.60 (identity 5.62) and do(thickness) 1.90 instead of 1.96, though the bound is
+*worse*, 0.752 instead of 0.746 nats/dim. What did not do: closing parents' way into the features at a price in nats (z swallowed the thickness),
+additive embeddings, importance weights towards independent parents (a third of the way), faster learning of the read-out (likewise).
 """
 
 from __future__ import annotations
@@ -92,7 +100,8 @@ class HVAE(nn.Module):
         self.parents = graph.image_parents
         channels, *size = graph.image.shape
         patch, embedding = self.config.patch, self.config.embedding
-        columns = sum(v.width for v in self.parents)
+        self.acting = tuple(v for v in self.parents if v.statistics.explained <= self.config.collinear)
+        columns, acting = sum(v.width for v in self.parents), sum(v.width for v in self.acting)
         for name in ("patch", "z_dim", "bases", "embedding"):
             if getattr(self.config, name) < 1:
                 raise UserError(f"{name}={getattr(self.config, name)} must be at least 1")
@@ -107,7 +116,7 @@ class HVAE(nn.Module):
         if fine != sorted(fine, reverse=True) or coarse != sorted(coarse):
             raise UserError(f"an encoder goes from fine to coarse and a decoder back, not {encoder} and {decoder}")
 
-        self.embed = nn.Sequential(nn.Linear(columns, embedding), nn.SiLU(), nn.Linear(embedding, embedding), nn.SiLU())
+        self.embed = nn.Sequential(nn.Linear(acting, embedding), nn.SiLU(), nn.Linear(embedding, embedding), nn.SiLU())
         self.stem = nn.Conv2d(channels * patch * patch, width[fine[0]], 3, padding=1)
         self.encoder = nn.ModuleList(
             nn.ModuleList(ResidualBlock(width[r], _kernel(r)) for _ in range(n)) for r, n in self.encoder_stages)
@@ -147,18 +156,21 @@ class HVAE(nn.Module):
                 h = self.down[k](F.silu(h))
         return activations
 
-    def _decode(self, parents: Tensor, choose: Callable[[LatentBlock, Tensor, Tensor, int], Tensor]) -> DiscretizedGaussian:
+    def _decode(self, parents: Mapping[str, Tensor], rows: int,
+                choose: Callable[[LatentBlock, Tensor, Tensor, int], Tensor]) -> DiscretizedGaussian:
         """Top-down pass; ``choose(level, h, embedding, resolution)`` gives each level's latents."""
-        embedding = self.embed(parents)
-        h = self.bias[0].expand(len(parents), -1, -1, -1)
+        device = self.stem.weight.device
+        embedding = self.embed(encode_parents(self.acting, parents, rows, device))
+        h = self.bias[0].expand(rows, -1, -1, -1)
         for k, (resolution, _) in enumerate(self.decoder_stages):
             if k:
                 h = self.up[k - 1](F.silu(h)) + self.bias[k]
             for level in self.decoder[k]:
                 h = level(h, choose(level, h, embedding, resolution), embedding)
-        return self.readout(h, parents)
+        return self.readout(h, encode_parents(self.parents, parents, rows, device))
 
-    def _infer(self, x: Tensor, parents: Tensor, draw: Draw | None) -> tuple[DiscretizedGaussian, list[Tensor], list[Tensor]]:
+    def _infer(self, x: Tensor, parents: Mapping[str, Tensor],
+               draw: Draw | None) -> tuple[DiscretizedGaussian, list[Tensor], list[Tensor]]:
         """p(x | z, pa), the latents and each level's KL ``(B,)``; z drawn from q, or its mean if ``draw`` is None."""
         activations, latents, rates = self._encode(x), [], []
 
@@ -169,10 +181,7 @@ class HVAE(nn.Module):
             rates.append(kl_to_standard_normal(loc, log_scale).sum((1, 2, 3)))
             return z
 
-        return self._decode(parents, choose), latents, rates
-
-    def _encode_parents(self, values: Mapping[str, Tensor], rows: int) -> Tensor:
-        return encode_parents(self.parents, values, rows, self.stem.weight.device)
+        return self._decode(parents, len(x), choose), latents, rates
 
     # ------------------------------------------------------------------------------------------------ training
     def forward(self, batch: Mapping[str, Tensor], noise: Draw, progress: float = 1.0) -> dict[str, Tensor]:
@@ -184,7 +193,7 @@ class HVAE(nn.Module):
             progress: share of the training that is done; β rises with it.
         """
         x = batch["image"] * 2 - 1
-        likelihood, _, rates = self._infer(x, self._encode_parents(batch, len(x)), noise)
+        likelihood, _, rates = self._infer(x, batch, noise)
         distortion, rate = -likelihood.log_prob(x).sum((1, 2, 3)), torch.stack(rates).sum(0)
         warm = min(1.0, progress / self.config.beta_warmup) if self.config.beta_warmup else 1.0
         charged = torch.stack(rates).clamp(min=self.config.free_bits).sum(0) if self.config.free_bits else rate
@@ -201,14 +210,14 @@ class HVAE(nn.Module):
             parents: attributes in physical units, ``(B,)`` each; only the image's parents are read.
         """
         x = images * 2 - 1
-        likelihood, latents, _ = self._infer(x, self._encode_parents(parents, len(x)), draw)
+        likelihood, latents, _ = self._infer(x, parents, draw)
         return ImageNoise(tuple(latents), likelihood.standardize(x))
 
     @torch.no_grad()
     def predict(self, noise: ImageNoise, parents: Mapping[str, Tensor], temperature: float = 1.0) -> Tensor:
         """x = μ(z, pa) + temperature·σ(z, pa)·u, ``(B, C, H, W)`` in [0, 1]."""
         latents = iter(noise.latents)
-        likelihood = self._decode(self._encode_parents(parents, len(noise)), lambda *_: next(latents))
+        likelihood = self._decode(parents, len(noise), lambda *_: next(latents))
         return (likelihood.place(noise.residual, temperature) + 1) / 2
 
     def draw_noise(self, rows: int, draw: Draw) -> ImageNoise:

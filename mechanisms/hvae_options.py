@@ -19,8 +19,11 @@ class HVAEConfig:
     """Pixels per side folded into channels before the first block: 4 keeps processors busy, 1 is the classic form."""
     z_dim: int = 16
     """Channels of each level of latents."""
-    bases: int = 4
+    bases: int = 2
     """Basis images of the read-out, mixed linearly by the parents."""
+    collinear: float = 0.8
+    """Parents whose causes, where these are parents too, explain more than this share of their variance act in the
+    read-out only, linearly; 1 lets every parent act on the features."""
     embedding: int = 64
     """Width of the parents' embedding that modulates the decoder's blocks."""
     beta: float = 1.0

@@ -60,8 +60,9 @@ def default_topology(finest: int) -> tuple[str, str, str]:
         resolutions.append(resolutions[-1] // 2)
     if resolutions[-1] > 1:
         resolutions.append(1)
-    blocks = {r: 1 if r == 1 else 2 for r in resolutions}
-    levels = {r: 2 if r == 1 else 3 for r in resolutions}
+    # most of the work at the finest resolution: for small images the coarse latents are hardly used
+    blocks = {r: 2 if r == finest else 1 for r in resolutions}
+    levels = {r: 4 if r == finest else 1 for r in resolutions}
     width = {r: 256 if r == 1 else 128 if r <= 4 else 96 if r <= 8 else 64 for r in resolutions}
     encoder = ",".join(f"{r}b{blocks[r]}" for r in resolutions)
     decoder = ",".join(f"{r}b{levels[r]}" for r in reversed(resolutions))

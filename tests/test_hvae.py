@@ -241,7 +241,7 @@ def reference(x: np.ndarray, loc: float, scale: float) -> np.ndarray:
     return upper + np.log1p(-np.exp(lower - upper))
 
 
-SCALES = (2e-4, 0.004, 0.05, 0.4, 2.0)
+SCALES = (1e-3, 0.004, 0.05, 0.4, 2.0)
 GRID = pytest.mark.parametrize("loc, scale", [(loc, scale) for loc in (-1.3, -1.0, 0.1, 0.77, 1.0) for scale in SCALES])
 
 
@@ -277,7 +277,7 @@ def test_gradients_are_finite_and_point_home():
             assert slope[wild & ~censored].abs().min() > 0
 
 
-@pytest.mark.parametrize("scale", [2e-4, 0.01, 0.5])
+@pytest.mark.parametrize("scale", [1e-3, 0.01, 0.5])
 def test_place_inverts_standardize(scale):
     loc = torch.linspace(-1.5, 1.5, 61).repeat_interleave(256)
     p, x = DiscretizedGaussian(loc, torch.full_like(loc, math.log(scale))), LEVELS.repeat(61)

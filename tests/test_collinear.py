@@ -1,0 +1,52 @@
+"""Collinear parents: found in the training split, and kept out of the features."""
+
+import torch
+
+from datasets.schema import Graph, Variable
+from mechanisms.hvae import HVAE, HVAEConfig
+
+
+def graph(spread):
+    random = torch.Generator().manual_seed(0)
+    cause = torch.randn(500, generator=random)
+    effect = cause + spread * torch.randn(500, generator=random)
+    variables = (Variable("cause", "real"), Variable("effect", "real", ("cause",)),
+                 Variable("image", "image", ("cause", "effect"), shape=(1, 16, 16)))
+    return Graph(variables).fitted({"cause": cause, "effect": effect})
+
+
+def test_explained_variance_is_the_regression_s():
+    for spread in (0.1, 1.0):
+        assert abs(graph(spread)["effect"].statistics.explained - 1 / (1 + spread**2)) < 0.05
+    assert graph(1.0)["cause"].statistics.explained == 0
+
+
+def test_causes_that_do_not_touch_the_image_explain_nothing():
+    known = graph(0.1)
+    loose = Graph((known["cause"], known["effect"], Variable("image", "image", ("effect",), shape=(1, 16, 16))))
+    values = {"cause": torch.linspace(0, 1, 50), "effect": torch.linspace(0, 2, 50)}
+    assert loose.fitted(values)["effect"].statistics.explained == 0
+
+
+def test_a_collinear_effect_acts_linearly_and_its_cause_does_not():
+    torch.manual_seed(0)
+    model = HVAE(graph(0.1), HVAEConfig(encoder="4b1", decoder="4b1", widths="4:8"))
+    assert [v.name for v in model.acting] == ["cause"]
+    noise = model.draw_noise(1, torch.randn)
+
+    def loc(cause, effect):
+        values = {"cause": torch.tensor([cause]), "effect": torch.tensor([effect])}
+        latents = iter(noise.latents)
+        with torch.no_grad():
+            return model._decode(values, 1, lambda *_: next(latents)).loc
+
+    def bend(line):
+        return (line(0.0) + line(2.0) - 2 * line(1.0)).abs().max()
+
+    assert (loc(0.5, 2.0) - loc(0.5, 0.0)).abs().max() > 1e-3
+    assert bend(lambda effect: loc(0.5, effect)) < 1e-5 < bend(lambda cause: loc(cause, 0.5))
+
+
+def test_the_threshold_can_be_switched_off():
+    model = HVAE(graph(0.1), HVAEConfig(encoder="4b1", decoder="4b1", widths="4:8", collinear=1.0))
+    assert [v.name for v in model.acting] == ["cause", "effect"]
