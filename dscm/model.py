@@ -14,13 +14,13 @@ import torch
 from torch import Tensor
 
 from datasets.schema import Graph, SchemaError
+from mechanisms.bookkeeping import WEIGHTS
 from mechanisms.checkpoint import RunError, load
 from mechanisms.hvae import HVAE, ImageNoise
 from mechanisms.images import FOLDER as IMAGE_FOLDER
 from mechanisms.images import load_image_mechanism
 from mechanisms.noise import drawing
 from mechanisms.runs import recorded
-from mechanisms.training import WEIGHTS
 from pgm.interventions import Do, resolve_do
 from pgm.scm import AttributeConfig, AttributeSCM
 from pgm.train import FOLDER as ATTRIBUTES_FOLDER

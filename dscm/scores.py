@@ -19,7 +19,7 @@ from torchmetrics.functional.image import peak_signal_noise_ratio, structural_si
 from datasets.base import CausalDataset
 from datasets.schema import Graph, SchemaError, Variable
 from dscm.model import Counterfactual
-from mechanisms.training import seeded
+from mechanisms.noise import seeded
 
 Values = Mapping[str, Tensor]
 
@@ -119,8 +119,8 @@ def score_truth(dscm: Model, dataset: CausalDataset, split: str = "test", count:
     Args:
         temperature: of the pixel residual; 1 keeps every detail of the observed image.
         draws: posterior draws of the image's latents; their mean is scored. None takes the latents' mean, one answer.
-        border: pixels on each side that image scores leave out; the data set's own border unless given. A padded border is right for every model and dilutes
-            the error: MNIST's 28² padded to 32² divides it by 1.31, so figures compare only at the same border.
+        border: pixels on each side that image scores leave out; the data set's own border unless given. A padded
+            border is right for every model and dilutes the error: MNIST's 28² padded to 32² divides it by 1.31.
 
     Returns:
         Rows of plain values, empty where nothing is known. Errors are means over images, ``…_se`` their standard errors:

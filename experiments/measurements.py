@@ -153,7 +153,8 @@ def free_energy(bench: Bench) -> tuple[float, str]:
     model, test = bench.model(30).image, bench.dataset.split("test").batch(slice(0, bench.options.count))
     generator = torch.Generator().manual_seed(bench.options.seed)
     energies = model.free_energy(test["image"], test, drawing(generator, "cpu")) / test["image"][0].numel()
-    return float(energies.mean()), f"± {float(energies.std() / len(energies) ** 0.5):.2g} over {len(energies)} held-out images; z sampled once"
+    error = float(energies.std() / len(energies) ** 0.5)
+    return float(energies.mean()), f"± {error:.2g} over {len(energies)} held-out images; z sampled once"
 
 
 # ------------------------------------------------------------------------------------------------ attributes
@@ -247,7 +248,8 @@ measurement("render_error_exact", "of 255", 0.4, 0.5)(_official(exact=True))
 
 @measurement("import_seconds", "s", None, 4)
 def import_seconds(bench: Bench) -> tuple[float, str]:
-    return _process("-c", "from dscm import DSCM; from mechanisms import HVAE; from pgm import AttributeSCM"), "DSCM, HVAE and AttributeSCM, median of 3"
+    names = "from dscm import DSCM; from mechanisms import HVAE; from pgm import AttributeSCM"
+    return _process("-c", names), "DSCM, HVAE and AttributeSCM, median of 3"
 
 
 @measurement("help_seconds", "s", None, 1)

@@ -172,7 +172,7 @@ def train_image(dataset: CausalDataset, options: Options) -> None:
 
 def _train(folder: str, training: TrainingConfig, options: Options, fit: Callable[[RunOptions], nn.Module]) -> None:
     """Train into ``folder`` of the run, or continue the training that it holds; one that has reached its budget stays as it is."""
-    from mechanisms.training import CHECKPOINT
+    from mechanisms.bookkeeping import CHECKPOINT
 
     path = options.folder / folder
     resume = options.resume and not options.overwrite and (path / CHECKPOINT).exists()
@@ -221,8 +221,9 @@ def draw_figures(dscm: DSCM, dataset: CausalDataset, interventions: Sequence[tup
 
     from dscm.counterfactual import answer
     from dscm.figures import attribute_figure, counterfactual_grid, save_figure, training_curves
+    from mechanisms.bookkeeping import METRICS
     from mechanisms.checkpoint import MetricsLog
-    from mechanisms.training import METRICS, seeded
+    from mechanisms.noise import seeded
     from pgm.interventions import resolve_do
 
     folder, graph, test = run / FIGURES, dataset.graph, dataset.split("test")
@@ -268,8 +269,8 @@ def compose(dataset: CausalDataset, options: Options, figures: dict[str, Path], 
             known: Sequence[str], rows: Sequence[dict[str, Any]], bound: tuple[float, float], minutes: float) -> list[Section]:
     """All sections of the report, in order."""
     from experiments import sections
+    from mechanisms.bookkeeping import CONFIG
     from mechanisms.checkpoint import read_json, versions
-    from mechanisms.training import CONFIG
 
     labels = [label for label, _ in interventions]
     example = {name: float(value) for _, do in interventions for name, value in do.items() if not callable(value)}

@@ -13,8 +13,8 @@ from datasets.base import SPLITS, CausalDataset
 from datasets.options import DataOptions
 from datasets.schema import Variable
 from experiments.report import Section, bullets, code, definitions, details, graph_svg, note, picture, prose, side_by_side, table
+from mechanisms.bookkeeping import METRICS
 from mechanisms.checkpoint import MetricsLog
-from mechanisms.training import METRICS
 
 Row = Mapping[str, Any]
 

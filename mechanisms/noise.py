@@ -36,3 +36,11 @@ def drawing(generator: torch.Generator | None, device: torch.device | str) -> Ca
     """``draw(rows, *shape)`` from a generator that may live on another device; the global stream if there is none."""
     home = generator.device if generator is not None else device
     return lambda rows, *shape: torch.randn(rows, *shape, generator=generator, device=home).to(device)
+
+
+def seeded(*keys: int) -> torch.Generator:
+    """A generator that is a function of the keys."""
+    seed = 0
+    for key in keys:
+        seed = (seed * 1_000_003 + key + 1) % 2**63
+    return torch.Generator().manual_seed(seed)

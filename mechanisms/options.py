@@ -37,6 +37,8 @@ class TrainingConfig:
     """Decay of the averaged weights that are evaluated and kept."""
     validations: int = 10
     """How many times in a training the validation split is looked at."""
+    validation_rows: int = 1000
+    """How many of its rows each look takes."""
     keep: Literal["best", "last"] = "last"
     """Which averaged weights to keep: those best on validation, or the last."""
     checkpoint_seconds: float = 30.0
@@ -57,7 +59,7 @@ class TrainingConfig:
         for name in ("epochs", "steps", "minutes"):
             if (value := getattr(self, name)) is not None and not 0 < value < float("inf"):
                 raise UserError(f"--{name} {value} must be positive")
-        for name in ("batch_size", "learning_rate", "clip", "skip", "validations"):
+        for name in ("batch_size", "learning_rate", "clip", "skip", "validations", "validation_rows"):
             if not getattr(self, name) > 0:
                 raise UserError(f"--{name.replace('_', '-')} {getattr(self, name)} must be positive")
         for name in ("warmup", "weight_decay", "checkpoint_seconds", "workers"):

@@ -9,206 +9,30 @@ one seeded stream (:class:`mechanisms.noise.Noise`), and learning rate and warm-
 from __future__ import annotations
 
 import math
-import signal
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, nullcontext
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping
+from contextlib import nullcontext
+from dataclasses import asdict
 from pathlib import Path
-from types import FrameType
-from typing import Any, Self
+from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.state import AcceleratorState
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 from datasets.base import Split
-from datasets.errors import UserError
 from mechanisms.augment import Augmentation
-from mechanisms.checkpoint import MetricsLog, RunError, load, locked, save, write_json
-from mechanisms.noise import Noise
+from mechanisms.batches import batches
+from mechanisms.bookkeeping import CHECKPOINT, CONFIG, WEIGHTS, Average, Log, Meter, Position, Stop
+from mechanisms.checkpoint import RunError, load, locked, save, write_json
+from mechanisms.devices import agree, make_accelerator
+from mechanisms.noise import Noise, seeded
 from mechanisms.options import RunOptions, TrainingConfig
 
-CHECKPOINT, WEIGHTS, METRICS, CONFIG = "checkpoint.pt", "mechanism.pt", "metrics.jsonl", "config.json"
-_BUDGETS = ("epochs", "steps", "minutes")
-_MAY_CHANGE = {*_BUDGETS, "device", "workers", "checkpoint_seconds"}
+_MAY_CHANGE = {"epochs", "steps", "minutes", "device", "workers", "checkpoint_seconds"}
 _MAX_SKIPPED = 50
-
-Batch = dict[str, Tensor]
-
-
-def bf16_pays(device: torch.device) -> bool:
-    """Whether the hardware multiplies bfloat16 matrices faster than float32 ones."""
-    if device.type == "cuda":
-        return torch.cuda.is_bf16_supported(including_emulation=False)
-    tests = (getattr(torch.cpu, name, None) for name in ("_is_avx512_bf16_supported", "_is_amx_tile_supported"))
-    return device.type == "cpu" and any(test() for test in tests if test)
-
-
-def make_accelerator(device: str, precision: str) -> Accelerator:
-    """Device, precision and processes; under ``torchrun`` one process per device (gloo on the CPU).
-
-    Raises:
-        RunError: for a device that this machine does not have.
-    """
-    available = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
-    if device != "auto" and not available[device]:
-        raise RunError(f"--device {device} is not available here; available: {', '.join(d for d, ok in available.items() if ok)}")
-    cpu = device == "cpu" or not (available["cuda"] or available["mps"])
-    probe = torch.device("cpu" if cpu else "cuda" if available["cuda"] else "mps")
-    bf16 = precision == "bf16" or (precision == "auto" and bf16_pays(probe))
-    AcceleratorState._reset_state(reset_partial_state=True)  # one process may train several mechanisms, each in its precision
-    return Accelerator(cpu=cpu, mixed_precision="bf16" if bf16 else "no")
-
-
-class _Rows(Dataset):
-    """Adapts a split to a DataLoader: item = all rows of one batch, so that the order stays ours.
-
-    An error that the user can mend is returned, not raised: a DataLoader would bury it under a worker's traceback.
-    """
-
-    def __init__(self, split: Split, batches: list[Tensor]) -> None:
-        self.split, self.batches = split, batches
-
-    def __len__(self) -> int:
-        return len(self.batches)
-
-    def __getitem__(self, k: int) -> Batch | UserError:
-        try:
-            return self.split.batch(self.batches[k])
-        except UserError as error:
-            return UserError(str(error))
-
-
-def _leave_signals_to_parent(worker: int) -> None:
-    """Ctrl-C reaches every process of a terminal: the training stops after its update, so its workers must live on."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
-
-
-def batches(split: Split, order: Tensor, size: int, rank: int, world: int, workers: int = 0, start: int = 0) -> Iterator[Batch]:
-    """This process's rows of each global batch, from batch ``start`` on; read ahead by workers if not in memory."""
-    share = size // world
-    chunks = [order[k + rank * share : k + (rank + 1) * share] for k in range(start * size, len(order) - size + 1, size)]
-    if split.in_memory or not workers:
-        yield from (split.batch(rows) for rows in chunks)
-    else:
-        for batch in DataLoader(_Rows(split, chunks), batch_size=None, num_workers=workers, worker_init_fn=_leave_signals_to_parent):
-            if isinstance(batch, UserError):
-                raise batch
-            yield batch
-
-
-class Average:
-    """Exponential moving average of a model's parameters; young averages follow faster (t+1)/(t+10)."""
-
-    def __init__(self, model: nn.Module, decay: float) -> None:
-        self.decay, self.source = decay, list(model.parameters())
-        self.values = [p.detach().clone() for p in self.source]
-
-    @torch.no_grad()
-    def update(self, step: int) -> None:
-        weight = 1 - min(self.decay, (step + 1) / (step + 10))
-        torch._foreach_lerp_(self.values, [p.detach() for p in self.source], weight)
-
-    def load(self, values: list[Tensor]) -> None:
-        for mine, saved in zip(self.values, values, strict=True):
-            mine.copy_(saved)
-
-    @torch.no_grad()
-    def swap(self) -> None:
-        """Exchange averaged and present weights, in place."""
-        for value, parameter in zip(self.values, self.source, strict=True):
-            kept = parameter.detach().clone()
-            parameter.copy_(value)
-            value.copy_(kept)
-
-    def __enter__(self) -> Self:
-        self.swap()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.swap()
-
-
-@dataclass
-class Position:
-    """Where a training stands; all of it is checkpointed."""
-
-    step: int = 0
-    elapsed: float = 0.0
-    norm: float = 0.0  # running gradient norm
-    skipped: int = 0
-    in_a_row: int = 0
-    validated: int = 0
-    best: float = math.inf
-
-
-class Meter:
-    """Means of the training terms since the last row of the log."""
-
-    def __init__(self, sums: Mapping[str, Tensor] | None = None, count: int = 0) -> None:
-        self.sums = dict(sums or {})
-        self.count = count
-
-    def add(self, terms: Mapping[str, Tensor]) -> None:
-        for name, term in terms.items():
-            self.sums[name] = self.sums.get(name, 0.0) + term.detach().float().mean()
-        self.count += 1
-
-    def flush(self) -> dict[str, float]:
-        means = {name: float(value) / self.count for name, value in self.sums.items()}
-        self.sums, self.count = {}, 0
-        return means
-
-
-class Log:
-    """``metrics.jsonl`` and, if asked for, TensorBoard events."""
-
-    def __init__(self, folder: Path, step: int, tensorboard: bool) -> None:
-        self.rows = MetricsLog(folder / METRICS, step)
-        self.board = None
-        if tensorboard:
-            try:
-                from torch.utils.tensorboard import SummaryWriter
-            except ImportError:
-                raise RunError("--tensorboard needs the tensorboard package: pip install tensorboard") from None
-            self.board = SummaryWriter(folder)
-
-    def write(self, row: Mapping[str, Any]) -> None:
-        self.rows.write(row)
-        if self.board:
-            for part in ("train", "valid"):
-                for name, value in row[part].items():
-                    self.board.add_scalar(f"{part}/{name}", value, row["step"])
-            self.board.flush()
-
-
-class Stop(AbstractContextManager):
-    """Turns Ctrl-C and SIGTERM into a request to stop after the present update; a second Ctrl-C stops at once."""
-
-    def __enter__(self) -> Self:
-        self.requested = False
-        self._earlier = {}
-        for number in (signal.SIGINT, signal.SIGTERM):
-            try:
-                self._earlier[number] = signal.signal(number, self._request)
-            except ValueError:  # not the main thread: the caller's handling stays
-                break
-        return self
-
-    def _request(self, number: int, frame: FrameType | None) -> None:
-        if self.requested:
-            raise KeyboardInterrupt
-        self.requested = True
-
-    def __exit__(self, *_: object) -> None:
-        for number, handler in self._earlier.items():
-            signal.signal(number, handler)
 
 
 def fit(
@@ -281,7 +105,8 @@ def fit(
             nonlocal best
             model.eval()
             with average:
-                scores = evaluate(wrapped, valid, size, Noise(config.seed + 1, device, rank, world), accelerator)
+                count, fixed = min(len(valid), config.validation_rows), Noise(config.seed + 1, device, rank, world)
+                scores = evaluate(wrapped, valid, count, size, fixed, accelerator)
                 if scores["loss"] < at.best:
                     at.best, best = scores["loss"], copy_state(model)
             model.train()
@@ -365,11 +190,11 @@ def update(accelerator: Accelerator, model: nn.Module, optimizer: torch.optim.Op
 
 
 @torch.no_grad()
-def evaluate(model: nn.Module, split: Split, size: int, noise: Noise, accelerator: Accelerator) -> dict[str, float]:
-    """Mean of each term over a split; each process takes its share of the rows (at most ``world − 1`` are left out)."""
+def evaluate(model: nn.Module, split: Split, count: int, size: int, noise: Noise, accelerator: Accelerator) -> dict[str, float]:
+    """Mean of each term over the first ``count`` rows; each process takes its share (at most ``world − 1`` are left out)."""
     world, sums, rows = accelerator.num_processes, {}, 0
-    for start in range(0, len(split), size):
-        share = min(size, len(split) - start) // world
+    for start in range(0, count, size):
+        share = min(size, count - start) // world
         if share == 0:
             continue
         first = start + accelerator.process_index * share
@@ -379,25 +204,6 @@ def evaluate(model: nn.Module, split: Split, size: int, noise: Noise, accelerato
         rows += share * world
     totals = accelerator.reduce(torch.stack([torch.as_tensor(v) for v in sums.values()]), "sum")
     return {name: float(value) / rows for name, value in zip(sums, totals, strict=True)}
-
-
-def agree(values: tuple[float, bool, bool], world: int, device: torch.device) -> tuple[float, bool, bool]:
-    """Progress as the first process sees it, and flags that hold if any process raised them."""
-    if world == 1:
-        return values
-    progress = torch.tensor([float(values[0])], dtype=torch.float64, device=device)  # in float32, 75/90 of 6 is less than 5
-    flags = torch.tensor([float(values[1]), float(values[2])], device=device)
-    torch.distributed.broadcast(progress, 0)
-    torch.distributed.all_reduce(flags, torch.distributed.ReduceOp.MAX)
-    return float(progress), bool(flags[0]), bool(flags[1])
-
-
-def seeded(*keys: int) -> torch.Generator:
-    """A generator that is a function of the keys."""
-    seed = 0
-    for key in keys:
-        seed = (seed * 1_000_003 + key + 1) % 2**63
-    return torch.Generator().manual_seed(seed)
 
 
 def copy_state(model: nn.Module) -> dict[str, Tensor]:

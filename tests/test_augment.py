@@ -3,7 +3,7 @@
 import torch
 
 from mechanisms.augment import augmentation
-from mechanisms.training import seeded
+from mechanisms.noise import seeded
 
 
 def batch(rows=6):

@@ -26,11 +26,13 @@ from torch import Tensor, nn
 
 from datasets import Split
 from datasets.errors import UserError
+from mechanisms.bookkeeping import Average, Meter, Position, Stop
 from mechanisms.checkpoint import MetricsLog, RunError, load, read_json
 from mechanisms.command import run_command
+from mechanisms.devices import bf16_pays, make_accelerator
 from mechanisms.noise import Noise
 from mechanisms.options import RunOptions, TrainingConfig
-from mechanisms.training import Average, Meter, Position, Stop, bf16_pays, fit, make_accelerator, update
+from mechanisms.training import fit, update
 
 ROOT = Path(__file__).resolve().parent.parent
 STEPS = 90

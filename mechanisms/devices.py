@@ -1,0 +1,44 @@
+"""Where to compute, in which precision, and how processes agree."""
+
+from __future__ import annotations
+
+import torch
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState
+
+from mechanisms.checkpoint import RunError
+
+
+def bf16_pays(device: torch.device) -> bool:
+    """Whether the hardware multiplies bfloat16 matrices faster than float32 ones."""
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    tests = (getattr(torch.cpu, name, None) for name in ("_is_avx512_bf16_supported", "_is_amx_tile_supported"))
+    return device.type == "cpu" and any(test() for test in tests if test)
+
+
+def make_accelerator(device: str, precision: str) -> Accelerator:
+    """Device, precision and processes; under ``torchrun`` one process per device (gloo on the CPU).
+
+    Raises:
+        RunError: for a device that this machine does not have.
+    """
+    available = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    if device != "auto" and not available[device]:
+        raise RunError(f"--device {device} is not available here; available: {', '.join(d for d, ok in available.items() if ok)}")
+    cpu = device == "cpu" or not (available["cuda"] or available["mps"])
+    probe = torch.device("cpu" if cpu else "cuda" if available["cuda"] else "mps")
+    bf16 = precision == "bf16" or (precision == "auto" and bf16_pays(probe))
+    AcceleratorState._reset_state(reset_partial_state=True)  # one process may train several mechanisms, each in its precision
+    return Accelerator(cpu=cpu, mixed_precision="bf16" if bf16 else "no")
+
+
+def agree(values: tuple[float, bool, bool], world: int, device: torch.device) -> tuple[float, bool, bool]:
+    """Progress as the first process sees it, and flags that hold if any process raised them."""
+    if world == 1:
+        return values
+    progress = torch.tensor([float(values[0])], dtype=torch.float64, device=device)  # in float32, 75/90 of 6 is less than 5
+    flags = torch.tensor([float(values[1]), float(values[2])], device=device)
+    torch.distributed.broadcast(progress, 0)
+    torch.distributed.all_reduce(flags, torch.distributed.ReduceOp.MAX)
+    return float(progress), bool(flags[0]), bool(flags[1])
