@@ -15,8 +15,9 @@ class HVAEConfig:
     """Stages <resolution>b<blocks>, coarse to fine; every block is one level of latents."""
     widths: str = "auto"
     """Channels at each resolution, such as 8:96,4:128,1:256."""
-    patch: int = 4
-    """Pixels per side folded into channels before the first block: 4 keeps processors busy, 1 is the classic form."""
+    patch: int = 2
+    """Pixels per side folded into channels before the first block: more is faster, 1 is the classic form. On 32² pixels, 2
+    errs less than 4 in the same time."""
     z_dim: int = 16
     """Channels of each level of latents."""
     bases: int = 2

@@ -54,16 +54,19 @@ def parse_widths(text: str, encoder: Stages, decoder: Stages, finest: int) -> di
 
 
 def default_topology(finest: int) -> tuple[str, str, str]:
-    """Encoder, decoder and widths for images that measure ``finest`` after folding, ``8`` for 32² pixels."""
+    """Encoder, decoder and widths for images that measure ``finest`` after folding, ``16`` for 32² pixels.
+
+    Levels at middle resolutions (5 to 8), whose latents describe parts of a shape, are worth their time: with one instead
+    of two there, the same bound came with a far worse error to the truth (do(thickness) 1.90 against 1.45 of 255).
+    """
     resolutions = [finest]
     while resolutions[-1] > 4 and resolutions[-1] % 2 == 0:
         resolutions.append(resolutions[-1] // 2)
     if resolutions[-1] > 1:
         resolutions.append(1)
-    # most of the work at the finest resolution: for small images the coarse latents are hardly used
+    levels = {r: 3 if r == finest else 2 if 4 < r <= 8 else 1 for r in resolutions}
     blocks = {r: 2 if r == finest else 1 for r in resolutions}
-    levels = {r: 4 if r == finest else 1 for r in resolutions}
-    width = {r: 256 if r == 1 else 128 if r <= 4 else 96 if r <= 8 else 64 for r in resolutions}
+    width = {r: 256 if r == 1 else 128 if r <= 4 else 96 if r <= 8 else 48 if r <= 16 else 32 for r in resolutions}
     encoder = ",".join(f"{r}b{blocks[r]}" for r in resolutions)
     decoder = ",".join(f"{r}b{levels[r]}" for r in reversed(resolutions))
     return encoder, decoder, ",".join(f"{r}:{width[r]}" for r in resolutions)
