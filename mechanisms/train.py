@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from datasets.base import CausalDataset
     from mechanisms.hvae import HVAE
 
-DEFAULTS = TrainingConfig(batch_size=32, learning_rate=2e-3, beta2=0.99, warmup=50, weight_decay=0.01, ema=0.99, keep="last")
+DEFAULTS = TrainingConfig(batch_size=16, learning_rate=2e-3, beta2=0.99, warmup=50, weight_decay=0.01, ema=0.99, keep="last")
 DEFAULT_MINUTES = 10.0
 
 

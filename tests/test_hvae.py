@@ -28,7 +28,7 @@ TINY = replace(SMALL, encoder="8b1d2,4b1,1b1", decoder="1b2,4b1,8b1", widths="8:
 CASES = {
     "tiny-grey-16": (TINY, 1, 16),
     "tiny-rgb-16": (TINY, 3, 16),
-    "folded-grey-28": (replace(SMALL, widths="7:8,1:8"), 1, 28),
+    "folded-grey-28": (replace(SMALL, widths="14:8,7:8,1:8"), 1, 28),
     "folded-rgb-32": (replace(SMALL, widths="8:8,4:8,1:8"), 3, 32),
     "pixels-grey-12": (replace(SMALL, widths="12:8,6:8,3:8,1:8", patch=1), 1, 12),
     "one-level-rgb-4": (SMALL, 3, 4),
@@ -295,8 +295,8 @@ def test_divergence_and_bound():
     torch.testing.assert_close(kl_to_standard_normal(loc, log_scale), exact)
     x = torch.linspace(-60, 60, 2001).requires_grad_()
     y = soft_bound(x, -9.0, 1.0)
-    assert y.min() >= -9.01 and y.max() <= 1.01 and soft_bound(torch.tensor(-4.0), -9.0, 1.0).item() == pytest.approx(-4, abs=0.02)
-    assert (y.diff() >= 0).all() and torch.autograd.grad(y.sum(), x)[0].isfinite().all()
+    assert -9.6 < y.min() and y.max() < 1.6 and soft_bound(torch.tensor(-4.0), -9.0, 1.0).item() == -4
+    assert (y.diff() >= 0).all() and torch.autograd.grad(y.sum(), x)[0].min() > 0.009
 
 
 def test_parents_act_linearly_on_the_read_out():
