@@ -55,7 +55,7 @@ def tiny_run(tmp_path_factory: pytest.TempPathFactory, session_cache: Path) -> P
     attributes = AttributeOptions(data, run)
     train_attributes(dataset, replace(attributes, training=replace(attributes.training, steps=60, device="cpu")))
     image = ImageOptions(data, run)
-    small = replace(image.config, z_dim=4, embedding=16, widths="8:16,4:16,1:16")
+    small = replace(image.config, z_dim=4, embedding=16, widths="16:8,8:16,4:16,1:16")
     training = replace(image.training, steps=20, batch_size=16, device="cpu", precision="fp32")
     train_image(dataset, replace(image, training=training, config=small))
     return run.run

@@ -276,6 +276,6 @@ def test_mechanisms_of_other_graphs_are_refused(dscm):
     variables = [v for v in dscm.graph if v.name not in ("image", "digit")]
     other = Graph([*variables, Variable("image", "image", ("thickness", "intensity"), shape=(1, 32, 32))])
     with pytest.raises(RunError, match="digit is only in the first; image.parents: .*Train both on one data set"):
-        DSCM(dscm.attributes, HVAE(other, HVAEConfig(z_dim=2, widths="8:8,4:8,1:8")))
+        DSCM(dscm.attributes, HVAE(other, HVAEConfig(z_dim=2, widths="16:8,8:8,4:8,1:8")))
     with pytest.raises(RunError, match="digit is only in the second"):
         DSCM(AttributeSCM(other), dscm.image)

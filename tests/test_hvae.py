@@ -29,7 +29,7 @@ CASES = {
     "tiny-grey-16": (TINY, 1, 16),
     "tiny-rgb-16": (TINY, 3, 16),
     "folded-grey-28": (replace(SMALL, widths="14:8,7:8,1:8"), 1, 28),
-    "folded-rgb-32": (replace(SMALL, widths="8:8,4:8,1:8"), 3, 32),
+    "folded-rgb-32": (replace(SMALL, widths="16:8,8:8,4:8,1:8"), 3, 32),
     "pixels-grey-12": (replace(SMALL, widths="12:8,6:8,3:8,1:8", patch=1), 1, 12),
     "one-level-rgb-4": (SMALL, 3, 4),
     "cpu-grey-32": (PRESETS["cpu"], 1, 32),

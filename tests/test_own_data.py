@@ -15,7 +15,7 @@ from datasets import CausalDataset, open_dataset
 
 FILE = Path(__file__).resolve().parent.parent / "docs" / "my_scm.py"
 DATA = ["--dataset", str(FILE), "--option", "size=300"]
-SMALL = ["--widths", "4:16,1:16", "--z-dim", "4", "--embedding", "16"]
+SMALL = ["--widths", "8:16,4:16,1:16", "--z-dim", "4", "--embedding", "16"]
 
 
 @pytest.fixture(scope="module")
@@ -33,6 +33,10 @@ def python_m(monkeypatch: pytest.MonkeyPatch, module: str, *arguments: str) -> N
 def test_file_is_short_enough_to_be_shown():
     lines = FILE.read_text(encoding="utf-8").splitlines()
     assert len(lines) <= 60 and max(map(len, lines)) <= 120
+
+
+def test_readme_shows_this_very_file():
+    assert FILE.read_text(encoding="utf-8") in (FILE.parent.parent / "README.md").read_text(encoding="utf-8")
 
 
 def test_splits_differ_and_repeat(shapes):

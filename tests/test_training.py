@@ -38,7 +38,8 @@ ROOT = Path(__file__).resolve().parent.parent
 STEPS = 90
 DATA = ["--dataset", str(ROOT / "docs" / "my_scm.py"), "--option", "size=200"]
 COMMON = [*DATA, "--steps", str(STEPS), "--validations", "6", "--batch-size", "32", "--device", "cpu", "--precision", "fp32"]
-TINY = ["--encoder", "4b1,1b1", "--decoder", "1b1,4b1", "--widths", "4:8,1:8", "--z-dim", "2", "--embedding", "8", "--bases", "2"]
+TINY = ["--encoder", "4b1,1b1", "--decoder", "1b1,4b1", "--widths", "4:8,1:8", "--z-dim", "2", "--embedding", "8", "--bases", "2",
+        "--patch", "4"]
 COMMANDS = {"pgm": ("pgm.train", COMMON), "image": ("mechanisms.train", [*COMMON, *TINY])}
 both = pytest.mark.parametrize("folder", COMMANDS)
 
