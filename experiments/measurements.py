@@ -163,7 +163,7 @@ def attribute_fit_gap(bench: Bench) -> tuple[float, str]:
     """The larger of the gaps of p(t) and p(i | t) to the true log-density, 60,000 rows fitted, 10,000 fresh ones scored."""
     scm, _ = bench.attribute_fit
     fresh = process_rows(10_000, bench.options.seed + 1)
-    fitted = {name: float(value.mean()) for name, value in scm.log_prob(fresh).items()}
+    fitted = {name: float(value.detach().mean()) for name, value in scm.log_prob(fresh).items()}
     true = {name: float(value.mean()) for name, value in true_log_prob(fresh).items()}
     gaps = {name: true[name] - fitted[name] for name in true}
     note = "; ".join(f"{name}: true {true[name]:.4f}, fitted {fitted[name]:.4f}, gap {gaps[name]:.4f}" for name in gaps)

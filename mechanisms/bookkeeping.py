@@ -36,6 +36,12 @@ class Average:
             mine.copy_(saved)
 
     @torch.no_grad()
+    def restore(self) -> None:
+        """Take the model back to the average."""
+        for value, parameter in zip(self.values, self.source, strict=True):
+            parameter.copy_(value)
+
+    @torch.no_grad()
     def swap(self) -> None:
         """Exchange averaged and present weights, in place."""
         for value, parameter in zip(self.values, self.source, strict=True):

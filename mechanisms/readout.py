@@ -6,7 +6,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from mechanisms.likelihood import MIN_LOG_SCALE, DiscretizedGaussian, soft_bound
+from mechanisms.likelihood import DiscretizedGaussian, soft_bound
+
+FLOOR = -7.0  # of log σ: half a bin is e^−5.5, so less gains no likelihood, and gradients blow up where μ is off
 
 
 class BilinearReadout(nn.Module):
@@ -48,4 +50,4 @@ class BilinearReadout(nn.Module):
             weights = self.weights(parents).view(-1, self.channels, self.bases)
             loc = torch.einsum("bck,bkhw->bchw", weights, maps[:, : self.bases] + self.offset) - 1
             log_scale = maps[:, self.bases :] + self.log_scale(parents)[:, :, None, None]
-            return DiscretizedGaussian(loc, soft_bound(log_scale, MIN_LOG_SCALE, 1.0))
+            return DiscretizedGaussian(loc, soft_bound(log_scale, FLOOR, 1.0))

@@ -32,6 +32,7 @@ from mechanisms.noise import Noise, seeded
 from mechanisms.options import RunOptions, TrainingConfig
 
 _MAY_CHANGE = {"epochs", "steps", "minutes", "device", "workers", "checkpoint_seconds"}
+_REWIND = 5  # skipped updates in a row before weights go back to their average
 _MAX_SKIPPED = 50
 
 
@@ -152,8 +153,7 @@ def fit(
                     terms = wrapped(batch, noise, progress)
                     optimizer.zero_grad(set_to_none=True)
                     accelerator.backward(terms["loss"].mean())
-                    update(accelerator, model, optimizer, config, at)
-                    average.update(at.step)
+                    update(accelerator, model, optimizer, config, at, average)
                     meter.add(terms)
                     at.step += 1
                     bar.update(1 if total else min(100, int(100 * progress)) - bar.n)
@@ -170,20 +170,28 @@ def fit(
     return model.eval()
 
 
-def update(accelerator: Accelerator, model: nn.Module, optimizer: torch.optim.Optimizer, config: TrainingConfig, at: Position) -> None:
+def update(accelerator: Accelerator, model: nn.Module, optimizer: torch.optim.Optimizer, config: TrainingConfig, at: Position,
+           average: Average) -> None:
     """One optimiser step, unless the gradient is broken: clipped at ``clip``, skipped at ``skip`` × the running norm.
 
+    Where one skip follows another, the last step led astray: weights go back to their average and momentum is dropped.
+
     Raises:
-        RunError: after 50 skipped updates in a row; the checkpoint on disk is from before.
+        RunError: where even that does not help; the checkpoint on disk is from before.
     """
     norm = float(accelerator.clip_grad_norm_(model.parameters(), config.clip))
     if math.isfinite(norm) and (at.norm == 0 or norm < config.skip * at.norm):
         optimizer.step()
+        average.update(at.step)
         at.norm = norm if at.norm == 0 else 0.98 * at.norm + 0.02 * norm
         at.in_a_row = 0
         return
     at.skipped, at.in_a_row = at.skipped + 1, at.in_a_row + 1
     at.norm *= 1.05  # a lasting change of scale is let through in the end
+    if at.in_a_row % _REWIND == 0:
+        average.restore()
+        for state in optimizer.state.values():
+            state["exp_avg"].zero_()
     if at.in_a_row >= _MAX_SKIPPED:
         raise RunError(f"training diverged at step {at.step} (gradient norm {norm:g}, {at.in_a_row} updates skipped in a row). "
                        "The last checkpoint is kept; lower --learning-rate or raise --warmup")

@@ -30,7 +30,7 @@ def test_causes_that_do_not_touch_the_image_explain_nothing():
 
 def test_a_collinear_effect_acts_linearly_and_its_cause_does_not():
     torch.manual_seed(0)
-    model = HVAE(graph(0.1), HVAEConfig(encoder="4b1", decoder="4b1", widths="4:8"))
+    model = HVAE(graph(0.1), HVAEConfig(encoder="4b1", decoder="4b1", widths="4:8", patch=4))
     assert [v.name for v in model.acting] == ["cause"]
     noise = model.draw_noise(1, torch.randn)
 
@@ -48,5 +48,5 @@ def test_a_collinear_effect_acts_linearly_and_its_cause_does_not():
 
 
 def test_the_threshold_can_be_switched_off():
-    model = HVAE(graph(0.1), HVAEConfig(encoder="4b1", decoder="4b1", widths="4:8", collinear=1.0))
+    model = HVAE(graph(0.1), HVAEConfig(encoder="4b1", decoder="4b1", widths="4:8", patch=4, collinear=1.0))
     assert [v.name for v in model.acting] == ["cause", "effect"]

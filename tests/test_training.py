@@ -380,20 +380,36 @@ def test_best_or_last_weights(tmp_path, keep):
 
 def test_updates_are_clipped_and_skipped():
     model = Toy()
-    optimizer, at, accelerator = torch.optim.SGD(model.parameters(), lr=1.0), Position(), Accelerator(cpu=True)
+    optimizer, at, accelerator = torch.optim.AdamW(model.parameters(), lr=0.1, weight_decay=0.0), Position(), Accelerator(cpu=True)
+    average = Average(model, 0.5)
 
     def step(gradient: float) -> float:
         before = model.weight.item()
         model.weight.grad = torch.tensor([gradient])
-        update(accelerator, model, optimizer, replace(CONFIG, clip=2.0, skip=10.0), at)
+        update(accelerator, model, optimizer, replace(CONFIG, clip=2.0, skip=10.0), at, average)
         return model.weight.item() - before
 
     assert step(float("nan")) == 0 and at.skipped == 1  # before any norm is known
-    assert step(1.0) == -1 and at.in_a_row == 0
-    assert step(-5.0) == pytest.approx(2)
+    assert step(1.0) < 0 and at.in_a_row == 0
+    assert step(-5.0) != 0
+    assert float(optimizer.state[model.weight]["exp_avg"]) == pytest.approx(0.09 - 0.2)  # −5 was clipped to −2
     assert step(float("nan")) == step(float("inf")) == step(1000.0) == 0 and at.skipped == 4
     changes = [step(60.0) for _ in range(50)]  # a lasting change of scale is let through
-    assert changes[0] == 0 and changes[-1] == pytest.approx(-2)
+    assert changes[0] == 0 and changes[-1] != 0 and at.in_a_row == 0
+
+
+def test_after_skips_in_a_row_weights_go_back_to_their_average():
+    model = Toy()
+    optimizer, at, accelerator = torch.optim.AdamW(model.parameters(), lr=0.1), Position(), Accelerator(cpu=True)
+    average = Average(model, 0.9)
+    for gradient in [1.0] * 5 + [float("nan")] * 4:
+        model.weight.grad = torch.tensor([gradient])
+        update(accelerator, model, optimizer, CONFIG, at, average)
+    assert model.weight.item() != average.values[0].item()
+    model.weight.grad = torch.tensor([float("nan")])
+    update(accelerator, model, optimizer, CONFIG, at, average)
+    assert model.weight.item() == average.values[0].item() and at.in_a_row == 5
+    assert float(optimizer.state[model.weight]["exp_avg"]) == 0
 
 
 def test_broken_rows_do_not_destroy_the_weights(tmp_path):
