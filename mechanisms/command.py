@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Sequence
-from typing import TypeVar
+from dataclasses import fields, is_dataclass
+from typing import TypeVar, get_type_hints
 
 import tyro
 
@@ -18,7 +19,12 @@ def run_command(options: type[Options], main: Callable[[Options], None], argumen
 
     Exit status: 0, or 2 for what the user can mend, or 130 after an interrupt.
     """
-    parsed = tyro.cli(options, args=arguments, description=options.__doc__, config=(tyro.conf.OmitArgPrefixes,))
+    try:
+        parsed = tyro.cli(options, args=arguments, description=options.__doc__, config=(tyro.conf.OmitArgPrefixes,))
+    except SystemExit as stop:
+        if stop.code:  # tyro has said what is wrong, and guessed what was meant
+            print(f"valid flags: {', '.join(flags(options))}", file=sys.stderr)
+        raise
     try:
         main(parsed)
     except UserError as error:
@@ -27,3 +33,12 @@ def run_command(options: type[Options], main: Callable[[Options], None], argumen
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         sys.exit(130)
+
+
+def flags(options: type) -> list[str]:
+    """All flags of a command, those of nested groups included, as a user types them."""
+    hints, found = get_type_hints(options), []
+    for field in fields(options):
+        kind = hints[field.name]
+        found += flags(kind) if is_dataclass(kind) else [f"--{field.name.replace('_', '-')}"]
+    return sorted(found)
