@@ -22,5 +22,6 @@ def test_misspelt_flag_lists_the_valid_ones(module):
 
 def test_both_spellings_of_a_flag_are_accepted():
     for flag in ("--learning-rate", "--learning_rate"):
-        done = subprocess.run([sys.executable, "-m", "pgm.train", flag, "1", "--steps", "1", "--epochs", "1"], capture_output=True, text=True)
+        command = [sys.executable, "-m", "pgm.train", flag, "1", "--steps", "1", "--epochs", "1"]
+        done = subprocess.run(command, capture_output=True, text=True)
         assert done.returncode == 2 and "exactly one budget" in done.stderr
