@@ -19,8 +19,11 @@ def run_command(options: type[Options], main: Callable[[Options], None], argumen
 
     Exit status: 0, or 2 for what the user can mend, or 130 after an interrupt.
     """
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    if given[:1] == ["--"]:  # 'torchrun … -m mechanisms.train -- --run R': some versions of Python pass the separator on
+        given = given[1:]
     try:
-        parsed = tyro.cli(options, args=arguments, description=options.__doc__, config=(tyro.conf.OmitArgPrefixes,))
+        parsed = tyro.cli(options, args=given, description=options.__doc__, config=(tyro.conf.OmitArgPrefixes,))
     except SystemExit as stop:
         if stop.code:  # tyro has said what is wrong, and guessed what was meant
             print(f"valid flags: {', '.join(flags(options))}", file=sys.stderr)

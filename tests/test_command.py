@@ -1,7 +1,9 @@
 """What all commands share: a misspelt flag is an error that lists the valid ones."""
 
+import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -25,3 +27,19 @@ def test_both_spellings_of_a_flag_are_accepted():
         command = [sys.executable, "-m", "pgm.train", flag, "1", "--steps", "1", "--epochs", "1"]
         done = subprocess.run(command, capture_output=True, text=True)
         assert done.returncode == 2 and "exactly one budget" in done.stderr
+
+
+def test_readme_s_way_to_several_processes(tmp_path):
+    root = Path(__file__).resolve().parent.parent
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "-m", "pgm.train", "--"]
+    data = ["--dataset", str(root / "docs" / "my_scm.py"), "--option", "size=64"]
+    command = ["--run", str(tmp_path), *data, "--steps", "2", "--device", "cpu"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run([*launch, *command], cwd=root, env=environment, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "pgm" / "mechanism.pt").exists()
+
+
+def test_separator_may_arrive():
+    done = subprocess.run([sys.executable, "-m", "pgm.train", "--", "--help"], capture_output=True, text=True)
+    assert done.returncode == 0 and "--learning-rate" in done.stdout
