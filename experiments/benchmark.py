@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
@@ -23,8 +23,8 @@ class Options:
     """Folder of MNIST's IDX files: 8,000 distinct digits to train on; else two renderings of each embedded digit."""
     official: Path | None = None
     """Folder of official Morpho-MNIST files, to compare renderings with (needs --mnist)."""
-    count: int = field(default=512)
-    """Held-out digits that the errors to the truth are averaged over."""
+    count: int = 4096
+    """Held-out images that the errors to the truth are averaged over; fewer if the test split is smaller."""
     seed: int = 0
     """Of data, initial weights and interventions."""
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
