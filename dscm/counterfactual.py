@@ -13,7 +13,6 @@ from datasets.errors import UserError
 from mechanisms.command import run_command
 
 if TYPE_CHECKING:
-    import torch
     from torch import Tensor
 
     from datasets.base import CausalDataset
@@ -60,6 +59,7 @@ def open_run(run: Path, device: str = "auto") -> tuple[DSCM, CausalDataset]:
     """
     from dscm.model import DSCM
     from mechanisms.checkpoint import RunError
+    from mechanisms.devices import find_device
     from mechanisms.runs import dataset_of
 
     dscm = DSCM.load(run, find_device(device))
@@ -67,23 +67,6 @@ def open_run(run: Path, device: str = "auto") -> tuple[DSCM, CausalDataset]:
     if difference := dscm.graph.difference(dataset.graph):
         raise RunError(f"{dataset.title} is not what {run} was trained on (model against data): {difference}")
     return dscm, dataset
-
-
-def find_device(name: str) -> torch.device:
-    """``auto`` takes the accelerator if there is one.
-
-    Raises:
-        RunError: for a device that this machine lacks.
-    """
-    import torch
-
-    from mechanisms.checkpoint import RunError
-
-    present = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
-    available = [device for device, there in present.items() if there]
-    if name not in ("auto", *available):
-        raise RunError(f"--device {name} is not available here; available: {', '.join(available)}")
-    return torch.device(available[0] if name == "auto" else name)
 
 
 def answer(dscm: DSCM, dataset: CausalDataset, split: str, index: Tensor, interventions: Sequence[tuple[str, Do]],

@@ -93,11 +93,11 @@ def quickstart(options: Options) -> Path:
     from rich.console import Console
     from rich.rule import Rule
 
-    from dscm.counterfactual import find_device
     from dscm.model import DSCM
     from dscm.scores import draw_interventions, format_table, free_energy, score_truth
     from experiments.report import write_report
     from mechanisms.checkpoint import write_json
+    from mechanisms.devices import find_device
     from mechanisms.runs import claim
     from pgm.interventions import parse_do
 
@@ -131,7 +131,8 @@ def quickstart(options: Options) -> Path:
         console.print("\n".join(str(path) for path in figures.values()), markup=False, soft_wrap=True)
     with stage(5, "Scores against the truth"):
         rows = score_truth(dscm, dataset, "test", scored, options.seed)
-        bound = free_energy(dscm, test.batch(slice(0, scored)), options.seed)
+        bound = ((rows[0]["free_energy"], rows[0]["free_energy_se"]) if rows
+                 else free_energy(dscm, test.batch(slice(0, scored)), options.seed))
         write_json(run / SCORES, {"truth": rows, "free_energy": {"mean": bound[0], "standard_error": bound[1], "images": scored}})
         console.print(format_table(rows), markup=False, soft_wrap=True)
     with stage(6, "Report"):

@@ -17,20 +17,29 @@ def bf16_pays(device: torch.device) -> bool:
     return device.type == "cpu" and any(test() for test in tests if test)
 
 
+def find_device(name: str) -> torch.device:
+    """``auto`` takes the accelerator if there is one.
+
+    Raises:
+        RunError: for a device that this machine lacks.
+    """
+    present = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    available = [device for device, there in present.items() if there]
+    if name not in ("auto", *available):
+        raise RunError(f"--device {name} is not available here; available: {', '.join(available)}")
+    return torch.device(available[0] if name == "auto" else name)
+
+
 def make_accelerator(device: str, precision: str) -> Accelerator:
     """Device, precision and processes; under ``torchrun`` one process per device (gloo on the CPU).
 
     Raises:
-        RunError: for a device that this machine does not have.
+        RunError: for a device that this machine lacks.
     """
-    available = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
-    if device != "auto" and not available[device]:
-        raise RunError(f"--device {device} is not available here; available: {', '.join(d for d, ok in available.items() if ok)}")
-    cpu = device == "cpu" or not (available["cuda"] or available["mps"])
-    probe = torch.device("cpu" if cpu else "cuda" if available["cuda"] else "mps")
-    bf16 = precision == "bf16" or (precision == "auto" and bf16_pays(probe))
+    found = find_device(device)
+    bf16 = precision == "bf16" or (precision == "auto" and bf16_pays(found))
     AcceleratorState._reset_state(reset_partial_state=True)  # one process may train several mechanisms, each in its precision
-    return Accelerator(cpu=cpu, mixed_precision="bf16" if bf16 else "no")
+    return Accelerator(cpu=found.type == "cpu", mixed_precision="bf16" if bf16 else "no")
 
 
 def agree(values: tuple[float, bool, bool], world: int, device: torch.device) -> tuple[float, bool, bool]:

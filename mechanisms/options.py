@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -51,6 +51,10 @@ class TrainingConfig:
     """Where to compute."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     """Arithmetic of matrix products; auto takes bf16 where the hardware has it."""
+
+    def or_budget(self, **budget: float) -> TrainingConfig:
+        """This configuration if it has a budget, else the same with ``budget``: ``steps=…``, ``epochs=…`` or ``minutes=…``."""
+        return replace(self, **budget) if self.epochs is self.steps is self.minutes is None else self
 
     def check(self) -> None:
         """Raises UserError for a budget or a number that makes no sense."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from datasets.options import DataOptions
@@ -50,9 +50,7 @@ def train_image(dataset: CausalDataset, options: Options) -> HVAE:
     from mechanisms.runs import claim
     from mechanisms.training import fit
 
-    training = options.training
-    if training.epochs is training.steps is training.minutes is None:
-        training = replace(training, minutes=DEFAULT_MINUTES)
+    training = options.training.or_budget(minutes=DEFAULT_MINUTES)
     if options.preset != "none" and options.preset not in PRESETS:
         raise UserError(f"unknown preset {options.preset!r}; valid are {', '.join(PRESETS)}")
     training.check()

@@ -99,7 +99,7 @@ def fit(
                      "meter": {"sums": meter.sums, "count": meter.count}}
             save(folder / CHECKPOINT, {"kind": "training", "config": asdict(config), "description": dict(description), **state})
             with average:
-                weights = best if best is not None and config.keep == "best" else copy_state(model)
+                weights = best if best is not None else copy_state(model)
             save(folder / WEIGHTS, {**description, "weights": weights, "step": at.step})
 
         def validate() -> None:
@@ -109,7 +109,8 @@ def fit(
                 count, fixed = min(len(valid), config.validation_rows), Noise(config.seed + 1, device, rank, world)
                 scores = evaluate(wrapped, valid, count, size, fixed, accelerator)
                 if scores["loss"] < at.best:
-                    at.best, best = scores["loss"], copy_state(model)
+                    at.best = scores["loss"]
+                    best = copy_state(model) if config.keep == "best" else None
             model.train()
             if log:
                 log.write({"step": at.step, "epoch": at.step / per_epoch, "seconds": round(at.elapsed, 3),

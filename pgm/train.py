@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import mechanisms  # noqa: F401  (explains a clash of names before anything else is imported)
@@ -47,9 +47,7 @@ def train_attributes(dataset: CausalDataset, options: Options) -> AttributeSCM:
     from mechanisms.training import fit
     from pgm.scm import AttributeConfig, AttributeSCM
 
-    training = options.training
-    if training.epochs is training.steps is training.minutes is None:
-        training = replace(training, steps=DEFAULT_STEPS)
+    training = options.training.or_budget(steps=DEFAULT_STEPS)
     training.check()
     claim(options.run.run, dataset, options.data)
     torch.manual_seed(training.seed)

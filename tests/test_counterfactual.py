@@ -15,7 +15,7 @@ import torch
 from datasets.base import CausalDataset
 from datasets.schema import Graph, Variable
 from dscm import DSCM
-from dscm.counterfactual import Options, answer, find_device, main, open_run
+from dscm.counterfactual import Options, answer, main, open_run
 from dscm.figures import (
     Column,
     attribute_figure,
@@ -28,6 +28,7 @@ from dscm.figures import (
 from dscm.model import Counterfactual
 from mechanisms.checkpoint import MetricsLog, RunError
 from mechanisms.command import run_command
+from mechanisms.devices import find_device
 from pgm.interventions import parse_do
 
 
