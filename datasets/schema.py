@@ -202,12 +202,14 @@ class Variable:
         return (values - self.statistics.location) / self.statistics.scale
 
     def constrain(self, free: Tensor) -> Tensor:
-        """Standardised coordinate → physical value, inside the support by construction."""
+        """Standardised coordinate → physical value, inside the support in floating point too, however extreme it is."""
         free = free * self.statistics.scale + self.statistics.location
-        if self.kind == "positive":
-            return self.low + torch.exp(free)
-        if self.kind == "interval":
-            return self.low + (self.high - self.low) * torch.sigmoid(free)
+        if self.kind == "positive":  # exp underflows or overflows; low + tiny is low
+            low = torch.tensor(self.low, dtype=free.dtype)
+            above = float(torch.nextafter(low, torch.full_like(low, math.inf)))
+            return (self.low + torch.exp(free)).clamp(above, torch.finfo(free.dtype).max)
+        if self.kind == "interval":  # low + (high − low) may round to more than high
+            return (self.low + (self.high - self.low) * torch.sigmoid(free)).clamp(self.low, self.high)
         return free
 
     # ------------------------------------------------------------------------------------------------ persistence

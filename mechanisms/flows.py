@@ -20,8 +20,7 @@ from mechanisms.base import AttributeMechanism, Conditioner
 class SupportTransform(Transform):
     """x = low + exp(y), or low + (high − low)·σ(y), or y, where y = location + scale·z: coordinate → physical value.
 
-    The map itself is the variable's (:meth:`datasets.Variable.constrain`); added here are its Jacobian and its
-    support, and the promise that no coordinate, however extreme, leaves the support in floating point.
+    The map itself is the variable's (:meth:`datasets.Variable.constrain`); added here are its Jacobian and its support.
     """
 
     domain = constraints.real
@@ -41,13 +40,7 @@ class SupportTransform(Transform):
         return constraints.real
 
     def _call(self, z: Tensor) -> Tensor:
-        x = self.variable.constrain(z)
-        if self.variable.kind == "positive":  # exp underflows or overflows; low + tiny is low
-            low = torch.tensor(self.variable.low, dtype=x.dtype)
-            x = x.clamp(float(torch.nextafter(low, torch.full_like(low, math.inf))), torch.finfo(x.dtype).max)
-        elif self.variable.kind == "interval":  # low + (high − low) may round to more than high
-            x = x.clamp(self.variable.low, self.variable.high)
-        return x
+        return self.variable.constrain(z)
 
     def _inverse(self, x: Tensor) -> Tensor:
         return self.variable.unconstrain(x)
