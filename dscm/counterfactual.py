@@ -94,7 +94,9 @@ def answer(dscm: DSCM, dataset: CausalDataset, split: str, index: Tensor, interv
 
 def report(columns: Sequence[Column], observed: Tensor) -> str:
     """A table of what was asked: labels, L1 to the truth beside that of copying ``observed``, and extrapolations."""
-    from dscm.scores import image_error, markdown, mean_and_error
+    from dscm.metrics.score import mean_and_error
+    from dscm.metrics.truth import image_error
+    from dscm.tables import markdown
 
     def error(images: Tensor, target: Tensor) -> str:
         each = image_error(images.cpu(), target)

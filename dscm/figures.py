@@ -22,8 +22,8 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from datasets.schema import Graph, Variable
+from dscm.metrics.truth import image_error
 from dscm.model import Counterfactual
-from dscm.scores import image_error
 from mechanisms.checkpoint import RunError, replacing
 
 Values = Mapping[str, Tensor]
@@ -178,7 +178,7 @@ def _change(difference: Tensor, reach: float) -> Tensor:
 
 def _canvas(width: float, height: float) -> tuple[Figure, Axes]:
     """A white page and axes over all of it, in inches from the top left corner: one object instead of one per image."""
-    figure = _page(width, height)
+    figure = page(width, height)
     canvas = figure.add_axes((0, 0, 1, 1))
     canvas.set_axis_off()
     canvas.set(xlim=(0, width), ylim=(height, 0))
@@ -215,10 +215,10 @@ def attribute_figure(observed: Values, sampled: Values, graph: Graph, intervened
     panels = [*names, *edges]
     across = min(4, len(panels))
     down = math.ceil(len(panels) / across)
-    figure = _page(2.5 * across, 2.1 * down + 0.3)
+    figure = page(2.5 * across, 2.1 * down + 0.3)
     grid = figure.subplots(down, across, squeeze=False).ravel()
     for axes, panel in zip(grid, panels, strict=False):
-        _tidy(axes)
+        tidy(axes)
         (_marginal if len(panel) == 1 else _edge)(axes, *panel, worlds)
     for axes in grid[len(panels):]:
         axes.set_axis_off()
@@ -282,10 +282,10 @@ def training_curves(metrics_rows: Sequence[Row], title: str = "") -> Figure:
     terms = list(metrics_rows[-1]["valid"])
     if len(terms) > 1 and any(all(row["valid"][t] == row["valid"]["loss"] for row in metrics_rows) for t in terms if t != "loss"):
         terms.remove("loss")  # nothing but another of the terms
-    figure = _page(2.5 * len(terms), 2.3)
+    figure = page(2.5 * len(terms), 2.3)
     steps = [row["step"] for row in metrics_rows]
     for axes, term in zip(figure.subplots(1, len(terms), squeeze=False)[0], terms, strict=True):
-        _tidy(axes)
+        tidy(axes)
         train, valid = ([row[part].get(term, math.nan) for row in metrics_rows] for part in ("train", "valid"))
         axes.plot(steps, train, color=PALE, linewidth=1.2, label="train")
         axes.plot(steps, valid, color=BLUE, linewidth=1.5, marker="o", markersize=2.5, label="valid")
@@ -302,13 +302,15 @@ def training_curves(metrics_rows: Sequence[Row], title: str = "") -> Figure:
 
 
 # -------------------------------------------------------------------------------------------------------- pages
-def _page(width: float, height: float) -> Figure:
+def page(width: float, height: float) -> Figure:
+    """An empty white figure, in inches, made without pyplot."""
     figure = Figure(figsize=(width, height), dpi=DPI, facecolor="white")
     FigureCanvasAgg(figure)
     return figure
 
 
-def _tidy(axes: Axes) -> None:
+def tidy(axes: Axes) -> None:
+    """Small ticks, and two of the four spines."""
     axes.tick_params(labelsize=7, length=2, color=PALE, labelcolor=INK)
     axes.spines[["top", "right"]].set_visible(False)
     axes.spines[["left", "bottom"]].set_color("#bbbbbb")

@@ -14,9 +14,10 @@ import torch
 from torch import Tensor
 
 from datasets.schema import Graph, SchemaError
+from dscm.calibration import Calibration, mechanism_hash
 from mechanisms.bookkeeping import WEIGHTS
 from mechanisms.checkpoint import RunError, load
-from mechanisms.hvae import HVAE, ImageNoise
+from mechanisms.image_mechanism import Draw, ImageMechanism, ImageNoise
 from mechanisms.images import FOLDER as IMAGE_FOLDER
 from mechanisms.images import load_image_mechanism
 from mechanisms.noise import drawing
@@ -30,10 +31,11 @@ Values = Mapping[str, Tensor]
 
 @dataclass(frozen=True)
 class Exogenous:
-    """The noise of one batch: of each attribute, and of the image."""
+    """The noise of one batch: of each attribute, ``(B, …)``, and of the image, ``(B, …)`` or K draws, ``(K·B, …)``, of it."""
 
     attributes: dict[str, Tensor]
     image: ImageNoise
+    draws: int | None = None
 
 
 @dataclass(frozen=True)
@@ -75,15 +77,18 @@ class DSCM:
     Observations are mappings ``{name: (B,)}`` with ``image``, float in [0, 1], ``(B, C, H, W)``. Results live on the
     model's device.
 
+    Args:
+        calibration: how far draws vary beyond the latents' own uncertainty, see :mod:`dscm.calibration`.
+
     Raises:
         RunError: for mechanisms that do not fit together.
     """
 
-    def __init__(self, attributes: AttributeSCM, image: HVAE) -> None:
+    def __init__(self, attributes: AttributeSCM, image: ImageMechanism, calibration: Calibration | None = None) -> None:
         if difference := attributes.graph.difference(image.graph):
             raise RunError("the mechanisms were trained on different graphs or training splits "
                            f"(attributes against image): {difference}. Train both on one data set, into one run folder")
-        self.attributes, self.image = attributes.eval(), image.eval()
+        self.attributes, self.image, self.calibration = attributes.eval(), image.eval(), calibration
 
     @classmethod
     def load(cls, run: str | Path, device: str | torch.device = "cpu") -> DSCM:
@@ -101,7 +106,8 @@ class DSCM:
         config = state["config"]
         attributes = AttributeSCM(Graph.from_dict(state["graph"]), AttributeConfig(config["bins"], tuple(config["hidden"])))
         attributes.load_state_dict(state["weights"])
-        return cls(attributes, load_image_mechanism(run / IMAGE_FOLDER / WEIGHTS)).to(device)
+        image = load_image_mechanism(run / IMAGE_FOLDER / WEIGHTS)
+        return cls(attributes, image, Calibration.load(run, mechanism_hash(run / IMAGE_FOLDER))).to(device)
 
     def to(self, device: str | torch.device) -> DSCM:
         self.attributes.to(device)
@@ -117,33 +123,49 @@ class DSCM:
         return self.attributes.device
 
     # ------------------------------------------------------------------------------------------------ the three steps
-    def abduct(self, observed: Values, generator: torch.Generator | None = None, sample: bool = False) -> Exogenous:
-        """u ~ p(u | observation).
+    def abduct(self, observed: Values, generator: torch.Generator | None = None, draws: int | None = None,
+               batch_size: int = 256) -> Exogenous:
+        """u ~ p(u | observation): the one pass through the encoder that any number of interventions can share.
 
         Args:
-            generator: of discrete attributes' noise, and of the latents if they are sampled.
-            sample: draw the latents from q(z | x, pa); otherwise their mean is taken, which errs less on average.
+            generator: of discrete attributes' noise, and of the latents if they are drawn.
+            draws: number of posterior draws of the image's latents; without it their mean is taken, which errs less.
+            batch_size: images that are computed at once.
         """
         observed = self._checked(observed)
-        draw = drawing(generator, self.device) if sample else None
-        return Exogenous(self.attributes.abduct(observed, generator), self.image.abduct(observed["image"], observed, draw))
+        draw = drawing(generator, self.device) if draws else None
+        attributes = self.attributes.abduct(observed, generator)
+        rows, count = torch.arange(len(observed["image"]), device=self.device), draws or 1
+        chunks = [self._abduct_images(observed, chunk, draw, count) for chunk in rows.split(max(1, batch_size // count))]
+        image = chunks[0] if len(chunks) == 1 else ImageNoise.cat(chunks)
+        if count > 1 and len(chunks) > 1:  # chunk by chunk, each draw by draw → draw by draw over all rows
+            order = torch.cat([chunk.repeat(count) + len(rows) * torch.arange(count, device=self.device).repeat_interleave(len(chunk))
+                               for chunk in rows.split(max(1, batch_size // count))])
+            image = image.rows(order.argsort())
+        return Exogenous(attributes, image, draws)
 
-    def predict(self, noise: Exogenous, do: Do | None = None, temperature: float = 1.0) -> dict[str, Tensor]:
-        """The world that ``noise`` makes under ``do``: attributes ``(B,)`` and ``image`` ``(B, C, H, W)``."""
-        attributes = self.attributes.predict(noise.attributes, do)
-        return {**attributes, "image": self.image.predict(noise.image, attributes, temperature)}
+    def predict(self, noise: Exogenous, do: Do | None = None, temperature: float = 1.0, effect: str = "total") -> dict[str, Tensor]:
+        """The world that ``noise`` makes under ``do``: attributes ``(B,)`` and ``image`` ``(B, C, H, W)``, of draws their mean."""
+        attributes, count = self.attributes.predict(noise.attributes, do), noise.draws or 1
+        parents = {name: attributes[name].repeat(count) for name in self.graph.image.parents}
+        image = self._predict_images(noise.image, parents, temperature, effect)
+        return {**attributes, "image": image.view(count, -1, *image.shape[1:]).mean(0)}
 
     def counterfactual(self, observed: Values, do: Do, draws: int | None = None, temperature: float = 1.0,
-                       generator: torch.Generator | None = None, batch_size: int = 256) -> Counterfactual:
+                       generator: torch.Generator | None = None, batch_size: int = 256, noise: Exogenous | None = None,
+                       effect: str = "total") -> Counterfactual:
         """What ``observed`` would have been under ``do``.
 
         Laws: ``do = {}`` is the identity; only descendants of intervened variables change, all else is bit-identical.
 
         Args:
             do: for each intervened attribute a number, a tensor ``(B,)``, or a function of the present value.
-            draws: number of posterior draws of the image's latents; without it, one answer at their mean.
+            draws: number of posterior draws of the image's latents, and, where the model is calibrated, of its effects' error;
+                without it, one answer at their mean.
             temperature: of the pixel residual; 1 keeps every detail of the image, 0 shows what the latents explain.
             batch_size: images that are computed at once.
+            noise: what :meth:`abduct` said of this very observation; then nothing is inferred again, and ``draws`` is its.
+            effect: of a latent mediator, ``total``, ``direct`` (its latents stay) or ``indirect`` (only they change).
 
         Raises:
             SchemaError: for unknown variables, values without support, wrong lengths or shapes.
@@ -152,30 +174,66 @@ class DSCM:
         if draws is not None and draws < 1:
             raise SchemaError(f"draws={draws} must be at least 1")
         rows = len(observed["image"])
+        if noise is not None:
+            if len(noise.image) != rows * (noise.draws or 1) or draws not in (None, noise.draws):
+                raise SchemaError(f"the noise is that of {len(noise.image) // (noise.draws or 1)} images and draws={noise.draws}; asked "
+                                  f"are {rows} images and draws={draws}")
+            draws = noise.draws
         values, beyond = resolve_do(self.graph, do, observed, rows)
-        attributes = self.attributes.counterfactual(observed, values, generator)
+        attributes = self.attributes.counterfactual(observed, values, generator, noise.attributes if noise else None)
         changed = torch.zeros(rows, dtype=torch.bool, device=self.device)
         for parent in self.graph.image.parents:
             changed |= attributes[parent] != observed[parent]
         images = observed["image"].repeat(draws or 1, 1, 1, 1, 1)
         if changed.any():
+            shown = {name: attributes[name].repeat(draws or 1, 1) for name in self.graph.image.parents}
+            if draws and self.calibration:
+                shown = self.calibration.jitter(self.graph, values, shown, generator)
+            draw = drawing(generator, self.device) if draws else None
             for chunk in changed.nonzero().squeeze(1).split(max(1, batch_size // (draws or 1))):
-                images[:, chunk] = self._images(observed, attributes, chunk, draws, temperature, generator)
+                parents = {name: value[:, chunk].flatten() for name, value in shown.items()}
+                part = self._abduct_images(observed, chunk, draw, draws or 1) if noise is None else self._rows(noise, chunk)
+                images[:, chunk] = self._predict_images(part, parents, temperature, effect).view(draws or 1, len(chunk), *images.shape[2:])
         mean = observed["image"].clone()
         mean[changed] = images[:, changed].mean(0)  # elsewhere all draws are the observation, which a mean would round
         return Counterfactual(attributes, mean, beyond, images if draws else None)
 
-    def _images(self, observed: Values, attributes: Values, chunk: Tensor, draws: int | None, temperature: float,
-                generator: torch.Generator | None) -> Tensor:
-        """Images of the rows ``chunk``, ``(K, b, C, H, W)``, all draws in one batch."""
-        count, names = draws or 1, self.graph.image.parents
-        before = {name: observed[name][chunk].repeat(count) for name in names}
-        after = {name: attributes[name][chunk].repeat(count) for name in names}
-        image = observed["image"][chunk]
-        noise = self.image.abduct(image.repeat(count, 1, 1, 1), before, drawing(generator, self.device) if draws else None)
-        return self.image.predict(noise, after, temperature).view(count, *image.shape)
+    def regenerate(self, observed: Values, temperature: float = 1.0, generator: torch.Generator | None = None,
+                   noise: Exogenous | None = None, batch_size: int = 256) -> Tensor:
+        """Abduct and predict with the same parents, ``(B, C, H, W)``: the null intervention without its short cut.
+
+        At temperature 1 it returns the image by construction; below, it shows what latents and parents explain.
+        """
+        observed = self._checked(observed)
+        noise = self.abduct(observed, generator, batch_size=batch_size) if noise is None else noise
+        count, images = noise.draws or 1, []
+        for chunk in torch.arange(len(observed["image"]), device=self.device).split(batch_size):
+            parents = {name: observed[name][chunk].repeat(count) for name in self.graph.image.parents}
+            image = self._predict_images(self._rows(noise, chunk), parents, temperature, "total")
+            images.append(image.view(count, -1, *image.shape[1:]).mean(0))
+        return torch.cat(images)
+
+    @torch.no_grad()
+    def _abduct_images(self, observed: Values, chunk: Tensor, draw: Draw | None, draws: int) -> ImageNoise:
+        """The noise of rows ``chunk``, ``(K·b, …)``, draw by draw."""
+        parents = {name: observed[name][chunk] for name in self.graph.image.parents}
+        return self.image.abduct(observed["image"][chunk], parents, draw, draws)
+
+    @torch.no_grad()
+    def _predict_images(self, noise: ImageNoise, parents: Values, temperature: float, effect: str) -> Tensor:
+        """Images ``(K·b, C, H, W)`` of as much noise and as many values of the parents."""
+        return self.image.predict(noise, parents, temperature, effect)
+
+    def _rows(self, noise: Exogenous, chunk: Tensor) -> ImageNoise:
+        """The noise of the rows ``chunk``, ``(K·b, …)``, draw by draw."""
+        count = noise.draws or 1
+        size = len(noise.image) // count
+        if len(chunk) == size:
+            return noise.image
+        return noise.image.rows((chunk + size * torch.arange(count, device=self.device)[:, None]).flatten())
 
     # ------------------------------------------------------------------------------------------------ other questions
+    @torch.no_grad()
     def sample(self, size: int, do: Do | None = None, generator: torch.Generator | None = None,
                temperature: float = 1.0) -> dict[str, Tensor]:
         """New worlds, ``{name: (size,)}`` and ``image``, under ``do`` if given."""

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
@@ -24,20 +24,21 @@ from mechanisms.command import run_command
 from mechanisms.options import RunOptions, TrainingConfig
 
 if TYPE_CHECKING:
-    import torch
     from torch import nn
 
     from datasets.base import CausalDataset
     from datasets.schema import Variable
+    from dscm.evaluation import Evaluation
     from dscm.model import DSCM
+    from dscm.questions import Questions
     from experiments.report import Section
     from pgm.interventions import Do
 
-STAGES = 6
-REPORT, SCORES, FIGURES = "report.html", "scores.json", "figures"
-MECHANISMS = ("pgm", "image")  # their folders
+STAGES = 7
+REPORT, METRICS, INTERVENTIONS = "report.html", "metrics.json", "interventions.json"
+MECHANISMS = ("pgm", "image", "predictors")  # folders of what is trained
+_PREDICTOR_MINUTES = 0.4
 _MOST_COLUMNS = 8  # of the grid's interventions, unless they are asked for
-_TILES = 24  # observed and sampled images shown
 
 
 @dataclass(frozen=True)
@@ -47,14 +48,14 @@ class Options:
     data: DataOptions = field(default_factory=DataOptions)
     run: Path | None = None
     """Run folder; without it runs/quickstart, or runs/smoke with --smoke."""
-    minutes: float = 4.0
+    minutes: float = 3.5
     """Time to train the image mechanism."""
     do: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = ()
     """Interventions of the grid, such as thickness=1.5,3; may be repeated. Without it, a low and a high value of each attribute."""
     count: int = 5
     """Images in the grid."""
     scored: int = 256
-    """Test images that are scored against the truth."""
+    """Test images that the counterfactuals are scored on."""
     resume: bool = True
     """Keep what the folder's trainings have reached and continue them; --no-resume refuses a folder that holds any."""
     overwrite: bool = False
@@ -84,7 +85,8 @@ class Options:
 def quickstart(options: Options) -> Path:
     """Run all stages; returns the path of the report.
 
-    Leaves in the run folder ``pgm/`` and ``image/`` (the mechanisms), ``figures/*.png``, ``scores.json``, ``report.html``.
+    Leaves in the run folder ``pgm/`` and ``image/`` (the mechanisms), ``predictors/``, ``figures/*.png``, ``interventions.json``,
+    ``metrics.json`` and ``report.html``.
 
     Raises:
         UserError: for data, options or a run folder that cannot be used; see also :func:`mechanisms.training.fit`.
@@ -93,10 +95,11 @@ def quickstart(options: Options) -> Path:
     from rich.console import Console
     from rich.rule import Rule
 
+    from dscm.evaluation_table import format_table
     from dscm.model import DSCM
-    from dscm.scores import draw_interventions, format_table, free_energy, score_truth
+    from dscm.questions import draw_questions
+    from experiments.quickstart_figures import draw_figures
     from experiments.report import write_report
-    from mechanisms.checkpoint import write_json
     from mechanisms.devices import find_device
     from mechanisms.runs import claim
     from pgm.interventions import parse_do
@@ -116,7 +119,8 @@ def quickstart(options: Options) -> Path:
         claim(run, dataset, options.data)
         training, test = dataset.split("train"), dataset.split("test")
         count, scored = min(options.count, len(test)), min(16 if options.smoke else options.scored, len(test))
-        known = [drawn.variable for drawn in draw_interventions(dataset, "test", scored, options.seed)]
+        questions = draw_questions(dataset, "test", scored, options.seed)
+        known = [question.variable for question in questions.questions if dataset.has_truth([question.variable])]
         wanted = options.do or default_do(dataset)
         interventions = parse_do(wanted, dataset.graph, training.attributes, torch.Generator().manual_seed(options.seed))
         console.print(f"{dataset.title}: {len(training):,} images to train on, {len(test):,} to test. True counterfactuals are known "
@@ -125,25 +129,27 @@ def quickstart(options: Options) -> Path:
         train_attributes(dataset, options)
     with stage(3, "Image: fit its mechanism, " + ("a few updates" if options.smoke else f"{options.minutes:g} minutes")):
         train_image(dataset, options)
-    with stage(4, "Counterfactuals: merge both, and look"):
+    with stage(4, "Predictors: networks that read attributes off images, to judge by"):
+        train_predictors(dataset, options)
+    with stage(5, "Counterfactuals: merge both mechanisms, and look"):
         dscm = DSCM.load(run, find_device(options.device))
-        figures = draw_figures(dscm, dataset, interventions, run, count, options.seed)
+        figures = draw_figures(dscm, dataset, interventions, run, MECHANISMS, count, options.seed)
         console.print("\n".join(str(path) for path in figures.values()), markup=False, soft_wrap=True)
-    with stage(5, "Scores against the truth"):
-        rows = score_truth(dscm, dataset, "test", scored, options.seed)
-        bound = ((rows[0]["free_energy"], rows[0]["free_energy_se"]) if rows
-                 else free_energy(dscm, test.batch(slice(0, scored)), options.seed))
-        write_json(run / SCORES, {"truth": rows, "free_energy": {"mean": bound[0], "standard_error": bound[1], "images": scored}})
-        console.print(format_table(rows), markup=False, soft_wrap=True)
-    with stage(6, "Report"):
+    with stage(6, "Scores: every metric, the error to the truth first"):
+        questions.save(run / INTERVENTIONS)
+        evaluation, drawn = score(dscm, dataset, questions, options)
+        figures |= drawn
+        console.print(format_table(evaluation), markup=False, soft_wrap=True)
+    with stage(7, "Report"):
         minutes = (time.monotonic() - began) / 60
         facts = [("images to train on", f"{len(training):,}", ""), ("minutes, this run", f"{minutes:.1f}", ""),
-                 *((f"error, {r['intervention']}", f"{r['l1']:.2f}", f"of 255; copying: {r['l1_identity']:.2f}") for r in rows)]
+                 *((f"error, {s.intervention}", f"{s.value:.2f}", f"of 255; copying: {s.floors['identity']:.2f}")
+                   for s in evaluation.find("truth_l1"))]
         lead = ("What would this very image have looked like, had one of its causes been otherwise? Mechanisms for each attribute and "
                 f"for the image were fitted to the data of {dataset.title}; merged along its causal graph, they answer.")
         report = run / REPORT
         write_report(report, f"Counterfactual images: {dataset.title}", lead,
-                     compose(dataset, options, figures, interventions, known, rows, bound, minutes), facts)
+                     compose(dataset, options, figures, interventions, known, evaluation, minutes), facts)
         console.print(str(report.resolve()), style="bold", markup=False, soft_wrap=True)
     console.print(f"Next: open the report; its section “Every step alone” has the commands. Another question:\n"
                   f"  python -m dscm.counterfactual {shlex.join(['--run', str(run), '--do', wanted[0]])} --count 8 --out grid.png\n"
@@ -169,6 +175,16 @@ def train_image(dataset: CausalDataset, options: Options) -> None:
     training = replace(train.DEFAULTS, seed=options.seed, device=options.device, precision=options.precision,
                        **({"steps": 6, "validations": 2} if options.smoke else {"minutes": options.minutes}))
     _train(FOLDER, training, options, lambda where: train.train_image(dataset, train.Options(options.data, where, training)))
+
+
+def train_predictors(dataset: CausalDataset, options: Options) -> None:
+    from mechanisms import predictors
+    from mechanisms.predictor import FOLDER
+
+    training = replace(predictors.DEFAULTS, seed=options.seed, device=options.device, validations=2, ema=0.99,
+                       **({"steps": 6} if options.smoke else {"minutes": _PREDICTOR_MINUTES}))
+    _train(FOLDER, training, options, lambda where: predictors.train_predictors(
+        dataset, predictors.Options(options.data, where, training, renderings=1)))
 
 
 def _train(folder: str, training: TrainingConfig, options: Options, fit: Callable[[RunOptions], nn.Module]) -> None:
@@ -213,61 +229,27 @@ def _rounded(variable: Variable, value: float) -> str:
     return f"{rounded:.10g}"
 
 
-def draw_figures(dscm: DSCM, dataset: CausalDataset, interventions: Sequence[tuple[str, Do]], run: Path, count: int,
-                 seed: int) -> dict[str, Path]:
-    """``figures/*.png`` of the run: ``{what it shows: path}``."""
-    import warnings
+# ------------------------------------------------------------------------------------------------ scoring
+def score(dscm: DSCM, dataset: CausalDataset, questions: Questions, options: Options) -> tuple[Evaluation, dict[str, Path]]:
+    """Every metric into ``metrics.json``, and its figures: ``{what it shows: path}``."""
+    from dscm.evaluation import evaluate
+    from dscm.evaluation_figures import figures_of
+    from dscm.evaluation_options import EvaluationConfig
+    from dscm.figures import save_figure
+    from mechanisms.predictor import load_predictors
 
-    import torch
-
-    from dscm.counterfactual import answer
-    from dscm.figures import attribute_figure, counterfactual_grid, save_figure, training_curves
-    from mechanisms.bookkeeping import METRICS
-    from mechanisms.checkpoint import MetricsLog
-    from mechanisms.noise import seeded
-    from pgm.interventions import resolve_do
-
-    folder, graph, test = run / FIGURES, dataset.graph, dataset.split("test")
-    index = torch.arange(count)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", UserWarning)  # the grid marks what lies beyond the training data
-        columns = answer(dscm, dataset, "test", index, interventions, seed=seed)
-    paths = {"counterfactuals": save_figure(counterfactual_grid(test.batch(index), columns, graph), folder / "counterfactuals.png")}
-
-    # an intervention that has effects among the attributes shows more than one that has none
-    label, do = max(interventions, key=lambda asked: len(graph.descendants(asked[1])))
-    rows = min(len(dataset.split("train")), 4000)
-    training = {name: values[:rows] for name, values in dataset.split("train").attributes.items()}
-    action = resolve_do(graph, do, training, rows)[0]
-    sampled, intervened = (dscm.attributes.sample(rows, given, seeded(seed)) for given in (None, action))
-    paths["attributes"] = save_figure(attribute_figure(training, sampled, graph, (label, intervened)), folder / "attributes.png")
-    paths["observed"] = save_tiles(test.batch(slice(0, _TILES))["image"], folder / "observed.png")
-    for name, temperature in (("sampled", 1.0), ("sampled_mean", 0.0)):
-        images = dscm.sample(_TILES, generator=seeded(seed), temperature=temperature)["image"]
-        paths[name] = save_tiles(images, folder / f"{name}.png")
-    for name in MECHANISMS:
-        curves = training_curves(MetricsLog.read(run / name / METRICS), f"{name}: loss and its terms, in nats")
-        paths[f"training_{name}"] = save_figure(curves, folder / f"training_{name}.png")
-    return paths
-
-
-def save_tiles(images: torch.Tensor, path: Path) -> Path:
-    """Images ``(B, C, H, W)`` in [0, 1] as one PNG, six in a row, enlarged without smoothing."""
-    from torchvision.utils import make_grid, save_image
-
-    from mechanisms.checkpoint import replacing
-
-    shown = images.cpu() if images.shape[1] == 3 else images.cpu().mean(1, keepdim=True)
-    tiles = make_grid(shown, nrow=6, padding=1, pad_value=1.0)
-    scale = max(1, 96 // images.shape[-1])
-    with replacing(path) as temporary:
-        save_image(tiles.repeat_interleave(scale, 1).repeat_interleave(scale, 2), temporary, format="png")
-    return path
+    run, images = options.folder, 4 if options.smoke else 64
+    config = EvaluationConfig(draws=4 if options.smoke else 32, draw_images=images, cycle_images=images)
+    evaluation = evaluate(dscm, dataset, questions, load_predictors(run, dscm.device), config, run)
+    figures = {f"metrics_{name}": save_figure(figure, run / "figures" / f"metrics_{name}.png")
+               for name, figure in figures_of(evaluation.scores).items()}
+    evaluation.save(run / METRICS)
+    return evaluation, figures
 
 
 # ------------------------------------------------------------------------------------------------ telling
 def compose(dataset: CausalDataset, options: Options, figures: dict[str, Path], interventions: Sequence[tuple[str, Do]],
-            known: Sequence[str], rows: Sequence[dict[str, Any]], bound: tuple[float, float], minutes: float) -> list[Section]:
+            known: Sequence[str], evaluation: Evaluation, minutes: float) -> list[Section]:
     """All sections of the report, in order."""
     from experiments import sections
     from mechanisms.bookkeeping import CONFIG
@@ -287,10 +269,11 @@ def compose(dataset: CausalDataset, options: Options, figures: dict[str, Path], 
     return [
         sections.data(dataset),
         sections.counterfactuals(figures["counterfactuals"], labels, known),
-        sections.scores(rows, bound),
+        sections.scores(evaluation),
         sections.attributes(figures["attributes"]),
         sections.samples(figures["observed"], figures["sampled"], figures["sampled_mean"]),
         sections.training([figures[f"training_{name}"] for name in MECHANISMS], [options.folder / name for name in MECHANISMS]),
+        sections.every_metric(evaluation, {name: path for name, path in figures.items() if name.startswith("metrics_")}),
         sections.limits(known),
         sections.commands(options.data, options.folder, options.minutes, options.seed, options.do or default_do(dataset),
                           dict(list(example.items())[:1])),

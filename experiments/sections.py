@@ -12,11 +12,12 @@ from torch import Tensor
 from datasets.base import SPLITS, CausalDataset
 from datasets.options import DataOptions
 from datasets.schema import Variable
+from dscm.evaluation import Evaluation
+from dscm.evaluation_table import HEADER, cycle_table, figure, question_rows
+from dscm.metrics.catalogue import METRICS as MEANINGS
 from experiments.report import Section, bullets, code, definitions, details, graph_svg, note, picture, prose, side_by_side, table
 from mechanisms.bookkeeping import METRICS
 from mechanisms.checkpoint import MetricsLog
-
-Row = Mapping[str, Any]
 
 
 def data(dataset: CausalDataset) -> Section:
@@ -57,28 +58,34 @@ def counterfactuals(grid: Path, labels: Sequence[str], known: Sequence[str]) -> 
         + picture(grid, f"Grid of counterfactual images under {', '.join(labels)}", f"{caption}{truth}.") + missing))
 
 
-def scores(rows: Sequence[Row], free_energy: tuple[float, float]) -> Section:
+def scores(evaluation: Evaluation) -> Section:
     """Errors to the true counterfactuals beside their floors."""
-    likelihood = prose(f"Free energy of the observed images: {free_energy[0]:.3f} ± {free_energy[1]:.3f} nats per dimension "
-                       "(an upper bound of −log p; smaller is better).")
-    if not rows:
+    bounds = [s for s in evaluation.find("free_energy") if s.unit == "nats/dim"]
+    likelihood = prose(*(f"Free energy of the observed images: {figure(s)} nats per dimension (an upper bound of −log p; smaller is "
+                         "better)." for s in bounds))
+    found = evaluation.find("truth_l1")
+    if not found:
         return Section("Scores against the truth", note(
             "Nothing can be scored against the truth here: this data set does not define `true_counterfactual`. Looking plausible "
             "is then all that the images above can show; see the limits below.") + likelihood)
-    first = rows[0]
-    images = [(f"`{r['intervention']}`", _pm(r, "l1"), _pm(r, "l1_true_parents"), _pm(r, "l1_identity"),
-               f"{r['psnr']:.1f} ({r['psnr_identity']:.1f})", f"{r['ssim']:.3f} ({r['ssim_identity']:.3f})") for r in rows]
-    values = [(f"`{r['intervention']}`", name, how, _pm(errors, "error"), _pm(errors, "truth") if "truth" in errors else "0",
-               _pm(errors, "identity"))
-              for r in rows for how, key in (("predicted by the model", "attributes"), ("measured on the image", "measured"))
-              for name, errors in r[key].items()]
+    images = []
+    for l1 in found:
+        exact, psnr = (evaluation.find(name, l1.intervention)[0] for name in ("truth_l1_true_parents", "truth_psnr"))
+        similar = [f"{s.value:.3f} ({s.floors['identity']:.3f})" for s in evaluation.find("truth_ssim", l1.intervention)] or ["–"]
+        images.append((f"`{l1.intervention}`", figure(l1), figure(exact), f"{l1.floors['identity']:.2f}",
+                       f"{psnr.value:.1f} ({psnr.floors['identity']:.1f})", *similar))
+    values = [(f"`{l1.intervention}`", s.variable, how, figure(s), f"{s.floors['truth']:.3g}", f"{s.floors['identity']:.3g}")
+              for l1 in found
+              for how, metric in (("predicted by the model", "truth_attribute"), ("measured on the image", "effectiveness_measured"))
+              for s in evaluation.find(metric, l1.intervention)]
     of_images = table(("intervention", "error, L1 of 255", "with true parents", "floor: copying", "PSNR in dB (copying)",
                        "SSIM (copying)"), images, "Counterfactual images")
     of_values = table(("intervention", "attribute", "how", "error", "floor: true image", "floor: as observed"), values, "Attributes")
+    about = evaluation.about
     return Section("Scores against the truth", (
         prose("This data set knows its own process, so the true counterfactual of every image is known. Scored are "
-              f"{first['count']} images of the {first['split']} split, each under one intervention drawn from the training values "
-              f"(seed {first['seed']}). ± is the standard error over images.")
+              f"{about['count']} images of the {about['split']} split, each under one intervention drawn from the training values, away "
+              f"from the observed one (seed {about['seed']}). ± is the standard error over images.")
         + of_images + (of_values if values else "") + definitions(_COLUMNS) + likelihood))
 
 
@@ -95,13 +102,41 @@ _COLUMNS = (
 )
 
 
-def attributes(figure: Path) -> Section:
+_METRIC_FIGURES = {
+    "metrics_floors": ("Each metric between its floors", "Each metric on one scale, from what the true image scores to what copying the "
+                       "observed image scores. Metrics whose floors coincide say nothing and are left out."),
+    "metrics_cycles": ("Drift over repeated interventions", "Distance to the observed image after null interventions, and after going "
+                       "there and back. At residual temperature 1 nothing is lost by construction; below, what the latents do not "
+                       "explain is."),
+    "metrics_calibration": ("Calibration of the draws", "How often the truth lies within the draws' intervals. Below the dashed line, the "
+                            "model is more certain than right."),
+}
+
+
+def every_metric(evaluation: Evaluation, figures: Mapping[str, Path]) -> Section:
+    """All figures of the evaluation beside their floors, what they mean, and what could not be computed."""
+    drawn = "".join(picture(figures[name], alt, caption) for name, (alt, caption) in _METRIC_FIGURES.items() if name in figures)
+    names = dict.fromkeys(s.intervention for s in evaluation.scores)
+    asked = [(name, rows) for name in names if (rows := question_rows(evaluation.scores, name))]
+    tables = "".join(table(HEADER, rows, f"`{name}`") for name, rows in asked)
+    if cycles := cycle_table(evaluation.scores):
+        tables += table(*cycles, "Distance to the observed image, L1 of 255, by temperature of the pixel residual")
+    missing = prose("What could not be computed, and why:") + bullets(f"`{n}`: {why}" for n, why in evaluation.missing.items())
+    used = [MEANINGS[name] for name in dict.fromkeys(s.metric for s in evaluation.scores)]
+    meanings = table(("metric", "meaning", "how it can mislead"), [(f"`{m.name}`", m.meaning, m.trap) for m in used])
+    return Section("Every metric", (
+        prose("Published metrics judge a model by other models or by itself, so each stands beside what copying the image, the true "
+              "image and real images score. `x*` is the counterfactual image; ± is the standard error over images.")
+        + drawn + details("All figures", tables) + (missing if evaluation.missing else "") + details("What each metric means", meanings)))
+
+
+def attributes(drawn: Path) -> Section:
     """What the attributes' model has learned."""
     return Section("Attributes, observed and sampled", (
         prose("The attributes' model is a Pyro program fitted by maximum likelihood, one mechanism for each variable. Its samples "
               "should have the distribution of the data; under an intervention on a cause, its effects should follow, and the rest "
               "should stay as it was.")
-        + picture(figure, "Distributions of observed and of sampled attributes",
+        + picture(drawn, "Distributions of observed and of sampled attributes",
                   "Grey: observed (training split). Blue: sampled from the model. Orange: sampled under the intervention; a value that it "
                   "holds is a line.")))
 
@@ -162,7 +197,9 @@ def commands(data: DataOptions, run: Path, minutes: float, seed: int, do: Sequen
               "continued with `--resume` and begun anew with `--overwrite`.")
         + code(f"python -m pgm.train {source} {folder} --seed {seed}\n"
                f"python -m mechanisms.train {source} {folder} --minutes {minutes:g} --seed {seed}\n"
+               f"python -m mechanisms.predictors {source} {folder} --seed {seed}\n"
                f"python -m dscm.counterfactual {folder} {wanted} --count 8 --out grid.png\n"
+               f"python -m dscm.evaluate {folder} --seed {seed}\n"
                f"python -m experiments.quickstart {source} {folder} --minutes {minutes:g} --seed {seed}")
         + prose("Or in Python:")
         + code("from dscm.model import DSCM\n"
@@ -185,10 +222,6 @@ def _flags(data: DataOptions) -> str:
     words = ["--dataset", data.dataset, *(["--download"] if data.download else [])]
     words += ["--data-dir", str(data.data_dir)] if data.data_dir else []
     return shlex.join([*words, *(word for text in data.option for word in ("--option", text))])
-
-
-def _pm(scores: Row, key: str) -> str:
-    return f"{scores[key]:.2f} ± {scores[f'{key}_se']:.2f}"
 
 
 def _listed(names: Sequence[str]) -> str:

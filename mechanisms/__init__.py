@@ -1,4 +1,4 @@
-"""How one variable arises from its causes: flows, Gumbel-max, hierarchical VAE; and how any of them is trained."""
+"""How one variable arises from its causes: flows, Gumbel-max, VAEs; and how any of them is trained."""
 
 from mechanisms.guard import check_datasets
 
@@ -7,7 +7,8 @@ check_datasets()
 from datasets.lazy import lazy_attributes  # noqa: E402  (the guard comes first)
 
 _HOMES = {
-    "HVAE": "mechanisms.hvae", "HVAEConfig": "mechanisms.hvae_options", "ImageNoise": "mechanisms.hvae",
+    "HVAE": "mechanisms.hvae", "VAE": "mechanisms.vae", "ImageConfig": "mechanisms.image_options",
+    "ImageMechanism": "mechanisms.image_mechanism", "ImageNoise": "mechanisms.image_mechanism",
     "TrainingConfig": "mechanisms.options", "fit": "mechanisms.training",
 }
 __all__ = list(_HOMES)

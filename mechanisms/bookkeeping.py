@@ -68,6 +68,11 @@ class Position:
     in_a_row: int = 0
     validated: int = 0
     best: float = math.inf
+    waited: int = 0  # validations since the best one
+
+    def gives_up(self, patience: int | None) -> bool:
+        """Whether so many validations in a row were no better than the best."""
+        return patience is not None and self.waited >= patience
 
 
 class Meter:

@@ -9,18 +9,21 @@ from typing import Any
 from datasets.errors import UserError
 from datasets.schema import Graph
 from mechanisms.checkpoint import load
-from mechanisms.hvae import HVAE, HVAEConfig
+from mechanisms.hvae import HVAE
+from mechanisms.image_mechanism import ImageMechanism
+from mechanisms.image_options import ImageConfig
+from mechanisms.vae import VAE
 
-IMAGE_MECHANISMS = {"hvae": (HVAE, HVAEConfig)}
+IMAGE_MECHANISMS: dict[str, type[ImageMechanism]] = {"vae": VAE, "hvae": HVAE}  # the names of image_options.MechanismName
 FOLDER = "image"
 
 
-def describe(name: str, model: HVAE) -> dict[str, Any]:
+def describe(name: str, model: ImageMechanism) -> dict[str, Any]:
     """Plain values that rebuild ``model``; stored with its weights."""
     return {"kind": name, "graph": model.graph.to_dict(), "config": asdict(model.config)}
 
 
-def build(name: str, graph: Graph, config: Any = None) -> HVAE:
+def build(name: str, graph: Graph, config: ImageConfig | None = None) -> ImageMechanism:
     """A new image mechanism.
 
     Raises:
@@ -28,15 +31,14 @@ def build(name: str, graph: Graph, config: Any = None) -> HVAE:
     """
     if name not in IMAGE_MECHANISMS:
         raise UserError(f"unknown image mechanism {name!r}; valid are {', '.join(IMAGE_MECHANISMS)}")
-    return IMAGE_MECHANISMS[name][0](graph, config)
+    return IMAGE_MECHANISMS[name](graph, config)
 
 
-def load_image_mechanism(path: Path) -> HVAE:
-    """The mechanism that ``mechanisms.train`` left in a run folder, in eval mode."""
+def load_image_mechanism(path: Path) -> ImageMechanism:
+    """The mechanism that ``mechanisms.train`` left in a run folder, in eval mode; options younger than it take their defaults."""
     state = load(path)
     if state.get("kind") not in IMAGE_MECHANISMS:
         raise UserError(f"{path} holds a {state.get('kind')!r}; image mechanisms are {', '.join(IMAGE_MECHANISMS)}")
-    model_class, config_class = IMAGE_MECHANISMS[state["kind"]]
-    model = model_class(Graph.from_dict(state["graph"]), config_class(**state["config"]))
+    model = build(state["kind"], Graph.from_dict(state["graph"]), ImageConfig(**state["config"]))
     model.load_state_dict(state["weights"])
     return model.eval()

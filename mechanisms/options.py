@@ -41,6 +41,8 @@ class TrainingConfig:
     """How many of its rows each look takes."""
     keep: Literal["best", "last"] = "last"
     """Which averaged weights to keep: those best on validation, or the last."""
+    patience: int | None = None
+    """So many validations in a row that were no better than the best end the training early; without it nothing does."""
     checkpoint_seconds: float = 30.0
     """Time between checkpoints; any of them resumes to the same result."""
     workers: int = 0
@@ -66,6 +68,8 @@ class TrainingConfig:
         for name in ("batch_size", "learning_rate", "clip", "skip", "validations", "validation_rows"):
             if not getattr(self, name) > 0:
                 raise UserError(f"--{name.replace('_', '-')} {getattr(self, name)} must be positive")
+        if self.patience is not None and self.patience < 1:
+            raise UserError(f"--patience {self.patience} must be at least 1")
         for name in ("warmup", "weight_decay", "checkpoint_seconds", "workers"):
             if not getattr(self, name) >= 0:
                 raise UserError(f"--{name.replace('_', '-')} {getattr(self, name)} must not be negative")

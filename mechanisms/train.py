@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from datasets.options import DataOptions
 from mechanisms.command import run_command
-from mechanisms.hvae_options import PRESETS, HVAEConfig
+from mechanisms.image_options import PRESETS, ImageConfig, MechanismName
 from mechanisms.options import RunOptions, TrainingConfig
 
 if TYPE_CHECKING:
     from datasets.base import CausalDataset
-    from mechanisms.hvae import HVAE
+    from mechanisms.image_mechanism import ImageMechanism
 
 DEFAULTS = TrainingConfig(batch_size=16, learning_rate=2e-3, beta2=0.99, warmup=50, weight_decay=0.01, ema=0.99, keep="last")
 DEFAULT_MINUTES = 10.0
@@ -25,18 +25,18 @@ class Options:
     data: DataOptions = field(default_factory=DataOptions)
     run: RunOptions = field(default_factory=RunOptions)
     training: TrainingConfig = DEFAULTS
-    mechanism: str = "hvae"
-    """Which image mechanism."""
+    mechanism: MechanismName = "hvae"
+    """Which image mechanism: one latent vector, or latents at every resolution."""
     preset: str = "none"
-    """A named configuration that replaces the mechanism's flags: cpu or reference."""
+    """A named topology that replaces --encoder, --decoder, --widths and --patch: cpu or reference."""
     shift: int = 0
     """Augment by random translations of up to so many pixels."""
     flip: bool = False
     """Augment by random mirroring."""
-    config: HVAEConfig = field(default_factory=HVAEConfig)
+    config: ImageConfig = field(default_factory=ImageConfig)
 
 
-def train_image(dataset: CausalDataset, options: Options) -> HVAE:
+def train_image(dataset: CausalDataset, options: Options) -> ImageMechanism:
     """Fit the image mechanism of ``dataset`` into ``run/image``.
 
     Raises:
@@ -55,7 +55,7 @@ def train_image(dataset: CausalDataset, options: Options) -> HVAE:
         raise UserError(f"unknown preset {options.preset!r}; valid are {', '.join(PRESETS)}")
     training.check()
     torch.manual_seed(training.seed)
-    model = build(options.mechanism, dataset.graph, PRESETS.get(options.preset, options.config))
+    model = build(options.mechanism, dataset.graph, replace(options.config, **PRESETS.get(options.preset, {})))
     claim(options.run.run, dataset, options.data)
     train, valid = dataset.split("train"), dataset.split("valid")
     return fit(model, train, valid, training, options.run.run / FOLDER, describe(options.mechanism, model), options.run,

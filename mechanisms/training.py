@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from dataclasses import asdict
 from pathlib import Path
@@ -31,7 +31,7 @@ from mechanisms.devices import agree, make_accelerator
 from mechanisms.noise import Noise, seeded
 from mechanisms.options import RunOptions, TrainingConfig
 
-_MAY_CHANGE = {"epochs", "steps", "minutes", "device", "workers", "checkpoint_seconds"}
+_MAY_CHANGE = {"epochs", "steps", "minutes", "patience", "device", "workers", "checkpoint_seconds"}
 _REWIND = 5  # skipped updates in a row before weights go back to their average
 _MAX_SKIPPED = 50
 
@@ -45,6 +45,8 @@ def fit(
     description: Mapping[str, Any],
     options: RunOptions = RunOptions(),
     augment: Augmentation | None = None,
+    kept: nn.Module | None = None,
+    criterion: Callable[[Mapping[str, float]], float] = lambda means: means["loss"],
 ) -> nn.Module:
     """Train ``model`` into ``folder`` and return it with the kept weights, in eval mode.
 
@@ -54,17 +56,18 @@ def fit(
     Args:
         description: what rebuilds the model, plain values only: ``kind``, ``graph``, ``config``, ….
         augment: see :mod:`mechanisms.augment`; applied to training batches.
+        kept: the part of ``model`` whose weights go to ``mechanism.pt`` and which is returned, if not all of it.
+        criterion: of two validations' means of terms, the one where this is less is the better one.
 
     Raises:
         RunError: for a folder that is in use, holds another training, or cannot be written; for a diverged training.
         KeyboardInterrupt: after Ctrl-C, once the state is saved.
     """
     config.check()
+    kept = model if kept is None else kept
     accelerator = make_accelerator(config.device, config.precision)
     rank, world, device = accelerator.process_index, accelerator.num_processes, accelerator.device
-    size = min(config.batch_size, len(train) // world * world)
-    if size == 0 or size % world:
-        raise RunError(f"--batch-size {size} must be a positive multiple of the {world} processes")
+    size = global_batch(config, len(train), world)
     per_epoch = len(train) // size
     total = config.steps or (math.ceil(config.epochs * per_epoch) if config.epochs else None)
 
@@ -99,7 +102,7 @@ def fit(
                      "meter": {"sums": meter.sums, "count": meter.count}}
             save(folder / CHECKPOINT, {"kind": "training", "config": asdict(config), "description": dict(description), **state})
             with average:
-                weights = best if best is not None else copy_state(model)
+                weights = best if best is not None else copy_state(kept)
             save(folder / WEIGHTS, {**description, "weights": weights, "step": at.step})
 
         def validate() -> None:
@@ -108,9 +111,10 @@ def fit(
             with average:
                 count, fixed = min(len(valid), config.validation_rows), Noise(config.seed + 1, device, rank, world)
                 scores = evaluate(wrapped, valid, count, size, fixed, accelerator)
-                if scores["loss"] < at.best:
-                    at.best = scores["loss"]
-                    best = copy_state(model) if config.keep == "best" else None
+                at.waited += 1
+                if (score := criterion(scores)) < at.best:
+                    at.best, at.waited = score, 0
+                    best = copy_state(kept) if config.keep == "best" else None
             model.train()
             if log:
                 log.write({"step": at.step, "epoch": at.step / per_epoch, "seconds": round(at.elapsed, 3),
@@ -128,7 +132,7 @@ def fit(
             progress = at.step / total if total else at.elapsed / (60 * config.minutes)
             at.validated = min(at.validated, int(progress * config.validations))
         with Stop() as stop, bar:
-            while progress < 1 and not interrupted:
+            while progress < 1 and not interrupted and not at.gives_up(config.patience):
                 epoch, first = divmod(at.step, per_epoch)
                 order = torch.randperm(len(train), generator=seeded(config.seed, epoch))
                 for batch in batches(train, order, size, rank, world, config.workers, first):
@@ -140,7 +144,7 @@ def fit(
                     if at.validated < due and progress < 1:
                         validate()
                         at.validated = due
-                    if progress >= 1 or interrupted:
+                    if progress >= 1 or interrupted or at.gives_up(config.patience):
                         break
                     if overdue:
                         checkpoint()
@@ -158,7 +162,7 @@ def fit(
                     meter.add(terms)
                     at.step += 1
                     bar.update(1 if total else min(100, int(100 * progress)) - bar.n)
-            if not interrupted and at.validated < config.validations:
+            if not interrupted and at.validated < config.validations and not at.gives_up(config.patience):
                 validate()
                 at.validated = config.validations
         checkpoint()
@@ -167,8 +171,20 @@ def fit(
         print(f"stopped at step {at.step}; the same command with --resume continues", file=sys.stderr)
         raise KeyboardInterrupt
     accelerator.unwrap_model(wrapped, keep_fp32_wrapper=False)  # so that the model computes as it will when it is loaded
-    model.load_state_dict(load(folder / WEIGHTS)["weights"])
-    return model.eval()
+    kept.load_state_dict(load(folder / WEIGHTS)["weights"])
+    return kept.eval()
+
+
+def global_batch(config: TrainingConfig, rows: int, world: int) -> int:
+    """Rows per update over all processes: no more than there are, and as many for each process.
+
+    Raises:
+        RunError: for a batch size that the processes cannot share.
+    """
+    size = min(config.batch_size, rows // world * world)
+    if size == 0 or size % world:
+        raise RunError(f"--batch-size {size} must be a positive multiple of the {world} processes")
+    return size
 
 
 def update(accelerator: Accelerator, model: nn.Module, optimizer: torch.optim.Optimizer, config: TrainingConfig, at: Position,

@@ -151,8 +151,8 @@ class AttributeSCM(nn.Module):
         return self._act(natural, noise, do) if do else natural
 
     @torch.no_grad()
-    def counterfactual(self, attributes: Mapping[str, Tensor], do: Do,
-                       generator: torch.Generator | None = None) -> dict[str, Tensor]:
+    def counterfactual(self, attributes: Mapping[str, Tensor], do: Do, generator: torch.Generator | None = None,
+                       noise: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]:
         """What ``attributes`` would have been under ``do``: abduct, act, predict (Pearl, 2009, theorem 7.1.7).
 
         Only the intervened attributes and their descendants change; all others are copies of the observed values, so
@@ -162,12 +162,13 @@ class AttributeSCM(nn.Module):
             attributes: observed, ``(B,)`` each; other entries are ignored.
             do: see :func:`pgm.interventions.resolve_do`, which also tells what lies beyond the training data.
             generator: of the abducted noise of discrete attributes.
+            noise: what :meth:`abduct` said of these attributes; abducted here if not given.
 
         Raises:
             SchemaError: see :func:`pgm.interventions.resolve_do` and :meth:`datasets.Graph.check`.
         """
         observed = self._checked(attributes)
-        return self._act(observed, self.abduct(observed, generator), do)
+        return self._act(observed, self.abduct(observed, generator) if noise is None else noise, do)
 
     def _act(self, observed: Mapping[str, Tensor], noise: Mapping[str, Tensor], do: Do) -> dict[str, Tensor]:
         values, _ = resolve_do(self.graph, do, observed, len(observed[self.names[0]]))

@@ -13,7 +13,8 @@ from torch import Tensor
 from datasets import Graph, SchemaError, Variable
 from dscm import DSCM
 from mechanisms.checkpoint import RunError, load, save
-from mechanisms.hvae import HVAE, HVAEConfig
+from mechanisms.hvae import HVAE
+from mechanisms.image_options import ImageConfig
 from mechanisms.runs import dataset_of
 from pgm import AttributeSCM, interventions
 
@@ -78,8 +79,8 @@ def test_image_stays_where_no_parent_changed(dscm, observed):
 
 
 def test_image_without_intervention_on_it_is_explained_by_its_noise(dscm, observed):
-    for sample in (False, True):
-        noise = dscm.abduct(observed, generator(), sample)
+    for draws in (None, 1, 3):
+        noise = dscm.abduct(observed, generator(), draws)
         again = dscm.predict(noise)
         assert torch.equal(whole_grey_levels(again["image"]), whole_grey_levels(observed["image"]))
         assert torch.equal(again["digit"], observed["digit"])
@@ -92,6 +93,54 @@ def test_predict_of_abducted_noise_is_the_counterfactual(dscm, observed):
     direct = dscm.counterfactual(observed, do, generator=generator())
     stepwise = dscm.predict(dscm.abduct(observed, generator()), do)
     torch.testing.assert_close(direct.image, stepwise["image"], rtol=1e-3, atol=2e-3)
+
+
+@pytest.mark.parametrize("draws", [None, 3])
+def test_one_abduction_serves_many_interventions(dscm, observed, draws, monkeypatch):
+    passes, encode = [], type(dscm.image)._encode
+    monkeypatch.setattr(type(dscm.image), "_encode", lambda self, x: passes.append(len(x)) or encode(self, x))
+    noise = dscm.abduct(observed, generator(), draws)
+    shared = [dscm.counterfactual(observed, {name: DO[name]}, noise=noise, generator=generator()) for name in NAMES]
+    assert passes == [ROWS]  # one pass of the encoder, however many draws and interventions
+    for name, answer in zip(NAMES, shared, strict=True):
+        alone = dscm.counterfactual(observed, {name: DO[name]}, draws, generator=generator())
+        assert torch.equal(answer[name], alone[name])
+        if draws is None:
+            torch.testing.assert_close(answer.image, alone.image, rtol=1e-4, atol=1e-4)
+        else:
+            assert answer.draws.shape == alone.draws.shape and torch.equal(answer.image, answer.draws.mean(0))
+
+
+@pytest.mark.parametrize("draws", [None, 3])
+def test_noise_in_batches_is_the_noise(dscm, observed, draws):
+    """Row by row and draw by draw, whatever the batches: noise of other rows would give other images."""
+    noise = dscm.abduct(observed, generator(), draws, batch_size=4)
+    assert len(noise.image) == ROWS * (draws or 1)
+    again = dscm.counterfactual(observed, {"thickness": observed["thickness"] + 1e-4}, noise=noise, batch_size=3)
+    each = again.draws if draws else again.image[None]
+    assert all((image - observed["image"]).abs().flatten(1).mean(1).max() < 2e-3 for image in each)
+
+
+def test_noise_of_another_observation_is_refused(dscm, observed):
+    noise = dscm.abduct({name: value[:4] for name, value in observed.items()}, draws=2)
+    with pytest.raises(SchemaError, match="noise is that of 4 images and draws=2; asked are 10 images"):
+        dscm.counterfactual(observed, {"thickness": 3.0}, noise=noise)
+    with pytest.raises(SchemaError, match="draws=3"):
+        dscm.counterfactual({name: value[:4] for name, value in observed.items()}, {"thickness": 3.0}, draws=3, noise=noise)
+
+
+def test_regenerate_takes_no_short_cut(dscm, observed):
+    assert torch.equal(whole_grey_levels(dscm.regenerate(observed)), whole_grey_levels(observed["image"]))
+    explained = dscm.regenerate(observed, temperature=0.0, batch_size=3)
+    torch.testing.assert_close(explained, dscm.predict(dscm.abduct(observed), temperature=0.0)["image"], rtol=1e-3, atol=2e-3)
+    assert (explained - observed["image"]).abs().mean() > 1e-3
+
+
+def test_effects_of_exogenous_latents(dscm, observed):
+    total, direct, indirect = (dscm.counterfactual(observed, {"thickness": 3.5}, effect=effect).image
+                               for effect in ("total", "direct", "indirect"))
+    assert torch.equal(total, direct)
+    assert torch.equal(whole_grey_levels(indirect), whole_grey_levels(observed["image"]))
 
 
 @pytest.mark.parametrize("draws", [None, 4])
@@ -132,7 +181,7 @@ def test_seeds_reproduce_and_global_state_is_untouched(dscm, observed):
     verbs = (lambda g: dscm.counterfactual(observed, {"thickness": 3.0}, draws=2, generator=g).draws,
              lambda g: dscm.sample(4, {"digit": 3}, generator=g)["image"],
              lambda g: dscm.log_prob(observed, g)["image"],
-             lambda g: dscm.abduct(observed, g, sample=True).image.latents[0])
+             lambda g: dscm.abduct(observed, g, draws=1).image.latents[0])
     for verb in verbs:
         first, second, third = verb(generator(1)), verb(generator(1)), verb(generator(2))
         assert torch.equal(first, second) and not torch.equal(first, third)
@@ -257,7 +306,7 @@ def test_swapped_mechanisms_are_refused(copy):
         DSCM.load(copy)
     shutil.copy(copy / "kept.pt", copy / "pgm" / "mechanism.pt")
     shutil.copy(copy / "kept.pt", copy / "image" / "mechanism.pt")
-    with pytest.raises(ValueError, match="holds a 'attributes'; image mechanisms are hvae"):
+    with pytest.raises(ValueError, match="holds a 'attributes'; image mechanisms are vae, hvae"):
         DSCM.load(copy)
 
 
@@ -276,6 +325,6 @@ def test_mechanisms_of_other_graphs_are_refused(dscm):
     variables = [v for v in dscm.graph if v.name not in ("image", "digit")]
     other = Graph([*variables, Variable("image", "image", ("thickness", "intensity"), shape=(1, 32, 32))])
     with pytest.raises(RunError, match="digit is only in the first; image.parents: .*Train both on one data set"):
-        DSCM(dscm.attributes, HVAE(other, HVAEConfig(z_dim=2, widths="16:8,8:8,4:8,1:8")))
+        DSCM(dscm.attributes, HVAE(other, ImageConfig(z_dim=2, widths="16:8,8:8,4:8,1:8")))
     with pytest.raises(RunError, match="digit is only in the second"):
         DSCM(AttributeSCM(other), dscm.image)

@@ -14,8 +14,9 @@ from torch import Tensor
 
 from datasets import Graph, SchemaError, Variable
 from datasets.errors import UserError
-from mechanisms.hvae import HVAE, HVAEConfig, ImageNoise
-from mechanisms.hvae_options import PRESETS
+from mechanisms.hvae import HVAE
+from mechanisms.image_mechanism import ImageNoise
+from mechanisms.image_options import PRESETS, ImageConfig
 from mechanisms.images import build, describe, load_image_mechanism
 from mechanisms.likelihood import DiscretizedGaussian, kl_to_standard_normal, soft_bound
 from mechanisms.noise import Noise
@@ -23,7 +24,7 @@ from mechanisms.readout import BilinearReadout
 from mechanisms.topology import default_topology, parse_topology, parse_widths
 
 ROWS = 12
-SMALL = HVAEConfig(z_dim=3, embedding=12, bases=2)
+SMALL = ImageConfig(z_dim=3, embedding=12, bases=2)
 TINY = replace(SMALL, encoder="8b1d2,4b1,1b1", decoder="1b2,4b1,8b1", widths="8:8,4:12,1:16", patch=2)
 CASES = {
     "tiny-grey-16": (TINY, 1, 16),
@@ -32,8 +33,8 @@ CASES = {
     "folded-rgb-32": (replace(SMALL, widths="16:8,8:8,4:8,1:8"), 3, 32),
     "pixels-grey-12": (replace(SMALL, widths="12:8,6:8,3:8,1:8", patch=1), 1, 12),
     "one-level-rgb-4": (SMALL, 3, 4),
-    "cpu-grey-32": (PRESETS["cpu"], 1, 32),
-    "reference-grey-32": (PRESETS["reference"], 1, 32),
+    "cpu-grey-32": (ImageConfig(**PRESETS["cpu"]), 1, 32),
+    "reference-grey-32": (ImageConfig(**PRESETS["reference"]), 1, 32),
 }
 PARENTS = (Variable("age", "real"), Variable("digit", "categorical", classes=3), Variable("width", "positive"))
 
@@ -144,9 +145,9 @@ def test_rate_is_the_divergence_to_a_standard_normal(case):
             level.register_forward_pre_hook(lambda _, inputs: h_seen.append(inputs[1]))
     terms = model(dict(values(), image=images), noise := Noise(4))
     normal = torch.distributions.Normal
-    exact = sum(torch.distributions.kl_divergence(normal(m, s.exp()), normal(0.0, 1.0)).sum((1, 2, 3)) for m, s in levels)
+    exact = sum(torch.distributions.kl_divergence(normal(q.loc, q.log_scale.exp()), normal(0.0, 1.0)).sum((1, 2, 3)) for q in levels)
     torch.testing.assert_close(terms["rate"], exact, rtol=1e-4, atol=1e-3)
-    assert len(h_seen) == len(levels) and not torch.equal(h_seen[0], levels[0][0])  # z is drawn, not the mean
+    assert len(h_seen) == len(levels) and not torch.equal(h_seen[0], levels[0].loc)  # z is drawn, not the mean
     torch.testing.assert_close(terms["free_energy"], terms["rate"] + terms["distortion"])
     assert noise.generator.initial_seed() == 4
 
@@ -366,7 +367,7 @@ def test_images_that_are_not_square_are_refused():
     shape = Graph([*PARENTS, Variable("image", "image", ("age",), shape=(1, 16, 12))]).fitted(values(5, 200))
     with pytest.raises(UserError, match="16×12: the HVAE takes square ones"):
         HVAE(shape)
-    with pytest.raises(UserError, match="unknown image mechanism 'gan'; valid are hvae"):
+    with pytest.raises(UserError, match="unknown image mechanism 'gan'; valid are vae, hvae"):
         build("gan", shape)
 
 

@@ -141,6 +141,25 @@ def test_log_prob_and_loss(scm, observed):
     assert all(p.grad is not None and p.grad.any() for p in scm.parameters())
 
 
+def test_the_three_steps_are_differentiable(scm, observed):
+    """d type*/d thickness, through abduction, and d intensity*/d do(thickness), against differences."""
+    def effects(shift: Tensor, do: Tensor) -> tuple[Tensor, Tensor]:
+        world = {name: value[:50].double() if value.is_floating_point() else value[:50] for name, value in observed.items()}
+        noise = scm.abduct({**world, "thickness": world["thickness"] + shift}, generator())
+        answer = scm.counterfactual(world, {"thickness": do.expand(50)}, generator())
+        return scm.predict(noise, {"thickness": world["thickness"]})["intensity"].mean(), answer["intensity"].mean()
+
+    shift, do = torch.zeros((), requires_grad=True), torch.tensor(3.0, requires_grad=True)
+    for k, variable in enumerate((shift, do)):
+        gradient, = torch.autograd.grad(effects(shift, do)[k], variable)
+        step = torch.tensor(0.01)
+        with torch.no_grad():
+            up, down = (effects(shift + (1 - k) * sign * step, do + k * sign * step)[k] for sign in (1, -1))
+        assert gradient.item() == pytest.approx(((up - down) / (2 * step)).item(), rel=0.05) and gradient != 0
+    parameter = scm.mechanism("intensity").conditioner.initial
+    assert torch.autograd.grad(effects(shift, do)[1], parameter)[0].any()
+
+
 def test_saved_and_loaded_gives_the_same(scm, observed):
     file = io.BytesIO()
     torch.save({"graph": scm.graph.to_dict(), "state": scm.state_dict()}, file)

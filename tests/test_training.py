@@ -331,6 +331,7 @@ def test_large_batches_shrink_to_the_split(tmp_path):
     ({"weight_decay": -0.1}, "--weight-decay -0.1"),
     ({"beta2": 1.0}, "--beta2 1.0"),
     ({"ema": 1.0}, r"--ema 1.0 must lie in \[0, 1\)"),
+    ({"patience": 0}, "--patience 0 must be at least 1"),
     ({"device": "cuda"}, "--device cuda is not available here; available: cpu"),
 ])
 def test_numbers_that_make_no_sense(tmp_path, changes, message):
@@ -376,6 +377,55 @@ def test_best_or_last_weights(tmp_path, keep):
     assert abs(kept - 1) < 0.15 if keep == "best" else kept > 2
     losses = [row["valid"]["loss"] for row in MetricsLog.read(tmp_path / "metrics.jsonl")]
     assert load(tmp_path / "checkpoint.pt")["position"]["best"] == min(losses) < losses[-1]
+
+
+def test_patience_ends_a_training_that_gets_worse(tmp_path):
+    """Validation rows say x = 1, training rows 3: soon after the weight has passed 1, three validations in a row are no better."""
+    stopped = train(tmp_path, valid=rows(1.0), keep="best", validations=40, ema=0.5, learning_rate=0.2, patience=3)
+    found = MetricsLog.read(tmp_path / "metrics.jsonl")
+    losses = [row["valid"]["loss"] for row in found]
+    assert len(losses) < 40 and min(losses) == losses[-4] and abs(stopped.weight.item() - 1) < 0.15
+    assert len(stopped.seen) == found[-1]["step"] == load(tmp_path / "checkpoint.pt")["position"]["step"]
+    again = train(tmp_path, valid=rows(1.0), keep="best", validations=40, ema=0.5, learning_rate=0.2, patience=3, options=RESUME)
+    assert again.seen == [] and MetricsLog.read(tmp_path / "metrics.jsonl") == found and again.weight == stopped.weight
+
+
+def test_patience_outlasts_an_interruption(tmp_path, monkeypatch):
+    settings = {"valid": rows(1.0), "keep": "best", "validations": 40, "ema": 0.5, "learning_rate": 0.2, "patience": 3}
+    train(tmp_path / "whole", **settings)
+    calls = []
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr("mechanisms.training.agree", lambda values, *_: (values[0], len(calls) > 4 or calls.append(1), values[2]))
+        train(tmp_path / "parts", **settings)
+    train(tmp_path / "parts", **settings, options=RESUME)
+    whole, parts = (MetricsLog.read(tmp_path / name / "metrics.jsonl") for name in ("whole", "parts"))
+    assert [row["valid"] for row in parts] == [row["valid"] for row in whole]
+
+
+def test_a_criterion_decides_which_weights_are_best(tmp_path):
+    """Of weights on their way from 0 to 3, those are kept whose loss on rows that say 1 is nearest to a half."""
+    weight = fit(Toy(), rows(), rows(1.0), replace(CONFIG, keep="best", validations=40, ema=0.5, learning_rate=0.2), tmp_path, DESCRIPTION,
+                 criterion=lambda means: abs(means["loss"] - 0.5)).weight.item()
+    losses = [row["valid"]["loss"] for row in MetricsLog.read(tmp_path / "metrics.jsonl")]
+    assert load(tmp_path / "checkpoint.pt")["position"]["best"] == min(abs(loss - 0.5) for loss in losses)
+    assert abs((weight - 1) ** 2 + 0.01 - 0.5) < 0.2
+
+
+@pytest.mark.parametrize("keep", ["best", "last"])
+def test_a_part_of_the_model_can_be_what_is_kept(tmp_path, keep):
+    class Outer(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner, self.other = Toy(), nn.Parameter(torch.zeros(1))
+
+        def forward(self, batch, noise, progress=1.0):
+            return {"loss": self.inner(batch, noise)["loss"] + self.other.square()}
+
+    outer = Outer()
+    kept = fit(outer, rows(), rows(), replace(CONFIG, keep=keep), tmp_path, DESCRIPTION, kept=outer.inner)
+    assert kept is outer.inner and not kept.training and kept.weight.item() > 1
+    assert load(tmp_path / "mechanism.pt")["weights"] == {"weight": kept.weight}
+    assert load(tmp_path / "checkpoint.pt")["model"].keys() == {"inner.weight", "other"}
 
 
 def test_updates_are_clipped_and_skipped():
@@ -530,7 +580,9 @@ def test_mistakes_on_the_command_line(tmp_path, capsys, folder, arguments, statu
 
 
 @pytest.mark.parametrize("arguments, message", [
-    (["--mechanism", "gan"], "unknown image mechanism 'gan'; valid are hvae"),
+    (["--mechanism", "gan"], "invalid choice 'gan' for argument '--mechanism'."),
+    (["--mixing", "1.5"], "mixing=1.5 must lie in [0, 1]"),
+    (["--components", "0"], "components=0 must be at least 1"),
     (["--preset", "huge"], "unknown preset 'huge'; valid are cpu, reference"),
     (["--widths", "4:8"], "lacks resolution"),
     (["--preset", "reference"], "image size / patch is 16"),

@@ -1,0 +1,169 @@
+"""``python -m dscm.finetune``: counterfactual training of a run's image mechanism, and what it has made better and worse."""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from dscm.finetune_options import FinetuneConfig
+from mechanisms.command import run_command
+from mechanisms.options import RunOptions, TrainingConfig
+
+if TYPE_CHECKING:
+    from datasets.base import CausalDataset
+    from dscm.model import DSCM
+    from dscm.questions import Questions
+    from mechanisms.predictor import Predictors
+
+RECORD, KIND = "finetune.json", "finetuning"
+COUNT = 500
+DEFAULTS = TrainingConfig(batch_size=32, learning_rate=1e-4, beta2=0.99, warmup=50, weight_decay=0.01, ema=0.99, keep="best")
+DEFAULT_MINUTES = 10.0
+
+
+@dataclass(frozen=True)
+class Options:
+    """Train a run's image mechanism on its own counterfactuals, judged by its predictors, into another run; without a budget, 10 minutes.
+
+    Attributes and predictors are copied, nothing of --run is changed. Before and after, the validation split is asked the same
+    questions.
+    """
+
+    run: RunOptions = field(default_factory=RunOptions)
+    into: Path | None = None
+    """Run folder of the result; without it, that of --run with -finetuned appended."""
+    training: TrainingConfig = DEFAULTS
+    config: FinetuneConfig = field(default_factory=FinetuneConfig)
+    count: int | None = None
+    """How many validation images are asked before and after; without it 500, or as many as there are."""
+
+
+def finetune(options: Options) -> dict[str, Any] | None:
+    """Train ``run``'s image mechanism into ``into/image``; what ``finetune.json`` then holds, of the first process.
+
+    ``into`` becomes a complete run: ``run.json``, attributes and predictors are copies, and ``finetune.json`` says what was
+    trained from which files, and how the model did before and after.
+
+    Raises:
+        RunError: for a run without mechanisms or predictors, or with such of different graphs; for a folder ``into``
+            that is the run itself or holds anything but a fine-tuning of it; see also :func:`mechanisms.training.fit`.
+        SchemaError: for an unknown variable, or a count that the validation split has not.
+    """
+    from dscm.before_after import summary
+    from dscm.counterfactual import open_run
+    from dscm.counterfactual_training import CounterfactualTraining
+    from dscm.questions import draw_questions
+    from mechanisms.bookkeeping import CHECKPOINT, WEIGHTS
+    from mechanisms.checkpoint import load, read_json, write_json
+    from mechanisms.devices import make_accelerator
+    from mechanisms.images import FOLDER, describe
+    from mechanisms.predictor import load_predictors
+    from mechanisms.training import fit
+
+    training, source = options.training.or_budget(minutes=DEFAULT_MINUTES), options.run.run
+    training.check()
+    options.config.check()
+    into = options.into or source.with_name(f"{source.name}-finetuned")
+    dscm, dataset = open_run(source, "cpu")
+    predictors = load_predictors(source)
+    train, valid = dataset.split("train"), dataset.split("valid")
+    questions = draw_questions(dataset, "valid", min(COUNT, len(valid)) if options.count is None else options.count, training.seed)
+    module = CounterfactualTraining(dscm.image, dscm.attributes, predictors, options.config)
+    origin = _origin(source)
+    accelerator = make_accelerator(training.device, training.precision)
+    resumes = _check_target(source, into, origin, options.run)
+    accelerator.wait_for_everyone()  # nobody writes before everybody has looked
+
+    module.to(accelerator.device)
+    record = {"kind": KIND, "run": str(source.resolve()), "origin": origin, "config": asdict(options.config),
+              "questions": questions.about(), "before": None, "after": None, "worse": None}
+    if accelerator.is_main_process:
+        if resumes:
+            record["before"] = read_json(into / RECORD)["before"]
+        else:
+            record["before"] = _scores(dscm, dataset, questions, predictors)
+            _copy(source, into)
+        write_json(into / RECORD, record)
+    if not (resumes and (into / FOLDER / CHECKPOINT).exists()):  # which has the bounds
+        module.measure(train, valid, training)
+    kind = load(source / FOLDER / WEIGHTS)["kind"]
+    description = {**describe(kind, dscm.image), "finetuned": {**origin, **asdict(options.config)}}
+    fit(module, train, valid, training, into / FOLDER, description, replace(options.run, run=into), kept=dscm.image,
+        criterion=module.criterion)
+    if not accelerator.is_main_process:
+        return None
+    record["after"] = _scores(dscm, dataset, questions, predictors)
+    text, record["worse"] = summary(record["before"], record["after"])
+    write_json(into / RECORD, record)
+    print(f"{len(questions)} images of {dataset.title}'s valid split\n\n{text}\n\nwrote {into}")
+    return record
+
+
+def _scores(dscm: DSCM, dataset: CausalDataset, questions: Questions, predictors: Predictors) -> list[dict[str, Any]]:
+    """Every score that one answer to each question gives, as plain values."""
+    from dscm.evaluation import evaluate
+    from dscm.evaluation_options import EvaluationConfig
+
+    config = EvaluationConfig(draws=0, cycles=(1, 10), steps=(2,), temperatures=(0.1,))
+    return [score.to_dict() for score in evaluate(dscm, dataset, questions, predictors, config).scores]
+
+
+def _origin(run: Path) -> dict[str, str]:
+    """A hash of each mechanism that the training depends on."""
+    from mechanisms.bookkeeping import WEIGHTS
+
+    return {folder: hashlib.sha256((run / folder / WEIGHTS).read_bytes()).hexdigest()[:16] for folder in ("image", *_copied())}
+
+
+def _copied() -> tuple[str, ...]:
+    from mechanisms.predictor import FOLDER as PREDICTORS
+    from pgm.train import FOLDER as ATTRIBUTES
+
+    return ATTRIBUTES, PREDICTORS
+
+
+def _check_target(source: Path, into: Path, origin: Mapping[str, str], options: RunOptions) -> bool:
+    """Whether ``into`` holds a fine-tuning of these very mechanisms that is to be continued.
+
+    Raises:
+        RunError: where it holds something else, or neither --resume nor --overwrite was said.
+    """
+    from mechanisms.checkpoint import RunError, read_json
+
+    if into.resolve() == source.resolve():
+        raise RunError(f"--into {into} is the run itself, which is left as it is; choose another folder")
+    if not into.exists() or (into.is_dir() and not any(into.iterdir())):
+        return False
+    if not (into / RECORD).exists() or (record := read_json(into / RECORD)).get("kind") != KIND:
+        raise RunError(f"{into} already exists and holds no fine-tuning; choose another --into")
+    if options.overwrite:
+        return False
+    if not options.resume:
+        raise RunError(f"{into} already holds a fine-tuning; --resume continues it, --overwrite begins anew")
+    if changed := [name for name, digest in origin.items() if record["origin"].get(name) != digest]:
+        raise RunError(f"{into} was fine-tuned from another {' and '.join(changed)} than {source} holds now; choose another --into, "
+                       "or --overwrite")
+    return True
+
+
+def _copy(source: Path, into: Path) -> None:
+    """Run record, attributes and predictors, each file whole or not at all."""
+    from mechanisms.checkpoint import replacing
+    from mechanisms.runs import RUN
+
+    for path in (source / RUN, *(p for folder in _copied() for p in (source / folder).iterdir())):
+        if path.is_file() and not path.name.startswith("."):
+            with replacing(into / path.relative_to(source)) as temporary:
+                shutil.copyfile(path, temporary)
+
+
+def main(options: Options) -> None:
+    finetune(options)
+
+
+if __name__ == "__main__":
+    run_command(Options, main)

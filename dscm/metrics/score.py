@@ -1,0 +1,150 @@
+"""One figure with its error, its floors and what it was asked: a row of ``metrics.json`` and of every table."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any
+
+from torch import Tensor
+
+from mechanisms.checkpoint import RunError
+
+FLOORS = ("identity", "truth", "real", "ideal")
+"""What a figure stands beside: copying x; the true counterfactual image; real images; a model that is exactly right."""
+
+
+@dataclass(frozen=True)
+class Metric:
+    """What a metric means, for tables, ``metrics.json`` and docs/metrics.md.
+
+    Attributes:
+        name: as in :attr:`Score.metric`.
+        meaning: in one line.
+        unit: "" where it has none, or where it is that of the attribute that is read.
+        better: ``lower``, ``higher``, or the number to be near to, as text.
+        trap: how the figure can be had without a good counterfactual, in one line.
+    """
+
+    name: str
+    meaning: str
+    unit: str
+    better: str
+    trap: str
+
+
+@dataclass(frozen=True)
+class Score:
+    """One figure: the value of one metric.
+
+    Attributes:
+        metric: its name in the catalogue.
+        value: the figure; may be infinite (the PSNR of an exact image), never NaN.
+        error: its standard error over images; None where the figure is no mean over images.
+        count: number of images that it is about.
+        unit: of value, error and floors.
+        better: ``lower``, ``higher``, or a number to be near to as text ("0.9").
+        intervention: ``do(thickness)``, or "" where it concerns none.
+        variable: the attribute that is read, or "".
+        settings: what it depends on: ``{"temperature": 0.1, "cycles": 10}``.
+        floors: the same figure for any of :data:`FLOORS`.
+
+    Raises:
+        RunError: for NaN, a count below 1, an unknown floor or direction.
+    """
+
+    metric: str
+    value: float
+    error: float | None
+    count: int
+    unit: str = ""
+    better: str = "lower"
+    intervention: str = ""
+    variable: str = ""
+    settings: Mapping[str, float | str] = field(default_factory=dict)
+    floors: Mapping[str, float] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        numbers = {"value": self.value, "error": self.error, **{f"the floor {name}": value for name, value in self.floors.items()}}
+        for name, number in numbers.items():
+            if number is not None and math.isnan(number):
+                raise RunError(f"{self.title}: {name} is not a number. Look for NaN in the model's images; what cannot be computed "
+                               "belongs under 'missing'")
+        if self.count < 1:
+            raise RunError(f"{self.title}: count={self.count}; a figure is about at least one image")
+        unknown = sorted(set(self.floors) - set(FLOORS))
+        if unknown:
+            raise RunError(f"{self.title}: unknown floor {', '.join(unknown)}; valid are {', '.join(FLOORS)}")
+        if self.better not in ("lower", "higher") and not _is_number(self.better):
+            raise RunError(f"{self.title}: better={self.better!r}; valid are 'lower', 'higher', or a number as text")
+
+    @property
+    def title(self) -> str:
+        """Metric, intervention, variable and settings in words: what tells this figure from the others of one evaluation."""
+        named = [f"of {self.variable}"] if self.variable else []
+        named += [f"under {self.intervention}"] if self.intervention else []
+        asked = ", ".join(f"{name} {value:g}" if isinstance(value, (int, float)) else f"{name} {value}"
+                          for name, value in self.settings.items())
+        return " ".join([self.metric, *named]) + (f" ({asked})" if asked else "")
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values for strict JSON, every key present; an infinite number is the text "inf" or "-inf"."""
+        state = asdict(self)
+        for name in ("value", "error"):
+            state[name] = _plain(state[name])
+        state["settings"] = dict(state["settings"])
+        state["floors"] = {name: _plain(value) for name, value in state["floors"].items()}
+        return state
+
+    @classmethod
+    def from_dict(cls, state: Mapping[str, Any], where: str = "metrics.json") -> Score:
+        """What :meth:`to_dict` gave.
+
+        Raises:
+            RunError: for a key that is missing, unknown or of the wrong type; the message names it and ``where``.
+        """
+        if not isinstance(state, Mapping):
+            raise RunError(f"{where}: a score is an object with keys, got {state!r}")
+        known = [f.name for f in fields(cls)]
+        wrong = [f"unknown key {key!r}" for key in state if key not in known]
+        wrong += [f"no key {key!r}" for key in known if key not in state]
+        if not wrong:
+            wrong = [f"{key}={state[key]!r}" for key, right in _CHECKS.items() if not right(state[key])]
+        if wrong:
+            raise RunError(f"{where}: not a score ({'; '.join(wrong)}). Make the file again: python -m dscm.evaluate")
+        error = None if state["error"] is None else float(state["error"])
+        return cls(**{**state, "value": float(state["value"]), "error": error, "settings": dict(state["settings"]),
+                      "floors": {name: float(value) for name, value in state["floors"].items()}})
+
+
+def mean_and_error(values: Tensor) -> tuple[float, float]:
+    """Mean and its standard error over independent values ``(B,)``, at least two."""
+    values = values.double()
+    return float(values.mean()), float(values.std() / len(values) ** 0.5)
+
+
+def _plain(number: float | None) -> float | str | None:
+    return str(number) if number is not None and math.isinf(number) else number
+
+
+def _is_number(value: Any) -> bool:
+    """A number, or the text of one; true and false are none."""
+    try:
+        return not isinstance(value, bool) and not math.isnan(float(value))
+    except (TypeError, ValueError):
+        return False
+
+
+def _is_figure(value: Any) -> bool:
+    return value in ("inf", "-inf") or (isinstance(value, (int, float)) and _is_number(value))
+
+
+_CHECKS = {
+    **dict.fromkeys(("metric", "unit", "better", "intervention", "variable"), lambda value: isinstance(value, str)),
+    "value": _is_figure,
+    "error": lambda value: value is None or _is_figure(value),
+    "count": lambda value: isinstance(value, int) and not isinstance(value, bool),
+    "settings": lambda value: isinstance(value, Mapping) and all(isinstance(v, str) or _is_figure(v) for v in value.values()),
+    "floors": lambda value: isinstance(value, Mapping) and all(map(_is_figure, value.values())),
+}

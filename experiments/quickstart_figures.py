@@ -1,0 +1,58 @@
+"""What the quickstart shows of a model: counterfactuals, attributes, samples, training curves."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from torchvision.utils import make_grid, save_image
+
+from datasets.base import CausalDataset
+from dscm.counterfactual import answer
+from dscm.figures import attribute_figure, counterfactual_grid, save_figure, training_curves
+from dscm.model import DSCM
+from mechanisms.bookkeeping import METRICS
+from mechanisms.checkpoint import MetricsLog, replacing
+from mechanisms.noise import seeded
+from pgm.interventions import Do, resolve_do
+
+_TILES = 24  # observed and sampled images shown
+
+
+def draw_figures(dscm: DSCM, dataset: CausalDataset, interventions: Sequence[tuple[str, Do]], run: Path, trained: Sequence[str],
+                 count: int, seed: int) -> dict[str, Path]:
+    """``figures/*.png`` of the run: ``{what it shows: path}``; ``trained`` are the folders whose training curves are drawn."""
+    folder, graph, test = run / "figures", dataset.graph, dataset.split("test")
+    index = torch.arange(count)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # the grid marks what lies beyond the training data
+        columns = answer(dscm, dataset, "test", index, interventions, seed=seed)
+    paths = {"counterfactuals": save_figure(counterfactual_grid(test.batch(index), columns, graph), folder / "counterfactuals.png")}
+
+    # an intervention that has effects among the attributes shows more than one that has none
+    label, do = max(interventions, key=lambda asked: len(graph.descendants(asked[1])))
+    rows = min(len(dataset.split("train")), 4000)
+    training = {name: values[:rows] for name, values in dataset.split("train").attributes.items()}
+    action = resolve_do(graph, do, training, rows)[0]
+    sampled, intervened = (dscm.attributes.sample(rows, given, seeded(seed)) for given in (None, action))
+    paths["attributes"] = save_figure(attribute_figure(training, sampled, graph, (label, intervened)), folder / "attributes.png")
+    paths["observed"] = save_tiles(test.batch(slice(0, _TILES))["image"], folder / "observed.png")
+    for name, temperature in (("sampled", 1.0), ("sampled_mean", 0.0)):
+        images = dscm.sample(_TILES, generator=seeded(seed), temperature=temperature)["image"]
+        paths[name] = save_tiles(images, folder / f"{name}.png")
+    for name in trained:
+        curves = training_curves(MetricsLog.read(run / name / METRICS), f"{name}: loss and its terms, in nats")
+        paths[f"training_{name}"] = save_figure(curves, folder / f"training_{name}.png")
+    return paths
+
+
+def save_tiles(images: torch.Tensor, path: Path) -> Path:
+    """Images ``(B, C, H, W)`` in [0, 1] as one PNG, six in a row, enlarged without smoothing."""
+    shown = images.cpu() if images.shape[1] == 3 else images.cpu().mean(1, keepdim=True)
+    tiles = make_grid(shown, nrow=6, padding=1, pad_value=1.0)
+    scale = max(1, 96 // images.shape[-1])
+    with replacing(path) as temporary:
+        save_image(tiles.repeat_interleave(scale, 1).repeat_interleave(scale, 2), temporary, format="png")
+    return path

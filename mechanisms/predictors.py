@@ -1,0 +1,87 @@
+"""``python -m mechanisms.predictors``: fits q(attribute | image), the predictors that judge counterfactuals, and tests them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from datasets.options import DataOptions
+from mechanisms.command import run_command
+from mechanisms.options import RunOptions, TrainingConfig
+from mechanisms.predictor_options import PredictorConfig
+
+if TYPE_CHECKING:
+    from datasets.base import CausalDataset
+    from mechanisms.predictor import Predictors
+
+DEFAULTS = TrainingConfig(batch_size=64, learning_rate=2e-3, beta2=0.99, warmup=50, weight_decay=0.05, clip=20.0, ema=0.995)
+DEFAULT_STEPS = 2500
+
+
+@dataclass(frozen=True)
+class Options:
+    """Fit predictors of the image's causes on decorrelated data and print their honest test error; without a budget, 2,500 updates."""
+
+    data: DataOptions = field(default_factory=DataOptions)
+    run: RunOptions = field(default_factory=RunOptions)
+    training: TrainingConfig = DEFAULTS
+    config: PredictorConfig = field(default_factory=PredictorConfig)
+    renderings: int = 2
+    """How often each training row is rendered under independent causes, where the data set knows its process."""
+    shift: int = 2
+    """Augment by random translations of up to so many pixels; 0 where a position is among the attributes."""
+
+
+def train_predictors(dataset: CausalDataset, options: Options) -> Predictors:
+    """Fit the predictors of ``dataset`` into ``run/predictors`` and leave their test error in ``test.json`` there.
+
+    They are fitted to the training split as observed together with the same rows made independent in their causes
+    (:func:`mechanisms.decorrelate.decorrelated`), because they must be right on both kinds of images.
+
+    Raises:
+        UserError: see :func:`mechanisms.training.fit`; an image without causes; ``renderings`` below 1.
+    """
+    import sys
+
+    import torch
+    from accelerate import PartialState
+
+    from datasets.errors import UserError
+    from mechanisms.augment import augmentation
+    from mechanisms.checkpoint import write_json
+    from mechanisms.decorrelate import decorrelated, joined
+    from mechanisms.predictor import FOLDER, Predictors, describe
+    from mechanisms.predictor_scores import TEST, report, score
+    from mechanisms.runs import claim
+    from mechanisms.training import fit
+
+    training = options.training.or_budget(steps=DEFAULT_STEPS)
+    training.check()
+    for name, lowest in (("renderings", 1), ("shift", 0)):
+        if getattr(options, name) < lowest:
+            raise UserError(f"--{name} {getattr(options, name)} must be at least {lowest}")
+    torch.manual_seed(training.seed)
+    model = Predictors(dataset.graph, options.config)
+    claim(options.run.run, dataset, options.data)
+    times = {"train": options.renderings, "valid": 1, "test": 1}
+    independent = {name: decorrelated(dataset, name, training.seed, count) for name, count in times.items()}
+    both = {name: joined(dataset.split(name), made.split, training.seed) for name, made in independent.items() if name != "test"}
+    description = {**describe(model), "data": {"renderings": options.renderings, "shift": options.shift}}
+    folder = options.run.run / FOLDER
+    model = fit(model, both["train"], both["valid"], training, folder, description, options.run, augmentation(options.shift),
+                criterion=lambda means: sum(means[name] for name in model.names))  # the likelihood; the loss is a weighted one
+    if PartialState().is_main_process:
+        results = score(model, dataset.split("test"), independent["test"])
+        write_json(folder / TEST, results)
+        print(report(results))
+        for warning in dict.fromkeys(made.warning for made in independent.values() if made.warning):
+            print(f"warning: {warning}", file=sys.stderr)
+    return model
+
+
+def main(options: Options) -> None:
+    train_predictors(options.data.open(), options)
+
+
+if __name__ == "__main__":
+    run_command(Options, main)
