@@ -29,6 +29,7 @@ from dscm.metrics.score import Score
 from dscm.questions import Questions
 from dscm.readings import Reader
 from mechanisms.checkpoint import RunError, read_json, versions, write_json
+from mechanisms.noise import seeded
 from mechanisms.predictor import FOLDER as PREDICTORS
 from mechanisms.predictor import Predictors
 
@@ -99,7 +100,7 @@ def evaluate(model: Model, dataset: CausalDataset, questions: Questions, predict
     config = config or EvaluationConfig()
     config.check()
     _same(model, dataset, questions, predictors)
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), torch.no_grad():
         warnings.simplefilter("ignore", UserWarning)  # values are drawn from training, and what follows from them is the truth's matter
         inquiry = Inquiry(model, dataset, questions, predictors, config, run)
         inquiry.conduct()
@@ -186,16 +187,19 @@ class Inquiry:
         self.crowd = self._crowd() if self.predictors is not None else None
 
     def _crowd(self) -> scoring.Crowd:
-        """Real images: those that are asked about, and as many more as the split has."""
-        split, asked = self.dataset.split(self.questions.split), len(self.questions)
-        others = torch.arange(asked, min(2 * asked, len(split)))
-        features, attributes = [self.real.features], {v.name: [self.observed[v.name]] for v in self.dataset.schema.attributes}
-        for chunk in others.split(self.config.batch_size):
-            rows = split.batch(chunk)
-            features.append(self.reader.features(rows["image"]))
-            for name, values in attributes.items():
-                values.append(rows[name])
-        return scoring.Crowd(torch.cat(features), {name: torch.cat(values) for name, values in attributes.items()})
+        """Real images that are not asked about, or, in a small split, one half of it against the other."""
+        split, index, generator = self.dataset.split(self.questions.split), self.questions.index, seeded(self.questions.seed)
+        count = min(len(index), len(split) // 2)
+        chosen = torch.randperm(len(index), generator=generator)[:count]
+        free = torch.ones(len(split), dtype=torch.bool)
+        free[index] = False
+        if free.sum() < count:
+            free[:] = True
+            free[index[chosen]] = False
+        rows = free.nonzero().flatten()
+        rows = rows[torch.randperm(len(rows), generator=generator)[:count]]
+        features = [self.reader.features(split.batch(chunk)["image"]) for chunk in rows.split(self.config.batch_size)]
+        return scoring.Crowd(chosen, torch.cat(features), {name: values[rows] for name, values in split.attributes.items()})
 
     # ------------------------------------------------------------------------------------------------ families
     def truth(self) -> None:
@@ -229,15 +233,15 @@ class Inquiry:
         for seen in self.seen:
             variable = self.dataset.schema[seen.case.question.variable]
             with self.naming(f"minimality_cld under {seen.case.name}"):
-                self.scores.append(scoring.divergence_score(seen, self.crowd, variable))
+                self.scores.append(scoring.divergence_score(seen, self.real, self.observed, self.crowd, variable))
 
     def realism(self) -> None:
         if self.crowd is None:
             self.missing["realism_frechet"] = f"no predictors, whose features it compares; {self.train_predictors}"
             return
         with self.naming("realism_frechet"):
-            floor = scoring.realism_floor(self.crowd, self.questions.seed)
-            self.scores += [scoring.realism_score(seen, self.crowd, floor) for seen in self.seen]
+            floor = scoring.realism_floor(self.real, self.crowd, self.questions.seed)
+            self.scores += [scoring.realism_score(seen, self.real, self.crowd, floor) for seen in self.seen]
 
     def composition(self) -> None:
         if not hasattr(self.respondent.model, "regenerate"):

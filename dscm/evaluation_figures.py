@@ -44,7 +44,7 @@ def floors_figure(scores: Iterable[Score]) -> Figure | None:
     panels = canvas.subplots(len(placed), 1, sharex=True, squeeze=False, height_ratios=[n + 1 for n in counts])[:, 0]
     for axes, (name, rows) in zip(panels, placed.items(), strict=True):
         _floors_panel(axes, name, rows)
-    panels[-1].set_xticks([0, 0.5, 1], ["as the true image", "half way", "as copying x"])
+    panels[-1].set_xticks([0, 0.5, 1], ["as the true (or real) image", "half way", "as copying x"])
     panels[-1].tick_params(axis="x", labelbottom=True, labelsize=8)
     canvas.tight_layout(h_pad=0.6)
     return canvas
@@ -101,7 +101,8 @@ def cycles_figure(scores: Iterable[Score]) -> Figure | None:
             axes.set_xticks(sorted({*at}))
         axes.set_title(title, fontsize=8, loc="left", color=INK)
         axes.set_xlabel("cycles" if title == "regenerated" else "steps", fontsize=8)
-        canvas.axes[0].set_ylim(bottom=0)
+        top = max(s.value + (s.error or 0) for curves in panels.values() for points in curves.values() for _, s in points)
+    canvas.axes[0].set_ylim(0, 1.05 * top or 1)
     canvas.axes[0].set_ylabel("L1 to x, of 255", fontsize=8)
     if canvas.axes[0].get_legend_handles_labels()[1]:
         canvas.axes[0].legend(frameon=False, fontsize=7)

@@ -50,7 +50,7 @@ def format_table(evaluation: Evaluation) -> str:
         parts.append("## The model as a whole\n\n" + markdown(("metric", "value", "images"), others))
     if evaluation.missing:
         parts.append("## Not computed\n\n" + "\n".join(f"- {name}: {reason}" for name, reason in evaluation.missing.items()))
-    return "\n\n".join(parts) + f"\n\n{sum(about['seconds'].values()):.0f} s"
+    return "\n\n".join(parts) + f"\n\nComputed in {sum(about['seconds'].values()):.0f} s."
 
 
 def introduction(evaluation: Evaluation) -> str:

@@ -73,25 +73,24 @@ def finetune(options: Options) -> dict[str, Any] | None:
     train, valid = dataset.split("train"), dataset.split("valid")
     questions = draw_questions(dataset, "valid", min(COUNT, len(valid)) if options.count is None else options.count, training.seed)
     module = CounterfactualTraining(dscm.image, dscm.attributes, predictors, options.config)
-    origin = _origin(source)
+    origin, config = _origin(source), asdict(options.config)
+    record = {"kind": KIND, "run": str(source.resolve()), "origin": origin, "config": config, "questions": questions.about(),
+              "before": None, "after": None, "worse": None}
     accelerator = make_accelerator(training.device, training.precision)
-    resumes = _check_target(source, into, origin, options.run)
+    resumes = _check_target(into, record, options.run)
     accelerator.wait_for_everyone()  # nobody writes before everybody has looked
 
     module.to(accelerator.device)
-    record = {"kind": KIND, "run": str(source.resolve()), "origin": origin, "config": asdict(options.config),
-              "questions": questions.about(), "before": None, "after": None, "worse": None}
-    if accelerator.is_main_process:
-        if resumes:
-            record["before"] = read_json(into / RECORD)["before"]
-        else:
-            record["before"] = _scores(dscm, dataset, questions, predictors)
-            _copy(source, into)
+    if resumes:
+        record["before"] = read_json(into / RECORD)["before"]
+    elif accelerator.is_main_process:
+        record["before"] = _scores(dscm, dataset, questions, predictors)
         write_json(into / RECORD, record)
+        _copy(source, into)
     if not (resumes and (into / FOLDER / CHECKPOINT).exists()):  # which has the bounds
         module.measure(train, valid, training)
     kind = load(source / FOLDER / WEIGHTS)["kind"]
-    description = {**describe(kind, dscm.image), "finetuned": {**origin, **asdict(options.config)}}
+    description = {**describe(kind, dscm.image), "finetuned": {**origin, **config}}
     fit(module, train, valid, training, into / FOLDER, description, replace(options.run, run=into), kept=dscm.image,
         criterion=module.criterion)
     if not accelerator.is_main_process:
@@ -126,27 +125,29 @@ def _copied() -> tuple[str, ...]:
     return ATTRIBUTES, PREDICTORS
 
 
-def _check_target(source: Path, into: Path, origin: Mapping[str, str], options: RunOptions) -> bool:
-    """Whether ``into`` holds a fine-tuning of these very mechanisms that is to be continued.
+def _check_target(into: Path, record: Mapping[str, Any], options: RunOptions) -> bool:
+    """Whether ``into`` holds a fine-tuning of the very mechanisms that ``record`` names, which is to be continued.
 
     Raises:
         RunError: where it holds something else, or neither --resume nor --overwrite was said.
     """
     from mechanisms.checkpoint import RunError, read_json
 
-    if into.resolve() == source.resolve():
+    if into.resolve() == options.run.resolve():
         raise RunError(f"--into {into} is the run itself, which is left as it is; choose another folder")
     if not into.exists() or (into.is_dir() and not any(into.iterdir())):
         return False
-    if not (into / RECORD).exists() or (record := read_json(into / RECORD)).get("kind") != KIND:
+    if not (into / RECORD).exists() or (earlier := read_json(into / RECORD)).get("kind") != KIND:
         raise RunError(f"{into} already exists and holds no fine-tuning; choose another --into")
     if options.overwrite:
         return False
     if not options.resume:
         raise RunError(f"{into} already holds a fine-tuning; --resume continues it, --overwrite begins anew")
-    if changed := [name for name, digest in origin.items() if record["origin"].get(name) != digest]:
-        raise RunError(f"{into} was fine-tuned from another {' and '.join(changed)} than {source} holds now; choose another --into, "
-                       "or --overwrite")
+    for part in ("origin", "config", "questions"):
+        now, then = record[part], earlier[part]
+        if changed := [f"{name} {then.get(name)} → {now[name]}" for name in now if now[name] != then.get(name)]:
+            what = f"{options.run} has changed since: its" if part == "origin" else "this one has another"
+            raise RunError(f"cannot resume the fine-tuning in {into}; {what} {'; '.join(changed)}. Choose another --into, or --overwrite")
     return True
 
 

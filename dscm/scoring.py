@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from datasets.base import CausalDataset
@@ -122,54 +123,46 @@ def change_scores(case: Case, observed: Tensor, border: int) -> Iterator[Score]:
 
 @dataclass(frozen=True)
 class Crowd:
-    """Real images to compare with: features ``(N, F)`` and attributes of the split's first N rows.
+    """As many other real images as are compared with them, drawn at random: neighbouring rows may show one subject.
 
-    The first half is compared with, or through its counterfactuals, the second half, which it never contains.
+    Attributes:
+        chosen: positions ``(N,)`` among the rows that are asked about.
+        features, attributes: of N other real images.
     """
 
+    chosen: Tensor
     features: Tensor
     attributes: Values
 
-    @property
-    def half(self) -> int:
-        return len(self.features) // 2
 
-
-def divergence_score(seen: Seen, crowd: Crowd, variable: Variable) -> Score:
-    """Counterfactual latent divergence among the crowd's second half.
+def divergence_score(seen: Seen, real: Reading, observed: Values, crowd: Crowd, variable: Variable) -> Score:
+    """Counterfactual latent divergence among the crowd.
 
     Raises:
         SchemaError: where it has no image of some value.
     """
-    count, name, features = crowd.half, variable.name, crowd.features
-    rest = crowd.attributes[name][count:2 * count]
-    like = [same_value(values[:count], rest, variable.discrete) for values in (crowd.attributes[name], seen.case.question.values)]
-
-    def divergence(of: Tensor) -> Tensor:
-        return latent_divergence(features[:count], of[:count], features[count:2 * count], *like)
-
-    floors = {"identity": divergence(features), **({"truth": divergence(seen.truth.features)} if seen.truth else {})}
-    return summarise("minimality_cld", divergence(seen.answer.features), intervention=seen.case.name, floors=floors)
+    chosen, x, rest = crowd.chosen, real.features[crowd.chosen], crowd.attributes[variable.name]
+    like = [same_value(values[chosen], rest, variable.discrete) for values in (observed[variable.name], seen.case.question.values)]
+    read = {"answer": seen.answer, "identity": real, **({"truth": seen.truth} if seen.truth else {})}
+    found = {name: latent_divergence(x, reading.features[chosen], crowd.features, *like) for name, reading in read.items()}
+    return summarise("minimality_cld", found.pop("answer"), intervention=seen.case.name, floors=found)
 
 
-def realism_score(seen: Seen, crowd: Crowd, floor: float) -> Score:
+def realism_score(seen: Seen, real: Reading, crowd: Crowd, floor: float) -> Score:
     """Fréchet distance of as many counterfactual images as real ones; ``floor`` is that of :func:`realism_floor`.
 
     Raises:
         SchemaError: for too few images.
     """
-    count = crowd.half
-    others = crowd.features[count:2 * count]
-    floors = {"identity": frechet_distance(crowd.features[:count], others), "real": floor}
-    if seen.truth:
-        floors["truth"] = frechet_distance(seen.truth.features[:count], others)
-    distance = frechet_distance(seen.answer.features[:count], others)
-    return summarise("realism_frechet", distance, count=count, intervention=seen.case.name, floors=floors)
+    read = {"answer": seen.answer, "identity": real, **({"truth": seen.truth} if seen.truth else {})}
+    found = {name: frechet_distance(reading.features[crowd.chosen], crowd.features) for name, reading in read.items()}
+    return summarise("realism_frechet", found.pop("answer"), count=len(crowd.chosen), intervention=seen.case.name,
+                     floors={**found, "real": floor})
 
 
-def realism_floor(crowd: Crowd, seed: int) -> float:
+def realism_floor(real: Reading, crowd: Crowd, seed: int) -> float:
     """The same distance between two sets of as many real images."""
-    return real_floor(crowd.features, crowd.half, seeded(seed))
+    return real_floor(torch.cat([real.features[crowd.chosen], crowd.features]), len(crowd.chosen), seeded(seed))
 
 
 # ------------------------------------------------------------------------------------------------ axioms

@@ -14,8 +14,10 @@ the other world, by the share π (``mixing``), on the way down, so that each pri
     z*_i = (1 − π)·z_i + π·(μ_i(z*_<i, pa*) + σ_i(z*_<i, pa*)·ε_i)
 
 π = 1 is Pearl's counterfactual of the mediator, π = 0 keeps z, and pa* = pa gives z* = z whatever π. Conditioning the
-prior on an unrelated sample instead would add noise that differs at each call. *Total* effect: x from (z*, pa*);
-*direct*: from (z, pa*), what the parents do past the latents; *indirect*: from (z*, pa), what they do through them.
+prior on an unrelated sample instead would add noise that differs at each call. L1 to the true do(thickness) image of
+Morpho-MNIST is 5.53, 3.90 and 2.22 of 255 at π = 0, ½ and 1 (HVAE, 1,000 updates of 16 images), hence the default 1.
+*Total* effect: x from (z*, pa*); *direct*: from (z, pa*), what the parents do past the latents; *indirect*: from (z*, pa),
+what they do through them.
 
 **Collinear parents enter the read-out only.** Where one parent of the image all but determines another (thickness and
 intensity of Morpho-MNIST correlate at .9), the features never see them vary apart: an intervention on the effect alone
@@ -25,14 +27,14 @@ after 1,500 of 6,000 updates on 8,000 images (copying: 9.26 and 5.62): do(intens
 1.90 instead of 1.96; after 6,000 updates of the latter design do(intensity) was still 1.59. The bound is *worse*, 0.752
 instead of 0.746 nats/dim. What helped less or not at all: a price in nats on what reaches the features (z swallowed the
 thickness), additive embeddings of parents (nothing), importance weights towards independent parents, or a read-out that
-learns faster than the features (each about a third of the way). The same holds for a mediator's prior, which is one
-more network of the parents: where a prior may not see a parent, that parent has no effect through z.
+learns faster than the features (each about a third of the way). A mediator's prior is one more network of the parents,
+and the same holds for it: where it saw all of them, do(intensity) was 1.95 instead of 0.59 and do(thickness) 2.25 instead
+of 2.22 after 1,000 updates. So an effect that is kept out of the features has no path through z either.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
 from typing import Literal, get_args
 
 import torch
@@ -42,6 +44,7 @@ from torch.nn import functional as F
 from datasets.errors import UserError
 from datasets.schema import Graph, encode_parents
 from mechanisms.blocks import LatentBlock, Normal, ResidualBlock, kernel_size
+from mechanisms.image_noise import Factual, ImageNoise
 from mechanisms.image_options import ImageConfig
 from mechanisms.readout import make_readout
 from mechanisms.topology import default_topology, parse_topology, parse_widths
@@ -49,57 +52,6 @@ from mechanisms.topology import default_topology, parse_topology, parse_widths
 Draw = Callable[..., Tensor]  # draw(rows, *shape) → standard normals, for instance a mechanisms.noise.Noise
 Level = tuple[Tensor, Normal, Normal]  # z_i with its posterior and its prior
 Effect = Literal["total", "direct", "indirect"]
-
-
-@dataclass(frozen=True)
-class Factual:
-    """The observed world of abducted noise.
-
-    Attributes:
-        values: of a mediator's levels, ``(B, z_dim, r, r)`` each; empty with an exogenous prior, whose values are the noise.
-        parents: encoded, ``(B, P)``.
-    """
-
-    values: tuple[Tensor, ...]
-    parents: Tensor
-
-
-@dataclass(frozen=True)
-class ImageNoise:
-    """The exogenous noise of images.
-
-    Attributes:
-        latents: noise of each level from coarse to fine, ``(B, z_dim, r, r)``, standard normal a priori.
-        residual: of the pixels, ``(B, C, H, W)``, with the law of the likelihood's own noise.
-        factual: of abducted noise, the world that it comes from.
-    """
-
-    latents: tuple[Tensor, ...]
-    residual: Tensor
-    factual: Factual | None = None
-
-    def __len__(self) -> int:
-        return len(self.residual)
-
-    def rows(self, index: Tensor | slice) -> ImageNoise:
-        """The noise of the rows that ``index`` selects."""
-        known = self.factual
-        known = known and Factual(tuple(z[index] for z in known.values), known.parents[index])
-        return ImageNoise(tuple(z[index] for z in self.latents), self.residual[index], known)
-
-    @staticmethod
-    def cat(noises: Iterable[ImageNoise]) -> ImageNoise:
-        """One after the other, along rows.
-
-        Raises:
-            UserError: where some noise is abducted and some is drawn, whose predictions differ.
-        """
-        noises = tuple(noises)
-        known = [n.factual for n in noises if n.factual is not None]
-        if known and len(known) < len(noises):
-            raise UserError("abducted and drawn noise do not go into one batch")
-        factual = Factual(_cat([k.values for k in known]), torch.cat([k.parents for k in known])) if known else None
-        return ImageNoise(_cat([n.latents for n in noises]), torch.cat([n.residual for n in noises]), factual)
 
 
 class ImageMechanism(nn.Module):
@@ -323,7 +275,3 @@ class ImageMechanism(nn.Module):
     def free_energy(self, images: Tensor, parents: Mapping[str, Tensor], draw: Draw) -> Tensor:
         """An upper bound of −log p(x | pa), one draw of z, nats per image, ``(B,)``."""
         return self({**parents, "image": images}, draw)["free_energy"]
-
-
-def _cat(columns: Sequence[Sequence[Tensor]]) -> tuple[Tensor, ...]:
-    return tuple(torch.cat(parts) for parts in zip(*columns, strict=True))

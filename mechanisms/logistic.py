@@ -24,9 +24,9 @@ class LogisticMixture(IndependentPixels):
 
     The share ε = 1/1000 of one broad logistic costs 0.001 nats a subpixel and does three things. F stays invertible in
     float32; between two narrow modes a mixture is flat, and all pixels there would have the same noise. No tail of F
-    and no mass on [-1, 1] underflows, so that sums of plain sigmoids are exact (logarithms of each component would cost
-    five times the time). And noise is bounded: a pixel that nothing predicted is an outlier at |u| ≤ 9, not at
-    |x − μ|/s of several hundred, which a change of s by an intervention would throw anywhere.
+    and no mass on [-1, 1] underflows, so that sums of plain sigmoids are exact (logarithms of each component would take
+    several times as long). And noise is bounded: a pixel that nothing predicted is an outlier of |u| ≤ 9.1, not of
+    |x − μ|/s in the hundreds, which an intervention that changes s would throw anywhere.
 
     Args:
         logits, locs, log_scales: ``(K, B, C, H, W)``: components first, because sums over the slowest dimension are fast.

@@ -28,7 +28,7 @@ from mechanisms.runs import recorded
 
 FOLDER = "predictors"
 _LOG_SCALE = (-5.0, 2.0)  # of the standardised coordinate: below e^-5 of a standard deviation nothing is read
-_LEVELS = 16
+_QUANTILES, _HIDDEN = 24, 128  # of brightness: from either end, and widths of the layers that read them
 _FINEST, _COARSEST = 2, 4  # the stem halves the resolution; the trunk ends where no side has more than 4 places
 
 
@@ -87,8 +87,8 @@ class Predictors(nn.Module):
             layers.append(nn.Conv2d(width, wider, 3, stride=2, padding=1))
             width, places = wider, (-(-places[0] // 2), -(-places[1] // 2))
         self.trunk = nn.Sequential(*layers, _group_norm(width), nn.SiLU())
-        self.brightness = nn.Sequential(nn.Linear(channels * _LEVELS, self.config.features), nn.SiLU())
-        self.summary = nn.Linear(width * places[0] * places[1] + self.config.features, self.config.features)
+        self.brightness = nn.Sequential(nn.Linear(channels * 2 * _QUANTILES, _HIDDEN), nn.SiLU(), nn.Linear(_HIDDEN, _HIDDEN), nn.SiLU())
+        self.summary = nn.Linear(width * places[0] * places[1] + _HIDDEN, self.config.features)
         self.heads = nn.ModuleDict({v.name: nn.Linear(self.config.features, v.cardinality if v.discrete else 2) for v in self.variables})
         self.to(memory_format=torch.channels_last)
 
@@ -100,7 +100,7 @@ class Predictors(nn.Module):
     def features(self, images: Tensor) -> Tensor:
         """What all heads read, ``(B, F)``; also good for distances between images."""
         with torch.autocast(images.device.type, enabled=False):  # a grey level of 256 does not survive half precision
-            stem, brightness = self.stem(images * 2 - 1), self.brightness(histogram(images))
+            stem, brightness = self.stem(images * 2 - 1), self.brightness(4 * quantiles(images) - 2)
         shape = self.trunk(stem).flatten(1).float()
         with torch.autocast(images.device.type, enabled=False):
             return self.summary(torch.cat([shape, brightness], 1))
@@ -164,16 +164,17 @@ class Predictors(nn.Module):
         return {"loss": loss, **{name: -term for name, term in terms.items()}}
 
 
-def histogram(images: Tensor) -> Tensor:
-    """log(share + 1/1000) of each channel's pixels at 16 grey levels, ``(B, C·16)``; a pixel between two counts in part for both.
+def quantiles(images: Tensor) -> Tensor:
+    """The grey levels that 0.2 % … 50 % of a channel's pixels exceed, and 50 % … 0.2 % fall short of, ``(B, C·48)``.
 
-    Normalised activations tell shapes well and brightness badly; this tells brightness and no shape. Of images above
-    64 pixels a side, every second (third, …) row and column is taken.
+    Normalised activations tell shapes well and brightness badly; these tell brightness and no shape. Shares are evenly
+    spaced on a logarithmic scale, because a thin stroke is few pixels. (A small
+    network read the intensity of Morpho-MNIST to 2.8 of 255 from a histogram of 16 bins, to 2.1 from 16 quantiles.)
     """
-    step = -(-max(images.shape[-2:]) // 64)
-    pixels = images[..., ::step, ::step].flatten(2).unsqueeze(-1)
-    shares = (1 - (pixels * (_LEVELS - 1) - torch.arange(_LEVELS, device=images.device)).abs()).clamp(min=0).mean(2)
-    return torch.log(shares + 1e-3).flatten(1)
+    ordered = images.flatten(2).sort(-1, descending=True).values
+    last = ordered.shape[-1] - 1
+    few = (torch.logspace(math.log10(0.002), math.log10(0.5), _QUANTILES, device=images.device) * last).round().long()
+    return ordered[..., torch.cat([few, last - few])].flatten(1)
 
 
 def _group_norm(width: int) -> nn.GroupNorm:

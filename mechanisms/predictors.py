@@ -15,12 +15,12 @@ if TYPE_CHECKING:
     from mechanisms.predictor import Predictors
 
 DEFAULTS = TrainingConfig(batch_size=64, learning_rate=2e-3, beta2=0.99, warmup=50, weight_decay=0.05, clip=20.0, ema=0.995)
-DEFAULT_STEPS = 2500
+DEFAULT_STEPS = 3000
 
 
 @dataclass(frozen=True)
 class Options:
-    """Fit predictors of the image's causes on decorrelated data and print their honest test error; without a budget, 2,500 updates."""
+    """Fit predictors of the image's causes on decorrelated data and print their honest test error; without a budget, 3,000 updates."""
 
     data: DataOptions = field(default_factory=DataOptions)
     run: RunOptions = field(default_factory=RunOptions)

@@ -134,10 +134,10 @@ class MixtureReadout(Readout):
             for maps in (self.maps, self.shapes):
                 maps.weight.mul_(0.5)
                 maps.bias.zero_()
-            # at first every channel shows the first basis image alone, with its variants spread from black to white
+            # at first every channel shows the first basis image alone, with its variants spread about it
             nn.init.normal_(self.weights.weight, std=0.02)
             self.weights.bias.zero_().view(channels, bases)[:, 0] = 1.0
-            self.shapes.bias.view(-1, components, patch * patch)[0] = torch.linspace(-0.2, 1.8, components)[:, None]
+            self.shapes.bias.view(-1, components, patch * patch)[0] = torch.linspace(-0.5, 0.5, components)[:, None]
             self.log_scale.weight.zero_()
             self.log_scale.bias.fill_(-1.5)
 

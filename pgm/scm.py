@@ -37,7 +37,8 @@ class AttributeSCM(nn.Module):
 
     Two Pyro programs state the same model: :meth:`model` with a site per attribute, for ``poutine.condition`` and
     ``poutine.do``; :meth:`structural` with a site per noise, for counterfactuals by ChiRho's worlds. The direct verbs
-    (:meth:`sample`, :meth:`abduct`, :meth:`predict`, :meth:`counterfactual`) take a generator and keep no gradients.
+    (:meth:`sample`, :meth:`abduct`, :meth:`predict`, :meth:`counterfactual`) take a generator. All but :meth:`sample` are
+    differentiable in weights, continuous attributes and interventions; classes have no gradient.
 
     Args:
         graph: with statistics of the training split.
@@ -136,7 +137,6 @@ class AttributeSCM(nn.Module):
         noise = {name: self.mechanism(name).draw_noise((size,), generator) for name in self.names}
         return self.predict(noise, do)
 
-    @torch.no_grad()
     def abduct(self, attributes: Mapping[str, Tensor], generator: torch.Generator | None = None) -> dict[str, Tensor]:
         """u ~ p(u | a), ``{name: (B, *E)}``, such that ``predict(abduct(a)) == a`` (flows: to float tolerance)."""
         observed = self._checked(attributes)
@@ -144,13 +144,11 @@ class AttributeSCM(nn.Module):
         return {name: self.mechanism(name).abduct(observed[name], self.context(name, observed, size), generator)
                 for name in self.names}
 
-    @torch.no_grad()
     def predict(self, noise: Mapping[str, Tensor], do: Do | None = None) -> dict[str, Tensor]:
         """a = f(u) with intervened attributes held, ``{name: (B,)}``; functions see the world without ``do``."""
         natural = self._propagate(noise, {})
         return self._act(natural, noise, do) if do else natural
 
-    @torch.no_grad()
     def counterfactual(self, attributes: Mapping[str, Tensor], do: Do, generator: torch.Generator | None = None,
                        noise: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]:
         """What ``attributes`` would have been under ``do``: abduct, act, predict (Pearl, 2009, theorem 7.1.7).

@@ -26,6 +26,8 @@ from dscm.finetune_options import FinetuneConfig
 from dscm.metrics import Score
 from mechanisms import training
 from mechanisms.checkpoint import MetricsLog, RunError, load, read_json
+from mechanisms.image_options import ImageConfig
+from mechanisms.images import IMAGE_MECHANISMS, build
 from mechanisms.noise import Noise
 from mechanisms.options import RunOptions
 from mechanisms.predictor import load_predictors
@@ -71,8 +73,8 @@ def options(source: Path, into: Path, steps: int = STEPS, **changes) -> Options:
     run = RunOptions(source, **{name: changes.pop(name) for name in ("resume", "overwrite") if name in changes})
     config = FinetuneConfig(**{name: changes.pop(name) for name in ("variables", "slack") if name in changes})
     count = changes.pop("count", 8)
-    given = replace(defaults.training, steps=steps, batch_size=16, validations=3, device="cpu", precision="fp32", **changes)
-    return replace(defaults, run=run, into=into, training=given, config=config, count=count)
+    few = {"steps": steps, "batch_size": 16, "validations": 3, "device": "cpu", "precision": "fp32"}
+    return replace(defaults, run=run, into=into, training=replace(defaults.training, **{**few, **changes}), config=config, count=count)
 
 
 def digests(folder: Path) -> dict[str, str]:
@@ -114,29 +116,49 @@ def test_multiplier_rises_while_violated_and_falls_otherwise():
 
 
 # ---------------------------------------------------------------------------------------------------- one batch
-def test_inference_is_the_free_energy_s_and_the_noise_s(source, batch):
+KINDS = [(name, prior, likelihood) for name in IMAGE_MECHANISMS for prior in ("exogenous", "mediator")
+         for likelihood in ("gaussian", "logistic-mixture")]
+
+
+@pytest.fixture
+def fresh(source: Path, request: pytest.FixtureRequest) -> CounterfactualTraining:
+    """An untrained image mechanism of one kind, ready for counterfactual training."""
+    name, prior, likelihood = request.param
+    torch.manual_seed(0)
+    dscm, _ = open_run(source, "cpu")
+    config = ImageConfig(z_dim=2, embedding=8, widths="16:8,8:8,4:8,1:8", prior=prior, likelihood=likelihood)
+    return CounterfactualTraining(build(name, dscm.graph, config), dscm.attributes, load_predictors(source))
+
+
+@pytest.mark.parametrize("fresh", KINDS, indirect=True, ids="-".join)
+def test_inference_is_the_free_energy_s_and_the_noise_s(fresh, batch):
     """One pass gives what the mechanism's own two give with the same draws, bit for bit."""
-    image = open_run(source, "cpu")[0].image
-    energy, noise = infer(image, batch, Noise(3))
+    image = fresh.image
     with torch.no_grad():
+        energy, noise = infer(image, batch, Noise(3))
         assert torch.equal(energy, image(batch, Noise(3))["free_energy"])
         alone = image.abduct(batch["image"], batch, Noise(3))
-        assert torch.equal(noise.residual, alone.residual)
-        assert all(torch.equal(a, b) for a, b in zip(noise.latents, alone.latents, strict=True))
+        assert torch.equal(noise.residual, alone.residual) and torch.equal(noise.factual.parents, alone.factual.parents)
+        for left, right in ((noise.latents, alone.latents), (noise.factual.values, alone.factual.values)):
+            assert all(torch.equal(a, b) for a, b in zip(left, right, strict=True))
 
 
-def test_gradients_reach_the_image_mechanism_and_nothing_else(module, batch):
-    frozen = [p for other in module._frozen for p in other.parameters()]
-    assert {id(p) for p in module.parameters()} == {id(p) for p in module.image.parameters()}
-    module.train()
-    assert module.image.training and not any(other.training for other in module._frozen)
-    terms = module(batch, Noise(0))
-    assert terms["counterfactual"].requires_grad and all(term.shape == (24,) and term.isfinite().all() for term in terms.values())
+@pytest.mark.parametrize("fresh", KINDS, indirect=True, ids="-".join)
+def test_gradients_reach_the_image_mechanism_and_nothing_else(fresh, batch):
+    frozen = [p for other in fresh._frozen for p in other.parameters()]
+    assert {id(p) for p in fresh.parameters()} == {id(p) for p in fresh.image.parameters()}
+    fresh.train()
+    assert fresh.image.training and not any(other.training for other in fresh._frozen)
+    with torch.no_grad():  # what starts at zero passes nothing on at first
+        for parameter in fresh.parameters():
+            parameter.add_(0.02 * torch.randn_like(parameter))
+    terms = fresh(batch, Noise(0))
+    assert all(term.shape == (24,) and term.isfinite().all() for term in terms.values())
     terms["counterfactual"].mean().backward()
-    for name, parameter in module.image.named_parameters():
-        assert parameter.grad is not None and parameter.grad.abs().sum() > 0, name
+    unmoved = {name for name, p in fresh.image.named_parameters() if p.grad is None or not p.grad.any()}
+    assert unmoved <= {"readout.log_scale.bias"}  # σ*/σ scales the residual, and a factor of both cancels
     assert all(p.grad is None and not p.requires_grad for p in frozen)
-    assert set(module.state_dict()) == {f"image.{name}" for name in module.image.state_dict()} | {
+    assert set(fresh.state_dict()) == {f"image.{name}" for name in fresh.image.state_dict()} | {
         "multiplier.value", "multiplier.violation", "bounds"}
 
 
@@ -304,7 +326,7 @@ def test_two_processes_train_as_one_does(source, trained, tmp_path):
     for name, value in two.items():
         torch.testing.assert_close(value, one[name], rtol=1e-3, atol=1e-3, msg=lambda m, n=name: f"{n}: {m}")
     for row, other in zip(*(MetricsLog.read(f / "image" / "metrics.jsonl") for f in (tmp_path / "result", trained)), strict=True):
-        assert row["valid"] == pytest.approx(other["valid"], rel=1e-3)
+        assert row["valid"] == pytest.approx(other["valid"], rel=5e-3, abs=5e-3)
 
 
 # ---------------------------------------------------------------------------------------------------- refusals
@@ -320,10 +342,14 @@ def test_existing_results_need_a_word(source, trained, tmp_path):
         finetune(options(source, other, overwrite=True))
     state = torch.load(other / "image" / "mechanism.pt", weights_only=True)
     torch.save({**state, "step": 1}, other / "image" / "mechanism.pt")
-    with pytest.raises(RunError, match="was fine-tuned from another image than"):
+    with pytest.raises(RunError, match="has changed since: its image "):
         finetune(options(other, trained, resume=True))
-    with pytest.raises(RunError, match="is of another model .its finetuned differ"):
+    with pytest.raises(RunError, match="this one has another slack 0.0 → 0.5. Choose another --into"):
         finetune(options(source, trained, resume=True, slack=0.5))
+    with pytest.raises(RunError, match="this one has another .*count 8 → 9"):
+        finetune(options(source, trained, resume=True, count=9))
+    with pytest.raises(RunError, match="another configuration: learning_rate 0.0001 → 0.5"):
+        finetune(options(source, trained, resume=True, learning_rate=0.5))
     assert digests(trained) == kept
 
 
@@ -373,7 +399,8 @@ def scores(l1: float, error: float | None, free: float) -> list[dict]:
 
 def test_a_worse_error_to_the_truth_is_said_aloud():
     text, worse = summary(scores(1.0, 0.3, 2.0), scores(2.0, 0.4, 1.0))
-    assert worse == ["the error to the TRUE image under do(a) is WORSE: 1.000 before, 2.000 after (+1 grey levels, 2.0 standard errors)"]
+    assert worse == ["the error to the TRUE image under do(a) is WORSE: 1.000 before, 2.000 after (+1.000 grey levels, "
+                     "2.0 standard errors)"]
     assert f"WARNING: {worse[0]}" in text and "| 1 ± 0.3 | 2 ± 0.4 | +1 " in " ".join(text.split())
     text, worse = summary(scores(2.0, 0.3, 1.0), scores(1.0, 0.4, 2.0))
     assert not worse and "has grown under no intervention" in text and "WARNING" not in text

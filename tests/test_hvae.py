@@ -15,7 +15,7 @@ from torch import Tensor
 from datasets import Graph, SchemaError, Variable
 from datasets.errors import UserError
 from mechanisms.hvae import HVAE
-from mechanisms.image_mechanism import ImageNoise
+from mechanisms.image_noise import ImageNoise
 from mechanisms.image_options import PRESETS, ImageConfig
 from mechanisms.images import build, describe, load_image_mechanism
 from mechanisms.likelihood import DiscretizedGaussian, kl_to_standard_normal, soft_bound

@@ -15,7 +15,8 @@ from datasets import Graph, Variable
 from datasets.errors import UserError
 from mechanisms.blocks import LatentBlock, Normal
 from mechanisms.checkpoint import save
-from mechanisms.image_mechanism import ImageMechanism, ImageNoise
+from mechanisms.image_mechanism import ImageMechanism
+from mechanisms.image_noise import ImageNoise
 from mechanisms.image_options import ImageConfig, Likelihood, MechanismName, Prior
 from mechanisms.images import IMAGE_MECHANISMS, build, describe, load_image_mechanism
 from mechanisms.noise import Noise

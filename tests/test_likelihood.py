@@ -387,7 +387,7 @@ def test_grey_gaussian_keeps_its_parameters():
 def test_components_start_apart():
     p = readout("logistic-mixture", 1)(torch.randn(4, 6, 4, 4), torch.randn(4, 3))
     centres = p.locs.mean((1, 2, 3, 4))
-    assert (centres.diff() > 0.1).all() and centres[0] < -0.9 and centres[-1] > 0.5
+    assert (centres.diff() > 0.05).all() and centres[-1] - centres[0] > 0.9
 
 
 @kinds

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 import subprocess
 import sys
@@ -15,12 +14,16 @@ import pytest
 from datasets.errors import UserError
 from datasets.options import DataOptions
 from datasets.schema import Graph, Variable
+from dscm.evaluation import Evaluation
+from dscm.questions import Questions
 from experiments.quickstart import Options, default_do, quickstart
 from experiments.report import Section, bullets, graph_svg, prose, table, write_report
 from mechanisms.checkpoint import MetricsLog, RunError
 
 DIGITS = DataOptions("morphomnist", option=("train_digits=96", "valid_digits=32", "test_digits=32", "renderings=1"))
-FIGURES = ("counterfactuals", "attributes", "observed", "sampled", "sampled_mean", "training_pgm", "training_image")
+FIGURES = ("counterfactuals", "attributes", "observed", "sampled", "sampled_mean", "training_pgm", "training_image",
+           "training_predictors", "metrics_floors", "metrics_cycles", "metrics_calibration")
+TRAINED = ("pgm", "image", "predictors")
 MINE = '''
 import torch
 from datasets import CausalDataset, Variable
@@ -86,13 +89,15 @@ def smoke(tmp_path_factory: pytest.TempPathFactory) -> Options:
 
 def test_leaves_everything_it_promises(smoke: Options) -> None:
     run = smoke.folder
-    for name in ("run.json", "report.html", "pgm/mechanism.pt", "pgm/checkpoint.pt", "image/mechanism.pt", "image/checkpoint.pt"):
+    for name in ("run.json", "report.html", "interventions.json", *(f"{m}/{f}.pt" for m in TRAINED for f in ("mechanism", "checkpoint"))):
         assert (run / name).stat().st_size > 0
     assert {path.stem for path in (run / "figures").iterdir()} == set(FIGURES)
     assert all(path.read_bytes().startswith(b"\x89PNG") for path in (run / "figures").iterdir())
-    scores = json.loads((run / "scores.json").read_text())
-    assert [row["intervention"] for row in scores["truth"]] == ["do(thickness)", "do(intensity)"]
-    assert all(row["l1_identity"] > 0 for row in scores["truth"])
+    evaluation = Evaluation.load(run / "metrics.json")
+    assert [score.intervention for score in evaluation.find("truth_l1")] == ["do(thickness)", "do(intensity)"]
+    assert all(score.floors["identity"] > 0 for score in evaluation.find("truth_l1"))
+    assert evaluation.find("effectiveness_accuracy", "do(digit)", "digit") and evaluation.about["run"] == str(run)
+    Questions.load(run / "interventions.json", smoke.data.open(), "test")
     assert not list(run.rglob("*.tmp"))
 
 
@@ -100,20 +105,21 @@ def test_report_is_one_file_that_needs_no_other(smoke: Options) -> None:
     page = (smoke.folder / "report.html").read_text()
     check_self_contained(page)
     assert len(References(page).images) == len(FIGURES)
-    for expected in ("<svg", "do(thickness)", "floor: copying", "python -m pgm.train", "--option train_digits=96", str(smoke.folder)):
+    for expected in ("<svg", "do(thickness)", "floor: copying", "Every metric", "effectiveness_accuracy", "coverage_attribute",
+                     "there and back", "python -m pgm.train", "python -m dscm.evaluate", "--option train_digits=96", str(smoke.folder)):
         assert expected in page
 
 
 def test_second_run_keeps_the_training_and_remakes_the_report(smoke: Options, capsys: pytest.CaptureFixture[str]) -> None:
     run = smoke.folder
-    kept = {name: (run / name / "mechanism.pt").read_bytes() for name in ("pgm", "image")}
-    rows, scores = MetricsLog.read(run / "image" / "metrics.jsonl"), (run / "scores.json").read_bytes()
+    kept = {name: (run / name / "mechanism.pt").read_bytes() for name in TRAINED}
+    rows, scores = MetricsLog.read(run / "image" / "metrics.jsonl"), Evaluation.load(run / "metrics.json").scores
     (run / "report.html").unlink()
     quickstart(smoke)
     assert "holds a training" in capsys.readouterr().out
-    assert {name: (run / name / "mechanism.pt").read_bytes() for name in ("pgm", "image")} == kept
+    assert {name: (run / name / "mechanism.pt").read_bytes() for name in TRAINED} == kept
     assert MetricsLog.read(run / "image" / "metrics.jsonl") == rows
-    assert (run / "scores.json").read_bytes() == scores
+    assert Evaluation.load(run / "metrics.json").scores == scores
     assert (run / "report.html").exists()
 
 
@@ -134,8 +140,9 @@ def test_users_file_without_truth_or_measure(tmp_path: Path) -> None:
     data = DataOptions(str(tmp_path / "my scm.py"))
     page = quickstart(Options(data=data, run=tmp_path / "run", smoke=True, device="cpu", count=2)).read_text()
     check_self_contained(page)
-    assert json.loads((tmp_path / "run" / "scores.json").read_text())["truth"] == []
-    for expected in ("does not define <code>true_counterfactual</code>",
+    evaluation = Evaluation.load(tmp_path / "run" / "metrics.json")
+    assert not evaluation.find("truth_l1") and evaluation.find("effectiveness_predicted") and evaluation.find("free_energy")
+    for expected in ("What could not be computed", "measures nothing on images", "does not define <code>true_counterfactual</code>",
                      "&lt;b&gt;mm &amp; more&lt;/b&gt;", "&lt;i&gt;dog&lt;/i&gt;", "my scm.py"):
         assert expected in page
     assert not {"b", "i"} & set(References(page).tags)
