@@ -28,7 +28,7 @@ from datasets.base import Split
 from datasets.schema import Graph, SchemaError
 from dscm.finetune_options import FinetuneConfig
 from mechanisms.devices import make_accelerator
-from mechanisms.image_mechanism import Factual, ImageMechanism, ImageNoise
+from mechanisms.image_mechanism import ImageMechanism
 from mechanisms.noise import Noise
 from mechanisms.options import TrainingConfig
 from mechanisms.predictor import Predictors
@@ -104,7 +104,7 @@ class CounterfactualTraining(nn.Module):
             noise: the training's own stream: of the latents, of the choice of parent, and of its permutation.
         """
         predictors = self._frozen[1]
-        energy, abducted = infer(self.image, batch, noise)
+        energy, abducted = self.image.bound_and_noise(batch, noise)
         attributes = self.intervene(batch, noise)
         images = self.image.predict(abducted, attributes, self.config.temperature)
         missed = -torch.stack(list(predictors.log_prob(images, attributes).values())).sum(0)
@@ -161,18 +161,6 @@ def chosen(config: FinetuneConfig, graph: Graph) -> tuple[str, ...]:
     if unknown := sorted(given - set(parents)):
         raise SchemaError(f"--variables {config.variables}: {unknown[0]!r} is not among the image's parents, {', '.join(parents)}")
     return tuple(name for name in parents if name in given)
-
-
-def infer(mechanism: ImageMechanism, batch: Mapping[str, Tensor], draw: Noise) -> tuple[Tensor, ImageNoise]:
-    """Free energy in nats, ``(B,)``, and the exogenous noise at the very latents that it was computed with: one pass."""
-    x = batch["image"] * 2 - 1
-    parents = mechanism._encode_parents(batch, len(x))
-    features, levels = mechanism._infer(x, parents, draw)
-    likelihood = mechanism.readout(features, parents)
-    rate = torch.stack([q.divergence(p).sum((1, 2, 3)) for _, q, p in levels]).sum(0)
-    values = tuple(z for z, _, _ in levels) if mechanism.mediator else ()
-    noise = ImageNoise(tuple(p.standardize(z) for z, _, p in levels), likelihood.standardize(x), Factual(values, parents))
-    return rate - likelihood.log_prob(x).sum((1, 2, 3)), noise
 
 
 def _means(module: nn.Module, split: Split, count: int, config: TrainingConfig, rows: int) -> dict[str, float]:

@@ -123,6 +123,7 @@ class DSCM:
         return self.attributes.device
 
     # ------------------------------------------------------------------------------------------------ the three steps
+    @torch.no_grad()
     def abduct(self, observed: Values, generator: torch.Generator | None = None, draws: int | None = None,
                batch_size: int = 256) -> Exogenous:
         """u ~ p(u | observation): the one pass through the encoder that any number of interventions can share.
@@ -144,6 +145,7 @@ class DSCM:
             image = image.rows(order.argsort())
         return Exogenous(attributes, image, draws)
 
+    @torch.no_grad()
     def predict(self, noise: Exogenous, do: Do | None = None, temperature: float = 1.0, effect: str = "total") -> dict[str, Tensor]:
         """The world that ``noise`` makes under ``do``: attributes ``(B,)`` and ``image`` ``(B, C, H, W)``, of draws their mean."""
         attributes, count = self.attributes.predict(noise.attributes, do), noise.draws or 1
@@ -151,6 +153,7 @@ class DSCM:
         image = self._predict_images(noise.image, parents, temperature, effect)
         return {**attributes, "image": image.view(count, -1, *image.shape[1:]).mean(0)}
 
+    @torch.no_grad()
     def counterfactual(self, observed: Values, do: Do, draws: int | None = None, temperature: float = 1.0,
                        generator: torch.Generator | None = None, batch_size: int = 256, noise: Exogenous | None = None,
                        effect: str = "total") -> Counterfactual:
@@ -198,6 +201,7 @@ class DSCM:
         mean[changed] = images[:, changed].mean(0)  # elsewhere all draws are the observation, which a mean would round
         return Counterfactual(attributes, mean, beyond, images if draws else None)
 
+    @torch.no_grad()
     def regenerate(self, observed: Values, temperature: float = 1.0, generator: torch.Generator | None = None,
                    noise: Exogenous | None = None, batch_size: int = 256) -> Tensor:
         """Abduct and predict with the same parents, ``(B, C, H, W)``: the null intervention without its short cut.
@@ -213,13 +217,11 @@ class DSCM:
             images.append(image.view(count, -1, *image.shape[1:]).mean(0))
         return torch.cat(images)
 
-    @torch.no_grad()
     def _abduct_images(self, observed: Values, chunk: Tensor, draw: Draw | None, draws: int) -> ImageNoise:
         """The noise of rows ``chunk``, ``(K·b, …)``, draw by draw."""
         parents = {name: observed[name][chunk] for name in self.graph.image.parents}
         return self.image.abduct(observed["image"][chunk], parents, draw, draws)
 
-    @torch.no_grad()
     def _predict_images(self, noise: ImageNoise, parents: Values, temperature: float, effect: str) -> Tensor:
         """Images ``(K·b, C, H, W)`` of as much noise and as many values of the parents."""
         return self.image.predict(noise, parents, temperature, effect)

@@ -34,7 +34,7 @@ of 2.22 after 1,000 updates. So an effect that is kept out of the features has n
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Literal, get_args
 
 import torch
@@ -194,7 +194,7 @@ class ImageMechanism(nn.Module):
         x = batch["image"] * 2 - 1
         parents = self._encode_parents(batch, len(x))
         h, levels = self._infer(x, parents, noise)
-        rates = torch.stack([q.divergence(p).sum((1, 2, 3)) for _, q, p in levels])
+        rates = _rates(levels)
         distortion, rate = -self.readout(h, parents).log_prob(x).sum((1, 2, 3)), rates.sum(0)
         warm = min(1.0, progress / self.config.beta_warmup) if self.config.beta_warmup else 1.0
         charged = rates.clamp(min=self.config.free_bits).sum(0) if self.config.free_bits else rate
@@ -219,9 +219,19 @@ class ImageMechanism(nn.Module):
         x = images * 2 - 1
         encoded = self._encode_parents(parents, len(x)).repeat(draws, 1)
         h, levels = self._infer(x, encoded, draw, draws)
-        residual = self.readout(h, encoded).standardize(x.repeat(draws, 1, 1, 1))
+        return self._noise(levels, self.readout(h, encoded).standardize(x.repeat(draws, 1, 1, 1)), encoded)
+
+    def bound_and_noise(self, batch: Mapping[str, Tensor], draw: Draw) -> tuple[Tensor, ImageNoise]:
+        """:meth:`free_energy` and :meth:`abduct` at the very latents that it was computed with, in one pass."""
+        x = batch["image"] * 2 - 1
+        encoded = self._encode_parents(batch, len(x))
+        h, levels = self._infer(x, encoded, draw)
+        likelihood = self.readout(h, encoded)
+        return _rates(levels).sum(0) - likelihood.log_prob(x).sum((1, 2, 3)), self._noise(levels, likelihood.standardize(x), encoded)
+
+    def _noise(self, levels: Sequence[Level], residual: Tensor, parents: Tensor) -> ImageNoise:
         values = tuple(z for z, _, _ in levels) if self.mediator else ()
-        return ImageNoise(tuple(p.standardize(z) for z, _, p in levels), residual, Factual(values, encoded))
+        return ImageNoise(tuple(p.standardize(z) for z, _, p in levels), residual, Factual(values, parents))
 
     def predict(self, noise: ImageNoise, parents: Mapping[str, Tensor], temperature: float = 1.0,
                 effect: Effect = "total") -> Tensor:
@@ -275,3 +285,8 @@ class ImageMechanism(nn.Module):
     def free_energy(self, images: Tensor, parents: Mapping[str, Tensor], draw: Draw) -> Tensor:
         """An upper bound of −log p(x | pa), one draw of z, nats per image, ``(B,)``."""
         return self({**parents, "image": images}, draw)["free_energy"]
+
+
+def _rates(levels: Sequence[Level]) -> Tensor:
+    """KL(q‖p) of each level, nats, ``(levels, B)``."""
+    return torch.stack([q.divergence(p).sum((1, 2, 3)) for _, q, p in levels])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import math
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,6 +15,7 @@ import torch
 from datasets.errors import UserError
 from datasets.options import DataOptions
 from dscm.evaluation import Evaluation
+from dscm.evaluation_options import EvaluationConfig
 from dscm.metrics.score import Score
 from experiments import comparison, contestants
 from experiments.aggregate import Figure, aggregate, best_of, difference, mean_over
@@ -208,16 +210,14 @@ def test_bad_options_are_refused(options, dataset, changes, message):
 
 # ------------------------------------------------------------------------------------------------ from end to end
 @pytest.fixture(scope="module")
-def compared(options) -> Report:
-    with pytest.MonkeyPatch.context() as patch:
+def compared(options) -> Iterator[Report]:
+    with pytest.MonkeyPatch.context() as patch:  # for all tests that look at the result, since they compare again
         patch.setattr(comparison.attributes, "DEFAULT_STEPS", 5)
         patch.setattr(comparison, "EvaluationConfig", quick)
-        return compare(options)
+        yield compare(options)
 
 
-def quick(draws: int):
-    from dscm.evaluation_options import EvaluationConfig
-
+def quick(draws: int) -> EvaluationConfig:
     return EvaluationConfig(draws=draws, cycle_images=4, cycles=(1,), steps=(2,), temperatures=(0.1,))
 
 
@@ -232,7 +232,9 @@ def test_bounds_are_exact(compared):
     for row in compared.rows:
         for name in ("identity", "truth"):
             if row.contestant == name and name in row.floors and math.isfinite(row.mean):
-                assert row.mean == pytest.approx(row.floors[name], rel=1e-5, abs=1e-5), row.figure
+                # a change below half a grey level is none, so that the true image may have a little where it has none
+                near = 0.05 if row.figure.metric == "minimality_excess" else 1e-5
+                assert row.mean == pytest.approx(row.floors[name], rel=1e-5, abs=near), row.figure
 
 
 def test_contestants_leave_whole_runs(options, compared):
@@ -254,15 +256,14 @@ def test_finished_ones_are_not_done_again(options, compared, monkeypatch, capsys
     assert again.summary() == compared.summary() and "4 of them finished" in capsys.readouterr().out
 
 
-def test_unfinished_ones_go_on(options, compared, monkeypatch):
+def test_unfinished_ones_go_on(options, compared):
     """Without its scores a contestant is scored again, from the training that its folder holds, to the same figures."""
     path = options.run / "vae" / "seed-1" / "metrics.json"
     before = read_json(path)["scores"]
     path.unlink()
-    monkeypatch.setattr(comparison, "EvaluationConfig", quick)
-    began = (path.parent / "image" / "mechanism.pt").read_bytes()
+    rows = (path.parent / "image" / "metrics.jsonl").read_text()
     compare(options)
-    assert read_json(path)["scores"] == before and len((path.parent / "image" / "mechanism.pt").read_bytes()) == len(began)
+    assert read_json(path)["scores"] == before and (path.parent / "image" / "metrics.jsonl").read_text() == rows
 
 
 def test_a_failure_is_alone(options, compared, monkeypatch, capsys):
@@ -302,8 +303,7 @@ def test_processes_of_their_own(options, compared, tmp_path, monkeypatch):
     assert (good.folder / "metrics.json").exists() and "copies x" in (good.folder / "log.txt").read_text()
 
 
-def test_score_saves_what_it_returns(options, compared, monkeypatch):
-    monkeypatch.setattr(comparison, "EvaluationConfig", quick)
+def test_score_saves_what_it_returns(options, compared):
     entry = Entry(options, "identity")
     made = score(entry)
     assert Evaluation.load(entry.folder / "metrics.json").scores == made.scores

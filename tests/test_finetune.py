@@ -20,7 +20,7 @@ from datasets.errors import UserError
 from datasets.options import DataOptions
 from dscm.before_after import summary
 from dscm.counterfactual import open_run
-from dscm.counterfactual_training import TOLERANCE, CounterfactualTraining, Multiplier, infer
+from dscm.counterfactual_training import TOLERANCE, CounterfactualTraining, Multiplier
 from dscm.finetune import RECORD, Options, finetune
 from dscm.finetune_options import FinetuneConfig
 from dscm.metrics import Score
@@ -135,7 +135,7 @@ def test_inference_is_the_free_energy_s_and_the_noise_s(fresh, batch):
     """One pass gives what the mechanism's own two give with the same draws, bit for bit."""
     image = fresh.image
     with torch.no_grad():
-        energy, noise = infer(image, batch, Noise(3))
+        energy, noise = image.bound_and_noise(batch, Noise(3))
         assert torch.equal(energy, image(batch, Noise(3))["free_energy"])
         alone = image.abduct(batch["image"], batch, Noise(3))
         assert torch.equal(noise.residual, alone.residual) and torch.equal(noise.factual.parents, alone.factual.parents)
