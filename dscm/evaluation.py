@@ -105,7 +105,8 @@ def evaluate(model: Model, dataset: CausalDataset, questions: Questions, predict
         inquiry = Inquiry(model, dataset, questions, predictors, config, run)
         inquiry.conduct()
     about = {"run": "" if run is None else str(run), "model": _title(model), "dataset": dataset.title, "split": questions.split,
-             "count": len(questions), "seed": questions.seed, "interventions": questions.about(), "settings": _plain(config),
+             "count": len(questions), "seed": questions.seed, "interventions": questions.about(),
+             "settings": {**_plain(config), "calibrated": getattr(model, "calibration", None) is not None},
              "versions": versions(), "seconds": inquiry.seconds}
     return Evaluation(tuple(_sorted(inquiry.scores, [q.name for q in questions.questions])), inquiry.missing, about)
 

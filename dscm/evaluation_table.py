@@ -58,10 +58,14 @@ def introduction(evaluation: Evaluation) -> str:
     about, settings = evaluation.about, evaluation.about["settings"]
     border = next((s.settings["border"] for s in evaluation.scores if s.settings.get("border")), 0)
     padded = f"; image distances leave out the {border} outermost pixels on each side" if border else ""
+    draws = ""
+    if evaluation.find("coverage_attribute"):
+        wide = "as widely as the image mechanism errs" if settings.get("calibrated") else "by their latents alone (see dscm.calibrate)"
+        draws = f"\nThe {settings['draws']} draws vary {wide}."
     return (f"{about['model']}: {about['count']} images of {about['dataset']}'s {about['split']} split, interventions of seed "
             f"{about['seed']}, residual temperature {settings['temperature']:g}{padded}.\n"
             "± is the standard error over images. Floors: the same figure for copying x, for the true counterfactual image, and for real "
-            "images against their own attributes.")
+            "images against their own attributes." + draws)
 
 
 def question_rows(scores: Iterable[Score], intervention: str) -> list[tuple[str, ...]]:

@@ -18,6 +18,7 @@ from dscm.questions import Questions
 from pgm.interventions import Do, resolve_do
 
 Values = Mapping[str, Tensor]
+_KEPT = 8  # answers of the truth that are not rendered again
 
 
 class Identity:
@@ -81,5 +82,7 @@ class Truth:
             raise SchemaError(f"do({', '.join(sorted(world))}) has no true image in {self.dataset.title}")
         key = b"".join(name.encode() + world[name].numpy().tobytes() for name in sorted(world))
         if key not in self._told:
+            if len(self._told) == _KEPT:
+                self._told.pop(next(iter(self._told)))
             self._told[key] = self.dataset.true_counterfactual(self.questions.split, index, world)
         return dict(self._told[key])

@@ -192,7 +192,10 @@ def _alone(entry: Entry, threads: int) -> None:
     os.dup2(log, 1)
     os.dup2(log, 2)
     torch.set_num_threads(threads)
-    sys.exit(1 if attempt(entry) else 0)
+    try:
+        sys.exit(1 if attempt(entry) else 0)
+    except KeyboardInterrupt:
+        sys.exit(130)
 
 
 def _outcome(entry: Entry, code: int | None) -> str:
@@ -234,8 +237,10 @@ def _training(folder: Path) -> Trained:
 def about(options: Options, dataset: CausalDataset, questions: Questions) -> dict[str, Any]:
     """Plain values for the head of the table."""
     training = Entry(options, "").training
-    budget = next(f"{value:g} {name}" for name in ("minutes", "steps", "epochs") if (value := getattr(training, name)))
-    budget = f"{', '.join(f'{m:g}' for m in options.minutes())} minutes" if options.budgets else budget.replace("steps", "updates")
+    words = {"minutes": "minute", "steps": "update", "epochs": "epoch"}
+    budget = next(f"{value:g} {word}{'s' * (value != 1)}" for name, word in words.items() if (value := getattr(training, name)))
+    if options.budgets:
+        budget = f"{', '.join(f'{m:g}' for m in options.minutes())} minutes"
     return {"dataset": dataset.title, "options": list(options.data.option), "training_images": len(dataset.split("train")),
             "questions": questions.about(), "budget": budget, "budgets": options.minutes(), "draws": options.draws,
             "border": dataset.border, "threads": max(1, torch.get_num_threads() // options.jobs), "jobs": options.jobs,

@@ -154,7 +154,8 @@ class Report:
         legend = [[self._label(name), _contestant(name).about, *_effort(self.trained.get(name, ()))] for name in self.results]
         left_out = [f"- {name}: {why}" for name, why in self.without.items()]
         table = markdown(("", "what it is", "seeds", "updates", "minutes", "parameters"), legend)
-        return "\n".join(filter(None, lines)) + "\n\n" + table + ("\n\nNot in the tables:\n" + "\n".join(left_out) if left_out else "")
+        told = "\n".join(f"- {line}" for line in lines if line)
+        return f"{told}\n\n{table}" + ("\n\nNot in the tables:\n\n" + "\n".join(left_out) if left_out else "")
 
     def everything(self) -> str:
         """Every figure of every contestant, the contestants side by side."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -98,14 +98,16 @@ class Entry:
 
 @dataclass(frozen=True)
 class Contestant:
-    """Attributes:
-    about: what it is, in one line of the table's legend.
-    model: trains it, or goes on with its training, and returns it.
-    trained: whether it has weights, and so seeds and a budget.
-    bound: whether it is told what no observational method knows.
-    needs_truth: whether it takes a data set that knows its own process.
-    after: the contestant that it starts from.
-    folder: where its training's files are, in its run folder.
+    """One who takes part.
+
+    Attributes:
+        about: what it is, in one line of the table's legend.
+        model: trains it, or goes on with its training, and returns it.
+        trained: whether it has weights, and so seeds and a budget.
+        bound: whether it is compared with, but is no mechanism: it is told the truth, or does nothing.
+        needs_truth: whether it takes a data set that knows its own process.
+        after: the contestant that it starts from.
+        folder: where its training's files are, in its run folder.
     """
 
     about: str
@@ -114,7 +116,7 @@ class Contestant:
     bound: bool = False
     needs_truth: bool = False
     after: str = ""
-    folder: str = field(default=IMAGE)
+    folder: str = IMAGE
 
 
 def mechanism(name: str, **changes: Any) -> Callable[[Entry], Model]:
@@ -156,7 +158,7 @@ CONTESTANTS: Mapping[str, Contestant] = {
     "hvae-mediator": Contestant("latents between parents and image: a learned prior p(z | parents)", mechanism("hvae", prior="mediator")),
     "hvae-logistic": Contestant("pixels from a mixture of logistics instead of a Gaussian",
                                 mechanism("hvae", likelihood="logistic-mixture")),
-    "hvae-finetuned": Contestant("hvae, then counterfactual training for the same budget once more", finetuned, after="hvae"),
+    "hvae-finetuned": Contestant("hvae, then counterfactual training for the same budget again; its teachers also judge what is predicted", finetuned, after="hvae"),
     "supervised": Contestant("told true pairs (x, pa, pa*) → x* of the training rows, and true parents", supervised, bound=True,
                              needs_truth=True, folder=SUPERVISED),
     "identity": Contestant("copies x", lambda entry: Identity(entry.dataset.graph), trained=False, bound=True),

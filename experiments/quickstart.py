@@ -95,6 +95,8 @@ def quickstart(options: Options) -> Path:
     from rich.console import Console
     from rich.rule import Rule
 
+    from dscm.calibrate import Options as Calibrate
+    from dscm.calibrate import calibrate_run
     from dscm.evaluation_table import format_table
     from dscm.model import DSCM
     from dscm.questions import draw_questions
@@ -132,6 +134,7 @@ def quickstart(options: Options) -> Path:
     with stage(4, "Predictors: networks that read attributes off images, to judge by"):
         train_predictors(dataset, options)
     with stage(5, "Counterfactuals: merge both mechanisms, and look"):
+        calibrate_run(Calibrate(run, min(16 if options.smoke else 256, len(dataset.split("valid"))), options.seed, options.device))
         dscm = DSCM.load(run, find_device(options.device))
         figures = draw_figures(dscm, dataset, interventions, run, MECHANISMS, count, options.seed)
         console.print("\n".join(str(path) for path in figures.values()), markup=False, soft_wrap=True)

@@ -138,7 +138,7 @@ def test_files_agree(tmp_path):
         assert state["mean"] == row.mean and state["values"] == {str(seed): value for seed, value in row.values.items()}
         assert float(line["floor_identity"]) == 12 and line["floor_ideal"] == ""
     assert told["contestants"]["supervised"]["bound"] and told["without"] == {"hvae-logistic, seed 1": "it diverged"}
-    assert paths[3].stat().st_size > 5000 and paths[0].read_text().startswith("# Counterfactual image models compared\n\n**toy**")
+    assert paths[3].stat().st_size > 5000 and paths[0].read_text().startswith("# Counterfactual image models compared\n\n- **toy**")
 
 
 def test_infinite_figures_are_written_as_text(tmp_path):
@@ -299,7 +299,7 @@ def test_processes_of_their_own(options, compared, tmp_path, monkeypatch):
     good, bad = Entry(options, "identity"), Entry(replace(options, run=tmp_path), "identity")
     (good.folder / "metrics.json").unlink()
     failures = run_all([good, bad], jobs=2)
-    assert list(failures) == ["identity"] and "does not exist" in failures["identity"]
+    assert list(failures) == ["identity"] and "is not a run folder" in failures["identity"]
     assert (good.folder / "metrics.json").exists() and "copies x" in (good.folder / "log.txt").read_text()
 
 
