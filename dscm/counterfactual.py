@@ -44,6 +44,8 @@ class Options:
     """Posterior draws of the image's latents: their mean is shown, and their spread. Without it, one answer at the latents' mean."""
     temperature: float = 1.0
     """Of the pixel residual: 1 keeps every detail of the image, 0 shows what the latents explain."""
+    effect: Literal["total", "direct", "indirect"] = "total"
+    """Of a latent mediator: direct keeps its latents, indirect changes nothing else."""
     seed: int = 0
     """Of all draws."""
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
@@ -70,7 +72,7 @@ def open_run(run: Path, device: str = "auto") -> tuple[DSCM, CausalDataset]:
 
 
 def answer(dscm: DSCM, dataset: CausalDataset, split: str, index: Tensor, interventions: Sequence[tuple[str, Do]],
-           draws: int | None = None, temperature: float = 1.0, seed: int = 0) -> list[Column]:
+           draws: int | None = None, temperature: float = 1.0, seed: int = 0, effect: str = "total") -> list[Column]:
     """One column for each labelled intervention on rows ``index`` ``(B,)`` of a split, with the truth where it is known.
 
     All columns share their draws of noise. A value drawn by ``name~marginal`` is drawn once: model and truth get the same.
@@ -85,7 +87,7 @@ def answer(dscm: DSCM, dataset: CausalDataset, split: str, index: Tensor, interv
     observed = dataset.split(split).batch(index)
     columns = []
     for label, do in interventions:
-        result = dscm.counterfactual(observed, do, draws, temperature, torch.Generator().manual_seed(seed))
+        result = dscm.counterfactual(observed, do, draws, temperature, torch.Generator().manual_seed(seed), effect=effect)
         set_values = {name: result[name].cpu() for name in do}
         truth = dataset.true_counterfactual(split, index, set_values) if dataset.has_truth(list(do)) else None
         columns.append(Column(label, result, truth))
@@ -150,7 +152,8 @@ def main(options: Options) -> None:
     index = torch.tensor(_index(options, len(dataset.split(options.split))))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # the table has a column for what lies beyond the training data
-        columns = answer(dscm, dataset, options.split, index, interventions, options.draws, options.temperature, options.seed)
+        columns = answer(dscm, dataset, options.split, index, interventions, options.draws, options.temperature, options.seed,
+                         options.effect)
     observed = dataset.split(options.split).batch(index)
     save_figure(counterfactual_grid(observed, columns, dataset.graph), options.out)
     latents = f"{options.draws} posterior draws" if options.draws else "latents at their posterior mean"

@@ -32,7 +32,9 @@ class Options:
     only: str = ""
     """Contestants, comma-separated; all but the fine-tuned one if empty."""
     finetuned: bool = False
-    """Also train the HVAE on its own counterfactuals, for the same budget once more."""
+    """Also train the HVAE on its own counterfactuals (counterfactual training)."""
+    finetune_share: float = 1.0
+    """Budget of that counterfactual training, as a share of the budget that the HVAE has had before."""
     seeds: int = 3
     """How many seeds, from --seed on: of weights and training order, neither of the data nor of the questions."""
     count: int = 1000
@@ -57,6 +59,8 @@ class Options:
         for name, least in (("seeds", 1), ("count", 2), ("predictor_steps", 1), ("jobs", 1)):
             if getattr(self, name) < least:
                 raise UserError(f"--{name.replace('_', '-')} {getattr(self, name)} must be at least {least}")
+        if not 0 < self.finetune_share < float("inf"):
+            raise UserError(f"--finetune-share {self.finetune_share} must be positive")
         if self.draws < 0 or self.draws == 1:
             raise UserError(f"--draws {self.draws}: one draw has no spread; take 2 or more, or 0 for none")
         self.training.or_budget(minutes=DEFAULT_MINUTES).check()

@@ -82,7 +82,7 @@ def claim_study(options: Options, dataset: CausalDataset) -> None:
     if options.budgets:  # which are in folders of their own
         training = {key: value for key, value in training.items() if key not in ("epochs", "steps", "minutes")}
     now = {"dataset": dataset.title, "data": dataset.graph.fingerprint(), "options": list(options.data.option), "count": options.count,
-           "draws": options.draws, "predictor_steps": options.predictor_steps,
+           "draws": options.draws, "predictor_steps": options.predictor_steps, "finetune_share": options.finetune_share,
            **{f"training, {key}": value for key, value in training.items()},
            **{f"mechanism, {key}": value for key, value in asdict(options.config).items()}}
     path = options.run / RECORD

@@ -71,7 +71,7 @@ def curve_figure(panels: Sequence[Panel], names: Sequence[str]) -> Figure:
 def _pages(panels: Sequence[Panel], left: float, tall: float) -> tuple[Figure, list[tuple[Axes, bool, Panel]]]:
     """A page with a heading for each table, and axes for each panel, with whether they are the first in their row; inches."""
     blocks = {heading: [p for p in panels if p[0] == heading] for heading in dict.fromkeys(p[0] for p in panels)}
-    row, across = tall + 0.5, left + _ACROSS * _WIDE + 0.1
+    row, across = tall + 0.56, left + _ACROSS * _WIDE + 0.1
     height = 0.3 + sum(0.34 + row * math.ceil(len(part) / _ACROSS) for part in blocks.values())
     figure, y, placed = page(across, height), 0.3, []
     for heading, part in blocks.items():
@@ -126,4 +126,4 @@ def _finish(axes: Axes, title: str, beyond: Sequence[str]) -> None:
     tidy(axes)
     axes.set_title(title, fontsize=7.5, loc="left", color=INK, pad=3)
     if beyond:
-        axes.set_title("beyond: " + ", ".join(beyond), fontsize=5.5, loc="right", color=PALE, pad=-5)
+        axes.set_xlabel("beyond: " + ", ".join(beyond), fontsize=5.5, loc="right", color=PALE, labelpad=1)

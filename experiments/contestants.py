@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
@@ -139,10 +140,15 @@ def merged(entry: Entry) -> DSCM:
 
 
 def finetuned(entry: Entry) -> Model:
-    """Counterfactual training of another contestant's weights, for as long again, at that training's own learning rate."""
-    budget = {name: getattr(entry.training, name) for name in ("epochs", "steps", "minutes", "seed", "device", "precision")}
+    """Counterfactual training of another contestant's weights, for a share of its budget, at that training's own learning rate."""
+    given = {name: getattr(entry.training, name) for name in ("epochs", "minutes", "steps")}
+    share = {name: value * entry.options.finetune_share for name, value in given.items() if value}
+    if "steps" in share:
+        share["steps"] = math.ceil(share["steps"])
+    common = {name: getattr(entry.training, name) for name in ("seed", "device", "precision")}
     resume = (entry.folder / finetune.RECORD).exists()
-    finetune.finetune(finetune.Options(RunOptions(entry.source, resume=resume), entry.folder, replace(finetune.DEFAULTS, **budget)))
+    training = replace(finetune.DEFAULTS, **common, **share)
+    finetune.finetune(finetune.Options(RunOptions(entry.source, resume=resume), entry.folder, training))
     return merged(entry)
 
 
@@ -155,10 +161,12 @@ CONTESTANTS: Mapping[str, Contestant] = {
     "vae": Contestant("one latent vector, the field's baseline", mechanism("vae")),
     "hvae": Contestant("latents at every resolution, exogenous prior, collinear parents in the read-out only", mechanism("hvae")),
     "hvae-all-parents": Contestant("the same with all parents acting on the features, as published", mechanism("hvae", collinear=1.0)),
-    "hvae-mediator": Contestant("latents between parents and image: a learned prior p(z | parents)", mechanism("hvae", prior="mediator")),
+    "hvae-mediator": Contestant("latents between parents and image: a learned prior of z given the parents",
+                                mechanism("hvae", prior="mediator")),
     "hvae-logistic": Contestant("pixels from a mixture of logistics instead of a Gaussian",
                                 mechanism("hvae", likelihood="logistic-mixture")),
-    "hvae-finetuned": Contestant("hvae, then counterfactual training for the same budget again; its teachers also judge what is predicted", finetuned, after="hvae"),
+    "hvae-finetuned": Contestant("hvae, then counterfactual training (--finetune-share); its teachers also judge what is predicted",
+                                 finetuned, after="hvae"),
     "supervised": Contestant("told true pairs (x, pa, pa*) → x* of the training rows, and true parents", supervised, bound=True,
                              needs_truth=True, folder=SUPERVISED),
     "identity": Contestant("copies x", lambda entry: Identity(entry.dataset.graph), trained=False, bound=True),
