@@ -24,6 +24,7 @@ from datasets.errors import UserError
 KINDS = ("real", "positive", "interval", "binary", "categorical", "image")
 CONTINUOUS = ("real", "positive", "interval")
 DISCRETE = ("binary", "categorical")
+_DIGITS = 9  # of statistics: a sum's last digits depend on how many threads made it, and runs are told apart by them
 _EDGE = 1e-6  # how close, as a share of the range, an interval's value may come to its bounds
 
 
@@ -184,8 +185,8 @@ class Variable:
         bare = replace(self, statistics=Statistics())
         free = bare.unconstrain(values)
         return replace(self, statistics=Statistics(
-            mean=float(values.mean()), std=float(values.std()), minimum=float(values.min()), maximum=float(values.max()),
-            location=float(free.mean()), scale=float(free.std())))
+            mean=_rounded(values.mean()), std=_rounded(values.std()), minimum=float(values.min()), maximum=float(values.max()),
+            location=_rounded(free.mean()), scale=_rounded(free.std())))
 
     def encode(self, values: Tensor) -> Tensor:
         """``(B,) → (B, width)``: z-scores of physical values, or one-hot classes; the inputs of every network."""
@@ -318,7 +319,7 @@ class Graph:
         columns += [cause.unconstrain(attributes[cause.name].double()).unsqueeze(1) for cause in causes if cause.continuous]
         design = torch.cat(columns, 1)
         residual = effect - design @ torch.linalg.lstsq(design, effect.unsqueeze(1), driver="gelsd").solution.squeeze(1)
-        return float(1 - residual.var() / effect.var())
+        return _rounded(1 - residual.var() / effect.var())
 
     def check(self, attributes: Mapping[str, Any], where: str = "") -> dict[str, Tensor]:
         """All attributes as ``(B,)`` tensors of equal length; names, supports and lengths are checked."""
@@ -341,7 +342,7 @@ class Graph:
 
     def fingerprint(self, statistics: bool = True) -> str:
         """A short hash of structure and supports, and of the statistics unless told otherwise."""
-        variables = sorted((v.to_dict() for v in self), key=lambda v: v["name"])
+        variables = sorted((_compared(v) for v in self), key=lambda v: v["name"])
         for variable in variables:
             if not statistics:
                 variable.pop("statistics")
@@ -354,10 +355,21 @@ class Graph:
             if name not in self or name not in other:
                 lines.append(f"{name} is only in the {'first' if name in self else 'second'}")
                 continue
-            mine, theirs = self[name].to_dict(), other[name].to_dict()
+            mine, theirs = _compared(self[name]), _compared(other[name])
             changed = [key for key in mine if mine[key] != theirs[key]]
             lines += [f"{name}.{key}: {mine[key]} against {theirs[key]}" for key in changed]
         return "; ".join(lines)
+
+
+def _rounded(number: float | Tensor) -> float:
+    return float(f"{float(number):.{_DIGITS}g}")
+
+
+def _compared(variable: Variable) -> dict[str, Any]:
+    """A variable as plain values in which only what matters differs between two."""
+    state = variable.to_dict()
+    state["statistics"] = {k: _rounded(v) if isinstance(v, float) else v for k, v in state["statistics"].items()}
+    return state
 
 
 def encode_parents(parents: Iterable[Variable], values: Mapping[str, Tensor], batch: int, device: torch.device | None = None) -> Tensor:

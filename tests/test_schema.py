@@ -244,3 +244,31 @@ def test_no_value_loses_its_support_in_float32(variable, value):
     """In double precision it has support; rounded, its logarithm would be infinite."""
     with pytest.raises(SchemaError, match="no support"):
         variable.check(torch.tensor([value], dtype=torch.float64))
+
+
+def test_statistics_do_not_depend_on_the_number_of_threads():
+    """A run fitted in one thread is the run that two threads open: the last digits of a sum are not told apart."""
+    values = {"a": 100 + torch.randn(60_000, generator=torch.Generator().manual_seed(0)).double() / 3}
+    values["b"] = (values["a"] + torch.randn(60_000, generator=torch.Generator().manual_seed(1))).float()
+    values["a"] = values["a"].float()
+    bare, threads = Graph((Variable("a", "real"), Variable("b", "real", ("a",)),
+                           Variable("image", "image", ("a", "b"), shape=(1, 4, 4)))), torch.get_num_threads()
+    fitted = []
+    try:
+        for count in (1, 2, 3):
+            torch.set_num_threads(count)
+            fitted.append(bare.fitted(values))
+    finally:
+        torch.set_num_threads(threads)
+    assert fitted[0].to_dict() == fitted[1].to_dict() == fitted[2].to_dict()
+    assert len({graph.fingerprint() for graph in fitted}) == 1
+
+
+def test_the_last_digits_of_a_sum_make_no_other_graph():
+    graph = Graph((Variable("a", "real"), Variable("image", "image", ("a",), shape=(1, 4, 4)))).fitted({"a": torch.randn(100)})
+    state = graph.to_dict()
+    statistics = next(v for v in state["variables"] if v["name"] == "a")["statistics"]
+    statistics["std"] *= 1 + 1e-14
+    assert not graph.difference(Graph.from_dict(state)) and graph.fingerprint() == Graph.from_dict(state).fingerprint()
+    statistics["std"] *= 1 + 1e-6
+    assert "a.statistics" in graph.difference(Graph.from_dict(state)) and graph.fingerprint() != Graph.from_dict(state).fingerprint()
