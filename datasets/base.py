@@ -99,6 +99,13 @@ class CausalDataset:
         """Attributes read off images (float in [0, 1], ``(B, C, H, W)``) without a network; ``{}`` if none can be."""
         return {}
 
+    def subjects(self, split: str) -> Tensor | None:
+        """Which digit, patient, … each row of a split shows, ``(N,)`` integers; None if every row shows its own.
+
+        Rows of one subject are alike, so standard errors hold for figures of distinct subjects only.
+        """
+        return None
+
     def has_truth(self, names: Sequence[str]) -> bool:
         """Whether ``do`` of exactly these variables has a true counterfactual image."""
         return bool(names) and all(n in self.true_images_under for n in names)

@@ -247,6 +247,9 @@ class GeneratedDigits(DigitProcess):
         attributes = {name: arrays[name] for name in ("thickness", self.second)}
         return {**attributes, "digit": labels, "image": padded(arrays["image"])}
 
+    def subjects(self, split: str) -> Tensor:
+        return torch.arange(len(self._digits[split][0])).repeat(self.renderings)
+
     def origin(self, split: str, index: np.ndarray) -> Origin:
         arrays, digits = self._arrays(split), self._digits[split][0]
         return Origin(digits, arrays["own"], np.tile(np.arange(len(digits)), self.renderings), arrays["noise"])

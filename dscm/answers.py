@@ -23,6 +23,7 @@ from dscm.metrics.cycles import Step
 from dscm.model import Counterfactual, Exogenous
 from dscm.questions import Question
 from mechanisms.checkpoint import RunError
+from mechanisms.noise import seeded
 
 Values = Mapping[str, Tensor]
 
@@ -189,12 +190,13 @@ class Respondent:
         parts = [-self.model.log_prob({n: v[rows] for n, v in self.observed.items()}, generator)["image"] for rows in chunks]
         return _finite(torch.cat(parts), "free energy")
 
-    def _generator(self) -> torch.Generator:
-        return torch.Generator().manual_seed(self.seed)
+    def _generator(self, purpose: int = 0) -> torch.Generator:
+        """A stream of its own for abduction (0) and for what is drawn afterwards (1)."""
+        return seeded(self.seed, purpose)
 
     def _ask(self, observed: Values, do: Values, where: str, noise: Exogenous | None = None, **given: Any) -> Counterfactual:
         defaults = {"temperature": self.config.temperature, "effect": self.config.effect, "batch_size": self.config.batch_size,
-                    "generator": self._generator(), "noise": noise}
+                    "generator": self._generator(1), "noise": noise}
         answer = _with(self.model.counterfactual, **{**defaults, **given})(observed, do)
         _finite(answer.image, f"counterfactual image under {where}")
         for name, values in answer.attributes.items():

@@ -6,9 +6,9 @@ larger part of the error is the mechanism's own: asked for thickness 3, it draws
 any true counterfactual, because the value that was asked for is known: on validation images, for each intervened
 variable v and each attribute a that can be read off an image,
 
-    s²(v, a) = max(0, Var[reading(x*) − a*] − Var[reading(x) − a]),
+    s²(v, a) = max(0, Var[reading(x*) − a*] − Var[reading(x) − a]) + (mean[reading(x*) − a*] − mean[reading(x) − a])²,
 
-the second term being the reading's own error. Draws then ask for ``a* + s·ε``, ε ~ N(0, 1), a new ε for each draw and image.
+what is subtracted being the reading's own error and offset. Draws then ask for ``a* + s·ε``, ε ~ N(0, 1), a new ε for each draw and image.
 The readings are the data set's measurement, or a predictor's where there is none. Images without draws are not touched.
 """
 
@@ -90,11 +90,13 @@ def mechanism_hash(folder: Path) -> str:
 
 
 def excess_spread(variable: Variable, asked: Tensor, read: Tensor, observed: Tensor, read_observed: Tensor) -> float:
-    """s of one attribute: ``sqrt(max(0, Var[read − asked] − Var[read_observed − observed]))``, all ``(B,)``."""
+    """s of one attribute, from ``(B,)`` each: what the mechanism's error has in variance and in offset beyond the reading's own."""
     if variable.discrete:
         return 0.0
-    excess = (read - asked).double().var() - (read_observed - observed).double().var()
-    return float(excess.clamp(min=0).sqrt())
+    after, before = (read - asked).double(), (read_observed - observed).double()
+    chance = (after.var() + before.var()) / len(after)  # what the squared difference of means is without any offset
+    excess = (after.var() - before.var()).clamp(min=0) + ((after.mean() - before.mean()) ** 2 - chance).clamp(min=0)
+    return float(excess.sqrt())
 
 
 def calibrate(counterfactual: Callable[[Values, Values], Values], graph: Graph, observed: Values,

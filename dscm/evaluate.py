@@ -12,7 +12,6 @@ from dscm.evaluation_options import EvaluationConfig
 from mechanisms.command import run_command
 
 if TYPE_CHECKING:
-    from torch import nn
 
     from datasets.base import CausalDataset
     from dscm.evaluation import Evaluation
@@ -39,7 +38,7 @@ class Options:
     split: Literal["train", "valid", "test"] | None = None
     """Where the observed images come from; without it test, or what the file of interventions says."""
     count: int | None = None
-    """How many images, from the first; without it 1000, or as many as the split or the file of interventions has."""
+    """How many images, from the first; without it 1000, or as many as the split has subjects or the file of interventions has."""
     seed: int | None = None
     """Of interventions and noise; without it 0, or what the file of interventions says."""
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
@@ -67,7 +66,9 @@ def find_questions(options: Options, dataset: CausalDataset, out: Path) -> tuple
         asked = tuple(q.first(options.count or len(questions)) for q in questions.questions)
         return replace(questions, questions=asked), f"interventions: read from {path}"
     split = options.split or "test"
-    count = min(COUNT, len(dataset.split(split))) if options.count is None else options.count
+    subjects = dataset.subjects(split)
+    distinct = len(dataset.split(split)) if subjects is None else len(subjects.unique())
+    count = min(COUNT, distinct) if options.count is None else options.count
     questions = draw_questions(dataset, split, count, options.seed or 0)
     kept = path or out.with_name("interventions.json")
     if path is None and kept.exists():
@@ -96,21 +97,7 @@ def find_predictors(run: Path, graph_of: CausalDataset, device: str) -> Predicto
     if difference := predictors.graph.difference(graph_of.graph):
         raise RunError(f"the predictors in {run / FOLDER} are of another graph or training split (predictors against data): {difference}. "
                        f"Train them anew: python -m mechanisms.predictors --run {run} --overwrite")
-    check_weights(predictors, run / FOLDER / WEIGHTS)
     return predictors
-
-
-def check_weights(module: nn.Module, path: Path) -> None:
-    """Raises RunError for weights that are not finite, naming the first such tensor."""
-    import torch
-
-    from mechanisms.checkpoint import RunError
-
-    for name, tensor in module.state_dict().items():
-        if tensor.is_floating_point() and not torch.isfinite(tensor).all():
-            wrong = int((~torch.isfinite(tensor)).sum())
-            raise RunError(f"{path}: {wrong} of {tensor.numel()} values of {name} are not finite; its training has diverged. Train it "
-                           "anew with a smaller --learning-rate, or restore an earlier copy")
 
 
 def check_writable(path: Path) -> None:
@@ -130,13 +117,13 @@ def check_writable(path: Path) -> None:
 
 
 def save(evaluation: Evaluation, out: Path) -> list[Path]:
-    """Write the figures, then the file itself; each whole or not at all."""
+    """Write the file, then its figures; each whole or not at all."""
     from dscm.evaluation_figures import figures_of
     from dscm.figures import save_figure
 
-    drawn = [save_figure(figure, out.with_name(f"{out.stem}_{name}.png")) for name, figure in figures_of(evaluation.scores).items()]
+    figures = figures_of(evaluation.scores)
     evaluation.save(out)
-    return [out, *drawn]
+    return [out, *(save_figure(figure, out.with_name(f"{out.stem}_{name}.png")) for name, figure in figures.items())]
 
 
 def main(options: Options) -> None:
@@ -146,13 +133,8 @@ def main(options: Options) -> None:
     from dscm.counterfactual import open_run
     from dscm.evaluation import evaluate
     from dscm.evaluation_table import format_table
-    from mechanisms.bookkeeping import WEIGHTS
-    from mechanisms.images import FOLDER as IMAGE
-    from pgm.train import FOLDER as ATTRIBUTES
 
     dscm, dataset = open_run(options.run, options.device)
-    check_weights(dscm.attributes, options.run / ATTRIBUTES / WEIGHTS)
-    check_weights(dscm.image, options.run / IMAGE / WEIGHTS)
     predictors = find_predictors(options.run, dataset, str(dscm.device))
     check_writable(out)
     questions, told = find_questions(options, dataset, out)

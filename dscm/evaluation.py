@@ -192,8 +192,9 @@ class Inquiry:
         split, index, generator = self.dataset.split(self.questions.split), self.questions.index, seeded(self.questions.seed)
         count = min(len(index), len(split) // 2)
         chosen = torch.randperm(len(index), generator=generator)[:count]
-        free = torch.ones(len(split), dtype=torch.bool)
-        free[index] = False
+        subjects = self.dataset.subjects(self.questions.split)
+        subjects = torch.arange(len(split)) if subjects is None else subjects
+        free = ~torch.isin(subjects, subjects[index])
         if free.sum() < count:
             free[:] = True
             free[index[chosen]] = False

@@ -86,6 +86,7 @@ def finetune(options: Options) -> dict[str, Any] | None:
     elif accelerator.is_main_process:
         record["before"] = _scores(dscm, dataset, questions, predictors)
         write_json(into / RECORD, record)
+    if accelerator.is_main_process:  # on resuming too: a kill may have come between the record and these
         _copy(source, into)
     if not (resumes and (into / FOLDER / CHECKPOINT).exists()):  # which has the bounds
         module.measure(train, valid, training)
@@ -135,8 +136,8 @@ def _check_target(into: Path, record: Mapping[str, Any], options: RunOptions) ->
 
     if into.resolve() == options.run.resolve():
         raise RunError(f"--into {into} is the run itself, which is left as it is; choose another folder")
-    if not into.exists() or (into.is_dir() and not any(into.iterdir())):
-        return False
+    if not into.exists() or (into.is_dir() and not any(p.is_dir() or p.suffix == ".json" for p in into.iterdir())):
+        return False  # nothing of a run; a log may lie there
     if not (into / RECORD).exists() or (earlier := read_json(into / RECORD)).get("kind") != KIND:
         raise RunError(f"{into} already exists and holds no fine-tuning; choose another --into")
     if options.overwrite:

@@ -16,7 +16,7 @@ from torch import Tensor
 from datasets.schema import Graph, SchemaError
 from dscm.calibration import Calibration, mechanism_hash
 from mechanisms.bookkeeping import WEIGHTS
-from mechanisms.checkpoint import RunError, load
+from mechanisms.checkpoint import RunError, check_finite, load
 from mechanisms.image_mechanism import Draw, ImageMechanism, ImageNoise
 from mechanisms.images import FOLDER as IMAGE_FOLDER
 from mechanisms.images import load_image_mechanism
@@ -106,6 +106,7 @@ class DSCM:
         config = state["config"]
         attributes = AttributeSCM(Graph.from_dict(state["graph"]), AttributeConfig(config["bins"], tuple(config["hidden"])))
         attributes.load_state_dict(state["weights"])
+        check_finite(attributes, run / ATTRIBUTES_FOLDER / WEIGHTS, "Train it anew with a smaller --learning-rate")
         image = load_image_mechanism(run / IMAGE_FOLDER / WEIGHTS)
         return cls(attributes, image, Calibration.load(run, mechanism_hash(run / IMAGE_FOLDER))).to(device)
 
@@ -142,6 +143,7 @@ class DSCM:
         if count > 1 and len(chunks) > 1:  # chunk by chunk, each draw by draw → draw by draw over all rows
             order = torch.cat([chunk.repeat(count) + len(rows) * torch.arange(count, device=self.device).repeat_interleave(len(chunk))
                                for chunk in rows.split(max(1, batch_size // count))])
+            del chunks
             image = image.rows(order.argsort())
         return Exogenous(attributes, image, draws)
 

@@ -87,6 +87,8 @@ class Questions:
         state = read_json(path)
         if not isinstance(state, dict) or state.get("kind") != "interventions" or state.get("format") != FORMAT:
             raise RunError(f"{path} is not a file of interventions (format {FORMAT}); dscm.evaluate --interventions FILE writes one")
+        if absent := [key for key in ("dataset", "split", "seed", "fingerprint", "index", "interventions") if key not in state]:
+            raise RunError(f"{path} lacks {', '.join(absent)}: it is damaged. Draw new interventions into another file")
         if state["dataset"] != dataset.title:
             raise RunError(f"{path} asks about {state['dataset']}, not about {dataset.title}; choose another file")
         if split is not None and state["split"] != split:
@@ -100,6 +102,8 @@ class Questions:
                            "renderings, folder) have changed since. Draw new interventions into another file")
         questions = []
         for asked in state["interventions"]:
+            if not isinstance(asked, dict) or not {"variable", "values"} <= asked.keys():
+                raise RunError(f"{path} holds an intervention without variable or values: it is damaged. Draw new ones into another file")
             variable = dataset.schema[asked["variable"]]
             questions.append(Question(variable.name, index, variable.check(asked["values"], str(path))))
             if len(questions[-1].values) != len(index):
@@ -139,12 +143,17 @@ def draw_questions(dataset: CausalDataset, split: str = "test", count: int = 100
 
 
 def _other_values(variable: Variable, pool: Tensor, present: Tensor, generator: torch.Generator) -> Tensor:
-    values, near = torch.empty_like(present), torch.ones(len(present), dtype=torch.bool)
+    values, near, apart = torch.empty_like(present), torch.ones(len(present), dtype=torch.bool), AWAY * variable.statistics.std
     for _ in range(_TRIES):
         values[near] = pool[torch.randint(len(pool), (int(near.sum()),), generator=generator)]
-        near = (values - present).abs() < AWAY * variable.statistics.std
+        near = (values - present).abs() < apart
         if not near.any():
-            break
+            return values
+    for row in near.nonzero().flatten():  # nearly all of training has the value that these rows have
+        others = pool[(pool - present[row]).abs() >= apart]
+        if not len(others):
+            raise SchemaError(f"training shows no value of {variable.name} but {float(present[row]):g}; drop it from the graph")
+        values[row] = others[int(torch.randint(len(others), (1,), generator=generator))]
     return values
 
 

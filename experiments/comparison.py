@@ -84,6 +84,8 @@ def claim_study(options: Options, dataset: CausalDataset) -> None:
     now = {"dataset": dataset.title, "data": dataset.graph.fingerprint(), "options": list(options.data.option), "count": options.count,
            "draws": options.draws, "predictor_steps": options.predictor_steps, "finetune_share": options.finetune_share,
            **{f"training, {key}": value for key, value in training.items()},
+           **({"jobs": options.jobs, "threads": torch.get_num_threads(), "device": str(find_device(options.training.device))}
+              if Entry(options, "").training.minutes else {}),
            **{f"mechanism, {key}": value for key, value in asdict(options.config).items()}}
     path = options.run / RECORD
     if path.exists() and not options.overwrite:
@@ -119,8 +121,7 @@ def share(options: Options, dataset: CausalDataset, entries: Sequence[Entry]) ->
             training = replace(attributes.DEFAULTS, steps=attributes.DEFAULT_STEPS, seed=seed, **common)
             attributes.train_attributes(dataset, attributes.Options(options.data, RunOptions(run, resume=resume), training))
     if any(entry.contestant.bound and entry.contestant.trained for entry in entries):
-        for split in ("train", "valid"):
-            true_pairs(dataset, split)
+        true_pairs(dataset, "train")
 
 
 def _trained(folder: Path, steps: int) -> bool:

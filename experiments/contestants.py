@@ -6,12 +6,13 @@ import math
 import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
 from datasets.base import CausalDataset
 from datasets.errors import UserError
+from datasets.options import DataOptions
 from datasets.schema import SchemaError
 from dscm import calibrate, finetune
 from dscm.answers import Model
@@ -75,9 +76,9 @@ class Entry:
         given = replace(given, minutes=self.minutes) if self.minutes else given.or_budget(minutes=image.DEFAULT_MINUTES)
         return replace(given, seed=self.seed)
 
-    @cached_property
+    @property
     def dataset(self) -> CausalDataset:
-        return self.options.data.open()
+        return _opened(self.options.data)
 
     @cached_property
     def questions(self) -> Questions:
@@ -95,6 +96,12 @@ class Entry:
             if path.is_file() and path.name != CHECKPOINT and not path.name.startswith("."):
                 with replacing(self.folder / path.parent.name / path.name) as temporary:
                     shutil.copyfile(path, temporary)
+
+
+@lru_cache(maxsize=1)
+def _opened(data: DataOptions) -> CausalDataset:
+    """One copy in memory, whoever asks."""
+    return data.open()
 
 
 @dataclass(frozen=True)
@@ -158,15 +165,16 @@ def supervised(entry: Entry) -> Model:
 
 
 CONTESTANTS: Mapping[str, Contestant] = {
-    "vae": Contestant("one latent vector, the field's baseline", mechanism("vae")),
+    "vae": Contestant("one latent vector, the field's baseline, with the read-out and the parents' places of hvae", mechanism("vae")),
     "hvae": Contestant("latents at every resolution, exogenous prior, collinear parents in the read-out only", mechanism("hvae")),
-    "hvae-all-parents": Contestant("the same with all parents acting on the features, as published", mechanism("hvae", collinear=1.0)),
+    "hvae-all-parents": Contestant("the same with all parents acting on the features, as in published ones",
+                                   mechanism("hvae", collinear=1.0)),
     "hvae-mediator": Contestant("latents between parents and image: a learned prior of z given the parents",
                                 mechanism("hvae", prior="mediator")),
     "hvae-logistic": Contestant("pixels from a mixture of logistics instead of a Gaussian",
                                 mechanism("hvae", likelihood="logistic-mixture")),
-    "hvae-finetuned": Contestant("hvae, then counterfactual training (--finetune-share); its teachers also judge what is predicted",
-                                 finetuned, after="hvae"),
+    "hvae-finetuned": Contestant("hvae, then counterfactual training, whose updates and minutes are on top; weights best on valid; its "
+                                 "teachers, which have seen rendered interventions, judge it too", finetuned, after="hvae"),
     "supervised": Contestant("told true pairs (x, pa, pa*) → x* of the training rows, and true parents", supervised, bound=True,
                              needs_truth=True, folder=SUPERVISED),
     "identity": Contestant("copies x", lambda entry: Identity(entry.dataset.graph), trained=False, bound=True),

@@ -25,7 +25,7 @@ class Options:
     """Folder for the pictures."""
     only: str = ""
     """Names of pictures, comma-separated; all if empty."""
-    count: int = 300
+    count: int = 500
     """Test images that means are taken over; fewer if the split is smaller."""
     shown: int = 2
     """How many of them are shown: the first whose true image differs from the observed one by more than the median."""
@@ -65,11 +65,9 @@ def main(options: Options) -> None:
     if unknown := [name for name in names if name not in PICTURES]:
         raise UserError(f"unknown picture {', '.join(unknown)}; valid are {', '.join(PICTURES)}")
     model, dataset = open_run(options.run, options.device)
-    models = {options.run.resolve().name: model}
-    if options.other is not None:
-        other = options.other.resolve()
-        title = other.name if other.name not in models else f"{other.parent.name}/{other.name}"
-        models[title] = open_run(options.other, options.device)[0]
+    runs = {options.run: model, **({options.other: open_run(options.other, options.device)[0]} if options.other else {})}
+    kinds = [type(each.image).__name__ for each in runs.values()]
+    models = dict(zip(kinds if len(set(kinds)) == len(kinds) else map(str, runs), runs.values(), strict=True))
     predictors = find_predictors(options.run, dataset, str(model.device))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # values are drawn from training, and what follows from them is the truth's matter

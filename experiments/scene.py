@@ -37,6 +37,11 @@ Values = Mapping[str, Tensor]
 class Scene:
     """One question about some images of the test split, and everybody's answers.
 
+    Attributes:
+        question: the first of the graph whose true image is known.
+        observed, truth: of all images, on the CPU.
+        shown: rows that are shown; ``cycled``: the one among those that go through repeated interventions.
+
     Args:
         models: runs by name, the one that is illustrated first.
         predictors: None where none were trained; some pictures cannot be drawn then.
@@ -51,7 +56,7 @@ class Scene:
         drawn = draw_questions(dataset, "test", min(options.count, len(dataset.split("test"))), options.seed)
         known = [question for question in drawn.questions if dataset.has_truth([question.variable])]
         if not known:
-            raise SchemaError(f"{dataset.title} knows no true counterfactual image, beside which a metric could be seen to be right or wrong")
+            raise SchemaError(f"{dataset.title} knows no true counterfactual image, so nothing shows whether a metric is right")
         self.question, self.others = known[0], known[1:]
         self.questions = replace(drawn, questions=tuple(known[:1]))
         self.config = EvaluationConfig(draws=options.draws, draw_images=options.draw_images, cycle_images=options.cycle_images)
@@ -61,6 +66,7 @@ class Scene:
         self.observed, self.truth = self.inquiry.observed, self.inquiry.cases[0].truth
         change = image_error(self.observed["image"], self.truth["image"])
         self.shown = (change >= change.median()).nonzero().flatten()[:options.shown]
+        self.cycled = int(self.shown[0]) if self.shown[0] < options.cycle_images else 0
         self._seen: dict[str, Seen] = {}
 
     @property
@@ -130,11 +136,22 @@ class Scene:
 
     # ------------------------------------------------------------------------------------------------ what they score
     def seen(self, name: str) -> Seen:
-        """What is read off someone's answers."""
+        """What is read off the answers of one of them."""
         if name not in self._seen:
             told = self.inquiry.seen[0]
             self._seen[name] = told if name == self.first else Seen(self.cases[name], self.inquiry.reader(self.image(name)), told.truth)
         return self._seen[name]
+
+    def measured(self, name: str) -> Tensor:
+        """An attribute measured on the true images, ``(B,)``.
+
+        Raises:
+            SchemaError: for one that the data set does not measure.
+        """
+        measured = self.seen(TRUE).truth.measured
+        if name not in measured:
+            raise SchemaError(f"{self.dataset.title} does not measure {name} on images; define measure(images)")
+        return measured[name]
 
     @property
     def crowd(self) -> Crowd:

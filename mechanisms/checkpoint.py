@@ -80,6 +80,15 @@ def load(path: Path, kind: str | None = None) -> dict[str, Any]:
     return state
 
 
+def check_finite(module: torch.nn.Module, path: Path, remedy: str) -> None:
+    """Raises RunError for weights that are not finite, naming the first such tensor of the file ``path``."""
+    for name, tensor in module.state_dict().items():
+        if tensor.is_floating_point() and not torch.isfinite(tensor).all():
+            wrong = int((~torch.isfinite(tensor)).sum())
+            raise RunError(f"{path}: {wrong} of {tensor.numel()} values of {name} are not finite; its training has diverged. {remedy}, or "
+                           "restore an earlier copy")
+
+
 def write_json(path: Path, value: Any) -> None:
     with replacing(path) as temporary:
         temporary.write_text(json.dumps(value, indent=2, default=str) + "\n", encoding="utf-8")

@@ -8,7 +8,7 @@ from typing import Any
 
 from datasets.errors import UserError
 from datasets.schema import Graph
-from mechanisms.checkpoint import load
+from mechanisms.checkpoint import check_finite, load
 from mechanisms.hvae import HVAE
 from mechanisms.image_mechanism import ImageMechanism
 from mechanisms.image_options import ImageConfig
@@ -35,10 +35,15 @@ def build(name: str, graph: Graph, config: ImageConfig | None = None) -> ImageMe
 
 
 def load_image_mechanism(path: Path) -> ImageMechanism:
-    """The mechanism that ``mechanisms.train`` left in a run folder, in eval mode; options younger than it take their defaults."""
+    """The mechanism that ``mechanisms.train`` left in a run folder, in eval mode; options younger than it take their defaults.
+
+    Raises:
+        RunError: for a file that cannot be read, or weights that are not finite.
+    """
     state = load(path)
     if state.get("kind") not in IMAGE_MECHANISMS:
         raise UserError(f"{path} holds a {state.get('kind')!r}; image mechanisms are {', '.join(IMAGE_MECHANISMS)}")
     model = build(state["kind"], Graph.from_dict(state["graph"]), ImageConfig(**state["config"]))
     model.load_state_dict(state["weights"])
+    check_finite(model, path, "Train it anew with a smaller --learning-rate")
     return model.eval()

@@ -72,7 +72,7 @@ class LogisticMixture(IndependentPixels):
         components = [c.flatten(1) for c in self._components()]
         with torch.no_grad():
             black, white = _above(-1.0, target, *components), ~_above(1.0, target, *components)
-            edges = white.to(u.dtype) - black.to(u.dtype)
+            edges = white.to(u.dtype) - black.to(u.dtype) + 0 * target  # what is not finite stays so: weights that have diverged show
             inner = (~(black | white)).nonzero()[:, 0]  # few pixels of most images: only these need a search
         target, components = target[inner], [c[:, inner] for c in components]
         with torch.no_grad():

@@ -20,7 +20,7 @@ from torch.nn import functional as F
 from datasets.errors import UserError
 from datasets.schema import Graph, SchemaError, Variable
 from mechanisms.bookkeeping import WEIGHTS
-from mechanisms.checkpoint import RunError, load
+from mechanisms.checkpoint import RunError, check_finite, load
 from mechanisms.likelihood import soft_bound
 from mechanisms.noise import Noise
 from mechanisms.predictor_options import PredictorConfig
@@ -203,7 +203,5 @@ def load_predictors(run: Path, device: str | torch.device = "cpu") -> Predictors
                        f"train them again: {again} --overwrite")
     model = Predictors(graph, PredictorConfig(**state["config"]))
     model.load_state_dict(state["weights"])
-    broken = [name for name, value in model.state_dict().items() if not torch.isfinite(value).all()]
-    if broken:
-        raise RunError(f"{path} has weights that are not finite ({', '.join(broken[:3])}); train the predictors again: {again} --overwrite")
+    check_finite(model, path, f"Train the predictors again: {again} --overwrite")
     return model.eval().requires_grad_(False).to(device)

@@ -43,8 +43,9 @@ def test_excess_is_the_variance_that_the_reading_does_not_explain(graph):
     asked, observed, reading = torch.randn(3, ROWS, generator=g)
     error = 0.7 * torch.randn(ROWS, generator=g)
     own = 0.5 * torch.randn(ROWS, generator=g)
-    s = excess_spread(graph["a"], asked, asked + error + 0.5 * reading + 2.0, observed, observed + own)
-    assert s == pytest.approx(0.7, rel=0.05)  # a constant offset is no spread
+    s = excess_spread(graph["a"], asked, asked + error + 0.5 * reading + 2.0, observed, observed + own + 2.0)
+    assert s == pytest.approx(0.7, rel=0.05)  # an offset of the reading is none of the mechanism
+    assert excess_spread(graph["a"], asked, asked + 0.4, observed, observed + own) == pytest.approx(0.4, abs=0.02)
     assert excess_spread(graph["a"], asked, asked, observed, observed + own) == 0
     assert excess_spread(graph["c"], asked, asked + error, observed, observed) == 0
 

@@ -476,7 +476,7 @@ def truncate(path: Path) -> None:
 
 
 @pytest.mark.parametrize(("damage", "message"), [
-    (damage_weights, r"weights that are not finite \(summary.weight\); train the predictors again: python -m mechanisms.predictors"),
+    (damage_weights, r"values of summary.weight are not finite; .* Train the predictors again: python -m mechanisms.predictors"),
     (damage_graph, "another graph or training split .*colour is only in the first"),
     (truncate, "truncated, or not a checkpoint of ours"),
     (lambda path: save(path, {**load(path), "kind": "hvae"}), "holds a 'hvae', not a 'predictors'")])

@@ -25,8 +25,8 @@ _NARROW = "narrow is good only where coverage holds; a model without any doubt s
 METRICS = (
     Metric("coverage_pixel", "share of pixels whose true value lies in the central interval of the draws", "", "0.9", _EASY),
     Metric("coverage_changed_pixel", "the same for the pixels that the truth changes", "", "0.9", _WIDE),
-    Metric("coverage_attribute", "share of images whose true attribute lies in the central interval of the draws' measurements", "", "0.9",
-           _WIDE),
+    Metric("coverage_attribute", "share of images where the attribute measured on the true image lies in the central interval of those "
+           "measured on the draws", "", "0.9", _WIDE),
     Metric("width_pixel", "mean width of the pixels' central intervals, of 255", "grey levels", "lower", _NARROW),
     Metric("width_attribute", "mean width of the attribute's central intervals", "", "lower", _NARROW),
     Metric("crps_pixel", "continuous ranked probability score of the pixels' draws, of 255", "grey levels", "lower",

@@ -120,7 +120,7 @@ class Score:
 
 def mean_and_error(values: Tensor) -> tuple[float, float]:
     """Mean and its standard error over independent values ``(B,)``, at least two."""
-    values = values.double()
+    values = values.detach().cpu().double()  # not every device has double precision
     return float(values.mean()), float(values.std() / len(values) ** 0.5)
 
 
