@@ -122,17 +122,19 @@ class Scene:
 
     def _strangers(self) -> Tensor:
         """Training images nearest in the continuous attributes that were asked for, of another class where there are classes."""
-        training, distance = self.dataset.split("train"), 0.0
-        same = torch.ones(len(self.observed["image"]), len(training), dtype=torch.bool)
-        for variable in self.dataset.graph.image_parents:
-            asked, found = self.truth[variable.name].unsqueeze(1), training.attributes[variable.name]
-            if variable.discrete:
-                same &= asked == found
-            else:
-                distance = distance + ((asked - found) / variable.statistics.std).square()
-        if any(v.discrete for v in self.dataset.graph.image_parents):
-            distance = torch.where(same, torch.inf, distance)
-        return training.batch(distance.argmin(1))["image"]
+        training, variables = self.dataset.split("train"), self.dataset.graph.image_parents
+        found, classes = training.attributes, [v for v in variables if v.discrete]
+        nearest = []
+        for rows in torch.arange(len(self.observed["image"])).split(64):
+            distance = torch.zeros(len(rows), len(training))
+            for variable in (v for v in variables if v.continuous):
+                asked = self.truth[variable.name][rows].unsqueeze(1)
+                distance += ((asked - found[variable.name]) / variable.statistics.std).square()
+            if classes:
+                same = [self.truth[v.name][rows].unsqueeze(1) == found[v.name] for v in classes]
+                distance[torch.stack(same).all(0)] = torch.inf
+            nearest.append(distance.argmin(1))
+        return training.batch(torch.cat(nearest))["image"]
 
     # ------------------------------------------------------------------------------------------------ what they score
     def seen(self, name: str) -> Seen:
