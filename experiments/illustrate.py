@@ -28,7 +28,7 @@ class Options:
     count: int = 500
     """Test images that means are taken over; fewer if the split is smaller."""
     shown: int = 2
-    """How many of them are shown: the first whose true image differs from the observed one by more than the median."""
+    """How many of them are shown: the first whose true image differs from the observed one by the median or more."""
     cycle_images: int = 16
     """How many go through repeated interventions."""
     draws: int = 32

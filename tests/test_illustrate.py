@@ -75,8 +75,8 @@ def test_what_needs_predictors_is_named_without_them(tiny_run, tmp_path, capsys)
     illustrate.main(Options(tiny_run, out=tmp_path, only="truth, realism,minimality", **SMALL))
     told = capsys.readouterr().out
     assert sorted(path.name for path in tmp_path.iterdir()) == ["truth.png"]
-    for name in ("realism", "minimality"):
-        assert f"not drawn: {name}: it needs the features of predictors; train them: python -m mechanisms.predictors --run {tiny_run}" in told
+    remedy = f"it needs the features of predictors; train them: python -m mechanisms.predictors --run {tiny_run}"
+    assert all(f"not drawn: {name}: {remedy}" in told for name in ("realism", "minimality"))
 
 
 @pytest.mark.parametrize(("given", "message"), [
@@ -134,7 +134,8 @@ def test_one_known_intervention_has_no_other_order(run):
 @pytest.mark.parametrize("channels", [1, 3])
 def test_a_sheet_shows_images_differences_and_text(channels):
     image = torch.rand(channels, 8, 16, generator=torch.Generator().manual_seed(0))
-    rows = [Line("first", [Cell(image, ("one", "two")), Cell(image - 0.5, ("three",), reach=0.5)]), Line("last", [Cell(), Cell(lines=("four",))])]
+    rows = [Line("first", [Cell(image, ("one", "two")), Cell(image - 0.5, ("three",), reach=0.5)]),
+            Line("last", [Cell(), Cell(lines=("four",))])]
     figure = Sheet("title", ["left", "two\nlines"], rows).figure()
     words = [text.get_text() for text in figure.texts]
     assert {"title", "left", "two", "lines", "first", "last", "one", "three", "four"} <= set(words)
