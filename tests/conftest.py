@@ -9,6 +9,10 @@ from pathlib import Path
 
 import pytest
 
+# before anything imports torch, and for the commands that tests start: networks here are so small that threads waiting
+# for each other cost several times what they bring
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 
 @pytest.fixture(scope="session", autouse=True)
 def session_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
