@@ -115,7 +115,7 @@ def counterfactual_grid(observed: Values, columns: Sequence[Column], graph: Grap
         y = top + row * group
         if row:
             canvas.plot((margin, width - margin), (y - 0.11, y - 0.11), color="#e3e3e3", linewidth=0.6)
-        show(_pixels(images[row]), margin, y, **style)
+        show(as_pixels(images[row]), margin, y, **style)
         for k, (text, color) in enumerate(own[row]):
             say(text, margin + side / 2, y + tall + 0.05 + k * _LINE, color=color)
         parts = ["counterfactual", "difference", *["spread"] * some_spread, *["truth"] * some_truth]
@@ -123,14 +123,14 @@ def counterfactual_grid(observed: Values, columns: Sequence[Column], graph: Grap
         for part, start in zip(parts, starts, strict=True):
             say(part, margin + side + strip / 2 + 0.02, start + tall / 2, size=6, color=PALE, rotation=90, va="center")
         for left, column, difference, spread, told in zip(lefts, columns, differences, spreads, facts[row], strict=True):
-            show(_pixels(column.answer.image[row]), left, starts[0], **style)
+            show(as_pixels(column.answer.image[row]), left, starts[0], **style)
             for k, (text, color) in enumerate(told):
                 say(text, left + side / 2, starts[0] + tall + 0.05 + k * _LINE, color=color)
-            show(_change(difference[row], reach), left, starts[1], **({} if colour else {"cmap": DIFFERENCE, "vmin": -1, "vmax": 1}))
+            show(as_change(difference[row], reach), left, starts[1], **({} if colour else {"cmap": DIFFERENCE, "vmin": -1, "vmax": 1}))
             if spread is not None:
                 show(spread[row], left, starts[2], cmap=SPREAD, vmin=0, vmax=widest)
             if column.truth is not None:
-                show(_pixels(column.truth["image"][row]), left, starts[-1], **style)
+                show(as_pixels(column.truth["image"][row]), left, starts[-1], **style)
                 error = image_error(column.answer.image[row:row + 1], column.truth["image"][row:row + 1])
                 say(f"L1 {float(error):.1f}", left + side / 2, starts[-1] + tall + 0.04, color=PALE)
     _bar(figure, margin + 0.12, 0.36, "gray" if colour else DIFFERENCE, -reach, reach,
@@ -162,17 +162,17 @@ def _facts(graph: Graph, observed: Values, column: Column, row: int) -> list[tup
     return lines
 
 
-def _pixels(image: Tensor) -> Tensor:
+def as_pixels(image: Tensor) -> Tensor:
     """``(C, H, W)`` → ``(H, W, 3)`` of a colour image, ``(H, W)`` of any other."""
     if len(image) == 2:
         image = torch.cat([image, torch.zeros_like(image[:1])])
     return image.permute(1, 2, 0) if len(image) == 3 else image.mean(0)
 
 
-def _change(difference: Tensor, reach: float) -> Tensor:
+def as_change(difference: Tensor, reach: float) -> Tensor:
     """A difference ``(C, H, W)`` that ends at ±reach: colours about grey ``(H, W, 3)``, or ``(H, W)`` in [-1, 1]."""
     if len(difference) in (2, 3):
-        return (_pixels(difference) / reach + 1) / 2
+        return (as_pixels(difference) / reach + 1) / 2
     return difference.gather(0, difference.abs().argmax(0, keepdim=True))[0] / reach
 
 

@@ -15,7 +15,7 @@ from dscm.evaluation_options import LEVELS
 from dscm.metrics.calibration import HALF_LEVEL, Ensemble, expected_coverage
 from dscm.metrics.catalogue import summarise
 from dscm.metrics.commutativity import commutativity
-from dscm.metrics.cycles import composition, reversibility
+from dscm.metrics.cycles import Step, composition, reversibility
 from dscm.metrics.effectiveness import class_scores
 from dscm.metrics.likelihood import bits_per_dimension
 from dscm.metrics.minimality import excess, latent_divergence, misplaced_change, same_value
@@ -172,7 +172,7 @@ def composition_scores(respondent: Respondent, borders: Sequence[int]) -> Iterat
     for temperature in respondent.temperatures:
         images, step = respondent.null_steps(temperature)
         made: list[Tensor] = []
-        whole = composition(images, _kept(step, made), respondent.config.cycles)
+        whole = composition(images, keeping(step, made), respondent.config.cycles)
         for cycle, errors in whole.items():
             yield from _both_borders("composition_l1", errors, made[cycle - 1], images, borders, temperature, {"cycles": cycle}, "")
 
@@ -182,20 +182,20 @@ def reversibility_scores(respondent: Respondent, question: Question, borders: Se
     for temperature in respondent.temperatures:
         images, forward, backward = respondent.round_trip(question, temperature)
         made: list[Tensor] = []
-        whole = reversibility(images, forward, _kept(backward, made), respondent.config.steps)
+        whole = reversibility(images, forward, keeping(backward, made), respondent.config.steps)
         for step, errors in whole.items():
             yield from _both_borders("reversibility_l1", errors, made[step // 2 - 1], images, borders, temperature, {"steps": step},
                                      question.name)
 
 
-def _kept(step, made: list[Tensor]):
+def keeping(step: Step, made: list[Tensor]) -> Step:
     """``step``, which also keeps what it makes."""
 
-    def keeping(images: Tensor) -> Tensor:
+    def kept(images: Tensor) -> Tensor:
         made.append(step(images))
         return made[-1]
 
-    return keeping
+    return kept
 
 
 def _both_borders(metric: str, whole: Tensor, images: Tensor, observed: Tensor, borders: Sequence[int], temperature: float | None,

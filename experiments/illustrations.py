@@ -20,7 +20,7 @@ from dscm.metrics.minimality import excess, latent_divergence, misplaced_change
 from dscm.metrics.score import Score
 from dscm.metrics.truth import image_error, inner, psnr_per_image, ssim
 from dscm.model import DSCM
-from dscm.scoring import LEVEL, _kept
+from dscm.scoring import LEVEL, keeping
 from experiments.scene import BLUR, COPY, STRANGER, TRUE, Scene
 from experiments.sheet import Cell, Line, Sheet
 
@@ -138,8 +138,8 @@ def cycles(scene: Scene) -> Figure:
         x, forward, backward = respondent.round_trip(scene.question, temperature)
         null = _copied if temperature is None else respondent.null_steps(temperature)[1]
         again, there, back = [], [], []
-        composition(x, _kept(null, again), times)
-        reversibility(x, _kept(forward, there), _kept(backward, back), steps)
+        composition(x, keeping(null, again), times)
+        reversibility(x, keeping(forward, there), keeping(backward, back), steps)
         cells = [Cell(x[row].cpu())]
         cells += [_off(scene, x, again[n - 1], "composition_l1") for n in times]
         cells += [Cell(there[0][row].cpu())]

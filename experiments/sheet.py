@@ -9,7 +9,7 @@ from typing import Any
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from dscm.figures import DIFFERENCE, DPI, INK, PALE, _change, _pixels, page
+from dscm.figures import DIFFERENCE, DPI, INK, PALE, as_change, as_pixels, page
 
 _MARGIN, _LINE, _CHARACTER = 0.14, 0.125, 0.059  # inches: around all, from one line of text to the next, of a letter
 _SIZE = 7  # of text
@@ -81,7 +81,7 @@ class Sheet:
                     left, top = round((centre - side / 2) * DPI) / DPI, round(y * DPI) / DPI
                     axes = figure.add_axes((left / width, 1 - (top + tall) / height, side / width, tall / height))
                     axes.set_axis_off()
-                    pixels = _pixels(cell.image) if cell.reach is None else _change(cell.image, cell.reach)
+                    pixels = as_pixels(cell.image) if cell.reach is None else as_change(cell.image, cell.reach)
                     style = {"cmap": "gray", "vmin": 0} if cell.reach is None else {"cmap": DIFFERENCE, "vmin": -1}
                     axes.imshow(pixels, aspect="auto", interpolation="nearest", **({} if pixels.ndim == 3 else {**style, "vmax": 1}))
                 for k, text in enumerate(cell.lines):

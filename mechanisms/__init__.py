@@ -9,6 +9,7 @@ from datasets.lazy import lazy_attributes  # noqa: E402  (the guard comes first)
 _HOMES = {
     "HVAE": "mechanisms.hvae", "VAE": "mechanisms.vae", "ImageConfig": "mechanisms.image_options",
     "ImageMechanism": "mechanisms.image_mechanism", "ImageNoise": "mechanisms.image_noise",
+    "Predictors": "mechanisms.predictor", "load_predictors": "mechanisms.predictor",
     "TrainingConfig": "mechanisms.options", "fit": "mechanisms.training",
 }
 __all__ = list(_HOMES)
