@@ -122,15 +122,21 @@ class Respondent:
         return [v.name for v in self.model.graph.attributes if v.name in changed]
 
     def drawn(self, questions: list[Question]) -> Iterator[tuple[Question, Tensor]]:
-        """Each question with K answers ``(K, n, C, H, W)`` of its first n images; one encoder pass for all of them."""
-        count = min(self.config.draw_images, len(self.images))
-        observed, noise = self.first(count), None
-        if self.noise is not None:
-            abduct = _with(self.model.abduct, draws=self.config.draws, batch_size=self.config.batch_size)
-            noise = abduct(observed, self._generator())
-        for question in questions:
-            answer = self._ask(observed, question.first(count).do, f"draws under {question.name}", noise=noise, draws=self.config.draws)
-            yield question, answer.draws.cpu()
+        """Each question with K answers ``(K, n, C, H, W)`` of its first n images; one encoder pass for all questions.
+
+        Images go block by block: K draws of all latents of all images would not fit in memory where images are large.
+        """
+        count, draws = min(self.config.draw_images, len(self.images)), self.config.draws
+        streams = [seeded(self.seed, 1 + k) for k in range(len(questions))]
+        abducting, parts = self._generator(), [[] for _ in questions]
+        for block in torch.arange(count).split(max(1, 4 * self.config.batch_size // draws)):
+            observed, noise = {name: values[block] for name, values in self.observed.items()}, None
+            if self.noise is not None:
+                noise = _with(self.model.abduct, draws=draws, batch_size=self.config.batch_size)(observed, abducting)
+            for question, stream, part in zip(questions, streams, parts, strict=True):
+                do, where = {question.variable: question.values[block]}, f"draws under {question.name}"
+                part.append(self._ask(observed, do, where, noise=noise, draws=draws, generator=stream).draws.cpu())
+        yield from ((question, torch.cat(part, 1)) for question, part in zip(questions, parts, strict=True))
 
     # ------------------------------------------------------------------------------------------------ again and again
     def null_steps(self, temperature: float | None) -> tuple[Tensor, Step]:
