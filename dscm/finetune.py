@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import shutil
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
@@ -38,6 +37,8 @@ class Options:
     """Run folder of the result; without it, that of --run with -finetuned appended."""
     training: TrainingConfig = DEFAULTS
     config: FinetuneConfig = field(default_factory=FinetuneConfig)
+    teachers: Path | None = None
+    """Another run folder whose predictors teach, such as ones of another seed; then those of --run, which judge, have taught nothing."""
     count: int | None = None
     """How many validation images are asked before and after; without it 500, or as many as there are."""
 
@@ -58,7 +59,7 @@ def finetune(options: Options) -> dict[str, Any] | None:
     from dscm.counterfactual_training import CounterfactualTraining
     from dscm.questions import draw_questions
     from mechanisms.bookkeeping import CHECKPOINT, WEIGHTS
-    from mechanisms.checkpoint import load, read_json, write_json
+    from mechanisms.checkpoint import RunError, load, read_json, write_json
     from mechanisms.devices import make_accelerator
     from mechanisms.images import FOLDER, describe
     from mechanisms.predictor import load_predictors
@@ -69,11 +70,13 @@ def finetune(options: Options) -> dict[str, Any] | None:
     options.config.check()
     into = options.into or source.with_name(f"{source.name}-finetuned")
     dscm, dataset = open_run(source, "cpu")
-    predictors = load_predictors(source)
+    predictors, teachers = load_predictors(source), load_predictors(options.teachers or source)
+    if difference := teachers.graph.difference(dscm.graph):
+        raise RunError(f"the teachers in {options.teachers} are of another graph or training split than {source}: {difference}")
     train, valid = dataset.split("train"), dataset.split("valid")
     questions = draw_questions(dataset, "valid", min(COUNT, len(valid)) if options.count is None else options.count, training.seed)
-    module = CounterfactualTraining(dscm.image, dscm.attributes, predictors, options.config)
-    origin, config = _origin(source), asdict(options.config)
+    module = CounterfactualTraining(dscm.image, dscm.attributes, teachers, options.config)
+    origin, config = _origin(source, options.teachers or source), asdict(options.config)
     record = {"kind": KIND, "run": str(source.resolve()), "origin": origin, "config": config, "questions": questions.about(),
               "before": None, "after": None, "worse": None}
     accelerator = make_accelerator(training.device, training.precision)
@@ -112,11 +115,12 @@ def _scores(dscm: DSCM, dataset: CausalDataset, questions: Questions, predictors
     return [score.to_dict() for score in evaluate(dscm, dataset, questions, predictors, config).scores]
 
 
-def _origin(run: Path) -> dict[str, str]:
+def _origin(run: Path, teachers: Path) -> dict[str, str]:
     """A hash of each mechanism that the training depends on."""
-    from mechanisms.bookkeeping import WEIGHTS
+    from dscm.calibration import mechanism_hash
+    from mechanisms.predictor import FOLDER
 
-    return {folder: hashlib.sha256((run / folder / WEIGHTS).read_bytes()).hexdigest()[:16] for folder in ("image", *_copied())}
+    return {**{folder: mechanism_hash(run / folder) for folder in ("image", *_copied())}, "teachers": mechanism_hash(teachers / FOLDER)}
 
 
 def _copied() -> tuple[str, ...]:

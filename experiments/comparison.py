@@ -26,7 +26,7 @@ from dscm.evaluation_options import EvaluationConfig
 from dscm.questions import Questions, draw_questions
 from experiments.compare import Options
 from experiments.comparison_tables import Report, Trained
-from experiments.contestants import ATTRIBUTES_OF_SEEDS, CONTESTANTS, QUESTIONS, SCORES, Entry, chosen
+from experiments.contestants import ATTRIBUTES_OF_SEEDS, CONTESTANTS, QUESTIONS, SCORES, TEACHERS, Entry, chosen
 from experiments.supervised import true_pairs
 from mechanisms import predictors
 from mechanisms.bookkeeping import CHECKPOINT, METRICS, WEIGHTS
@@ -96,7 +96,7 @@ def claim_study(options: Options, dataset: CausalDataset) -> None:
         write_json(path, {**then, **now})
         return
     if path.exists():
-        for folder in (*CONTESTANTS, PREDICTORS, ATTRIBUTES_OF_SEEDS, *(p.name for p in options.run.glob("*min") if p.is_dir())):
+        for folder in (*CONTESTANTS, PREDICTORS, TEACHERS, ATTRIBUTES_OF_SEEDS, *(p.name for p in options.run.glob("*min") if p.is_dir())):
             shutil.rmtree(options.run / folder, ignore_errors=True)
         (options.run / QUESTIONS).unlink(missing_ok=True)
     elif options.run.exists() and any(options.run.iterdir()):
@@ -114,6 +114,10 @@ def share(options: Options, dataset: CausalDataset, entries: Sequence[Entry]) ->
         resume = (options.run / PREDICTORS / CHECKPOINT).exists()
         training = replace(predictors.DEFAULTS, steps=options.predictor_steps, seed=options.training.seed, **common)
         predictors.train_predictors(dataset, predictors.Options(options.data, RunOptions(options.run, resume=resume), training))
+    if any(entry.contestant.after for entry in entries) and not _trained(options.run / TEACHERS / PREDICTORS, options.predictor_steps):
+        where = RunOptions(options.run / TEACHERS, resume=(options.run / TEACHERS / PREDICTORS / CHECKPOINT).exists())
+        training = replace(predictors.DEFAULTS, steps=options.predictor_steps, seed=options.training.seed + 1_000, **common)
+        predictors.train_predictors(dataset, predictors.Options(options.data, where, training))
     for seed in sorted({entry.seed for entry in entries if entry.contestant.trained}):
         run = options.run / ATTRIBUTES_OF_SEEDS / f"seed-{seed}"
         if not _trained(run / attributes.FOLDER, attributes.DEFAULT_STEPS):

@@ -32,7 +32,7 @@ from mechanisms.predictor import FOLDER as PREDICTORS
 from mechanisms.runs import claim
 from pgm.train import FOLDER as ATTRIBUTES
 
-QUESTIONS, SCORES, ATTRIBUTES_OF_SEEDS = "interventions.json", "metrics.json", "attributes"
+QUESTIONS, SCORES, ATTRIBUTES_OF_SEEDS, TEACHERS = "interventions.json", "metrics.json", "attributes", "teachers"
 
 
 @dataclass(frozen=True)
@@ -155,7 +155,8 @@ def finetuned(entry: Entry) -> Model:
     common = {name: getattr(entry.training, name) for name in ("seed", "device", "precision")}
     resume = (entry.folder / finetune.RECORD).exists()
     training = replace(finetune.DEFAULTS, **common, **share)
-    finetune.finetune(finetune.Options(RunOptions(entry.source, resume=resume), entry.folder, training))
+    where, teachers = RunOptions(entry.source, resume=resume), entry.options.run / TEACHERS
+    finetune.finetune(finetune.Options(where, entry.folder, training, teachers=teachers))
     return merged(entry)
 
 
@@ -173,8 +174,8 @@ CONTESTANTS: Mapping[str, Contestant] = {
                                 mechanism("hvae", prior="mediator")),
     "hvae-logistic": Contestant("pixels from a mixture of logistics instead of a Gaussian",
                                 mechanism("hvae", likelihood="logistic-mixture")),
-    "hvae-finetuned": Contestant("hvae, then counterfactual training, whose updates and minutes are on top; weights best on valid; its "
-                                 "teachers, which have seen rendered interventions, judge it too", finetuned, after="hvae"),
+    "hvae-finetuned": Contestant("hvae, then counterfactual training, whose updates and minutes are on top; weights best on valid; "
+                                 "its teachers are not its judges, but have seen rendered interventions", finetuned, after="hvae"),
     "supervised": Contestant("told true pairs (x, pa, pa*) → x* of the training rows, and true parents", supervised, bound=True,
                              needs_truth=True, folder=SUPERVISED),
     "identity": Contestant("copies x", lambda entry: Identity(entry.dataset.graph), trained=False, bound=True),

@@ -316,3 +316,13 @@ def test_entries_have_folders_and_budgets_of_their_own():
     assert entry.folder == Path("r/0.5min/hvae-finetuned/seed-2") and entry.source == Path("r/0.5min/hvae/seed-2")
     assert (entry.training.minutes, entry.training.seed, entry.title) == (0.5, 2, "hvae-finetuned, seed 2, 0.5 min")
     assert Entry(options, "truth").folder == Path("r/truth/once")
+
+
+def test_fine_tuned_ones_have_teachers_of_their_own(tmp_path, options, compared):
+    from mechanisms.checkpoint import read_json
+
+    asked = replace(options, run=tmp_path / "tuned", out=None, only="hvae-finetuned", seeds=1, finetune_share=0.5)
+    report = compare(asked)
+    record = read_json(tmp_path / "tuned" / "hvae-finetuned" / "seed-0" / "finetune.json")
+    assert record["origin"]["teachers"] != record["origin"]["predictors"] and {"hvae", "hvae-finetuned"} <= set(report.results)
+    assert (tmp_path / "tuned" / "teachers" / "predictors" / "mechanism.pt").exists()
