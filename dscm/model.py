@@ -152,7 +152,7 @@ class DSCM:
         """The world that ``noise`` makes under ``do``: attributes ``(B,)`` and ``image`` ``(B, C, H, W)``, of draws their mean."""
         attributes, count = self.attributes.predict(noise.attributes, do), noise.draws or 1
         parents = {name: attributes[name].repeat(count) for name in self.graph.image.parents}
-        image = self._predict_images(noise.image, parents, temperature, effect)
+        image = self.image.predict(noise.image, parents, temperature, effect)
         return {**attributes, "image": image.view(count, -1, *image.shape[1:]).mean(0)}
 
     @torch.no_grad()
@@ -198,7 +198,7 @@ class DSCM:
             for chunk in changed.nonzero().squeeze(1).split(max(1, batch_size // (draws or 1))):
                 parents = {name: value[:, chunk].flatten() for name, value in shown.items()}
                 part = self._abduct_images(observed, chunk, draw, draws or 1) if noise is None else self._rows(noise, chunk)
-                images[:, chunk] = self._predict_images(part, parents, temperature, effect).view(draws or 1, len(chunk), *images.shape[2:])
+                images[:, chunk] = self.image.predict(part, parents, temperature, effect).view(draws or 1, len(chunk), *images.shape[2:])
         mean = observed["image"].clone()
         mean[changed] = images[:, changed].mean(0)  # elsewhere all draws are the observation, which a mean would round
         return Counterfactual(attributes, mean, beyond, images if draws else None)
@@ -215,7 +215,7 @@ class DSCM:
         count, images = noise.draws or 1, []
         for chunk in torch.arange(len(observed["image"]), device=self.device).split(batch_size):
             parents = {name: observed[name][chunk].repeat(count) for name in self.graph.image.parents}
-            image = self._predict_images(self._rows(noise, chunk), parents, temperature, "total")
+            image = self.image.predict(self._rows(noise, chunk), parents, temperature, "total")
             images.append(image.view(count, -1, *image.shape[1:]).mean(0))
         return torch.cat(images)
 
@@ -223,10 +223,6 @@ class DSCM:
         """The noise of rows ``chunk``, ``(K·b, …)``, draw by draw."""
         parents = {name: observed[name][chunk] for name in self.graph.image.parents}
         return self.image.abduct(observed["image"][chunk], parents, draw, draws)
-
-    def _predict_images(self, noise: ImageNoise, parents: Values, temperature: float, effect: str) -> Tensor:
-        """Images ``(K·b, C, H, W)`` of as much noise and as many values of the parents."""
-        return self.image.predict(noise, parents, temperature, effect)
 
     def _rows(self, noise: Exogenous, chunk: Tensor) -> ImageNoise:
         """The noise of the rows ``chunk``, ``(K·b, …)``, draw by draw."""

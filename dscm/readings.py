@@ -41,8 +41,7 @@ class Reader:
             return Reading(measured)
         home = next(self.predictors.parameters()).device
         with torch.no_grad():
-            parts = [(self.predictors.predict(x), self.predictors.probabilities(x), self.predictors.features(x))
-                     for x in (chunk.to(home) for chunk in images.split(self.batch_size))]
+            parts = [self.predictors.read(chunk.to(home)) for chunk in images.split(self.batch_size)]
         predicted, probabilities = ({name: torch.cat([part[k][name] for part in parts]).cpu() for name in parts[0][k]} for k in (0, 1))
         return Reading(measured, predicted, probabilities, torch.cat([part[2] for part in parts]).cpu())
 

@@ -139,13 +139,18 @@ class Predictors(nn.Module):
 
     def predict(self, images: Tensor) -> dict[str, Tensor]:
         """The median in physical units, or the most probable class, ``{name: (B,)}``."""
-        read = self._read(self.features(images))
-        return {v.name: read[v.name].argmax(-1) if v.discrete else v.constrain(read[v.name][:, 0]) for v in self.variables}
+        return self.read(images)[0]
 
     def probabilities(self, images: Tensor) -> dict[str, Tensor]:
         """q(class | x) of the discrete attributes, ``{name: (B, K)}``."""
-        read = self._read(self.features(images))
-        return {v.name: read[v.name].softmax(-1) for v in self.variables if v.discrete}
+        return self.read(images)[1]
+
+    def read(self, images: Tensor) -> tuple[dict[str, Tensor], dict[str, Tensor], Tensor]:
+        """:meth:`predict`, :meth:`probabilities` and :meth:`features` in one pass of the network."""
+        features = self.features(images)
+        read = self._read(features)
+        predicted = {v.name: read[v.name].argmax(-1) if v.discrete else v.constrain(read[v.name][:, 0]) for v in self.variables}
+        return predicted, {v.name: read[v.name].softmax(-1) for v in self.variables if v.discrete}, features
 
     # ------------------------------------------------------------------------------------------------ training
     def forward(self, batch: Mapping[str, Tensor], noise: Noise | None = None, progress: float = 1.0) -> dict[str, Tensor]:

@@ -64,7 +64,7 @@ def read(model: Predictors, split: Split) -> dict[str, tuple[Tensor, Tensor | No
     device, found = next(model.parameters()).device, {name: ([], []) for name in model.names}
     for start in range(0, len(split), _BATCH):
         images = split.batch(slice(start, start + _BATCH))["image"].to(device)
-        predicted, probabilities = model.predict(images), model.probabilities(images)
+        predicted, probabilities, _ = model.read(images)
         for name, (values, chances) in found.items():
             values.append(predicted[name].cpu())
             chances += [probabilities[name].cpu()] if name in probabilities else []
