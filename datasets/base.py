@@ -6,7 +6,7 @@ known — the true counterfactual and a measurement of attributes on any image.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, ClassVar, Protocol
@@ -18,6 +18,7 @@ from torch import Tensor
 from datasets.schema import Graph, SchemaError, Variable
 
 SPLITS = ("train", "valid", "test")
+Shift = Callable[[Mapping[str, Tensor], torch.Generator], dict[str, Tensor]]
 
 
 class LazyImages(Protocol):
@@ -69,12 +70,18 @@ class CausalDataset:
         variables: the graph; exactly one variable is named ``image`` and of that kind.
         true_images_under: names for which ``do(name)``, alone or together, has a true counterfactual image.
         border: rows and columns of constant padding on each side of an image, which scores leave out.
+        label: the discrete attribute that classifiers predict; empty where there is no such task.
+        spurious: attributes that go with the label in training, but must not matter to a classifier.
+        recipes: algorithm → settings that were published for this data set, as plain values; see :mod:`experiments.train`.
     """
 
     name: ClassVar[str] = ""
     variables: ClassVar[tuple[Variable, ...]] = ()
     true_images_under: ClassVar[tuple[str, ...]] = ()
     border: ClassVar[int] = 0
+    label: ClassVar[str] = ""
+    spurious: ClassVar[tuple[str, ...]] = ()
+    recipes: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
 
     # ------------------------------------------------------------------------------------------------ to provide
     def load(self, split: str) -> Mapping[str, Any]:
@@ -105,6 +112,20 @@ class CausalDataset:
         Rows of one subject are alike, so standard errors hold for figures of distinct subjects only.
         """
         return None
+
+    def environments(self, split: str) -> Tensor | None:
+        """Which environment each row of a split comes from, ``(N,)`` integers from 0; None if there is only one.
+
+        Environments differ in how causes are distributed, not in how the label arises from them.
+        """
+        return None
+
+    def shifts(self) -> Mapping[str, Shift]:
+        """Test distributions that are known by a name, as interventions: ``{name: (attributes, generator) → do}``.
+
+        A shift is given the attributes ``{name: (B,)}`` of observed rows and returns the values to set, ``(B,)`` each.
+        """
+        return {}
 
     def has_truth(self, names: Sequence[str]) -> bool:
         """Whether ``do`` of exactly these variables has a true counterfactual image."""

@@ -21,14 +21,20 @@ class TrainingConfig:
     """Budget in wall-clock minutes; depends on the machine, so it does not resume bit for bit."""
     batch_size: int = 64
     """Images (or rows) per update, over all processes together."""
+    optimizer: Literal["adamw", "adam", "sgd"] = "adamw"
+    """adam couples its weight decay to the gradient; sgd has momentum beta1."""
     learning_rate: float = 2e-3
-    """Peak of the cosine schedule."""
+    """Peak of the schedule."""
+    schedule: Literal["cosine", "constant", "step"] = "cosine"
+    """How the learning rate falls with progress; step: to a tenth at one half and again at three quarters."""
     warmup: int = 30
     """Updates over which the learning rate rises."""
     weight_decay: float = 0.01
-    """Of AdamW."""
+    """Pull of the weights towards 0."""
+    beta1: float = 0.9
+    """First-moment decay of Adam, momentum of SGD."""
     beta2: float = 0.95
-    """Second-moment decay of AdamW."""
+    """Second-moment decay of Adam."""
     clip: float = 200.0
     """Gradient norms above this are scaled down to it."""
     skip: float = 10.0
@@ -73,7 +79,7 @@ class TrainingConfig:
         for name in ("warmup", "weight_decay", "checkpoint_seconds", "workers"):
             if not getattr(self, name) >= 0:
                 raise UserError(f"--{name.replace('_', '-')} {getattr(self, name)} must not be negative")
-        for name in ("ema", "beta2"):
+        for name in ("ema", "beta1", "beta2"):
             if not 0 <= getattr(self, name) < 1:
                 raise UserError(f"--{name} {getattr(self, name)} must lie in [0, 1)")
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from contextlib import nullcontext
 from dataclasses import asdict
 from pathlib import Path
@@ -31,6 +31,7 @@ from mechanisms.devices import agree, make_accelerator
 from mechanisms.noise import Noise, seeded
 from mechanisms.options import RunOptions, TrainingConfig
 
+Criterion = Callable[[Mapping[str, float]], float]  # of a validation's means of terms; the less the better
 _MAY_CHANGE = {"epochs", "steps", "minutes", "patience", "device", "workers", "checkpoint_seconds"}
 _REWIND = 5  # skipped updates in a row before weights go back to their average
 _MAX_SKIPPED = 50
@@ -46,7 +47,9 @@ def fit(
     options: RunOptions = RunOptions(),
     augment: Augmentation | None = None,
     kept: nn.Module | None = None,
-    criterion: Callable[[Mapping[str, float]], float] = lambda means: means["loss"],
+    criterion: Criterion = lambda means: means["loss"],
+    rules: Mapping[str, Criterion] | None = None,
+    restarts: Collection[int] = (),
 ) -> nn.Module:
     """Train ``model`` into ``folder`` and return it with the kept weights, in eval mode.
 
@@ -58,6 +61,9 @@ def fit(
         augment: see :mod:`mechanisms.augment`; applied to training batches.
         kept: the part of ``model`` whose weights go to ``mechanism.pt`` and which is returned, if not all of it.
         criterion: of two validations' means of terms, the one where this is less is the better one.
+        rules: further criteria by name. The averaged weights that each likes best are in ``mechanism.pt`` too, with their
+            step and score: ``selected = {rule: {"step", "score", "weights"}}``.
+        restarts: updates before which the optimiser begins anew, where an objective changes abruptly.
 
     Raises:
         RunError: for a folder that is in use, holds another training, or cannot be written; for a diverged training.
@@ -74,16 +80,15 @@ def fit(
     with locked(folder) if rank == 0 else nullcontext():
         resumed = _find_training(folder, config, description, options)
         model.to(device)
-        optimizer = torch.optim.AdamW(model.parameters(), lr=config.learning_rate, betas=(0.9, config.beta2),
-                                      weight_decay=config.weight_decay, fused=device.type in ("cpu", "cuda"))
+        optimizer = make_optimizer(model, config, device)
         average = Average(model, config.ema)
         noise = Noise(config.seed, device, rank, world)
-        at, best = Position(), None
+        at, best, selected = Position(), None, {}
         if resumed:
             model.load_state_dict(resumed["model"])
             optimizer.load_state_dict(resumed["optimizer"])
             average.load(resumed["average"])
-            at, best = Position(**resumed["position"]), resumed["best"]
+            at, best, selected = Position(**resumed["position"]), resumed["best"], resumed.get("selected", {})
             noise.restore(resumed["noise"], at.step)
         wrapped, optimizer = accelerator.prepare(model, optimizer)
         accelerator.wait_for_everyone()  # nobody writes before everybody has read
@@ -98,12 +103,12 @@ def fit(
             if rank:
                 return
             state = {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "average": average.values,
-                     "noise": noise.generator.get_state(), "position": asdict(at), "best": best,
+                     "noise": noise.generator.get_state(), "position": asdict(at), "best": best, "selected": selected,
                      "meter": {"sums": meter.sums, "count": meter.count}}
             save(folder / CHECKPOINT, {"kind": "training", "config": asdict(config), "description": dict(description), **state})
             with average:
                 weights = best if best is not None else copy_state(kept)
-            save(folder / WEIGHTS, {**description, "weights": weights, "step": at.step})
+            save(folder / WEIGHTS, {**description, "weights": weights, "step": at.step, **({"selected": selected} if rules else {})})
 
         def validate() -> None:
             nonlocal best
@@ -115,6 +120,9 @@ def fit(
                 if (score := criterion(scores)) < at.best:
                     at.best, at.waited = score, 0
                     best = copy_state(kept) if config.keep == "best" else None
+                for name, rule in (rules or {}).items():
+                    if name not in selected or rule(scores) < selected[name]["score"]:
+                        selected[name] = {"step": at.step, "score": rule(scores), "weights": copy_state(kept)}
             model.train()
             if log:
                 log.write({"step": at.step, "epoch": at.step / per_epoch, "seconds": round(at.elapsed, 3),
@@ -152,9 +160,10 @@ def fit(
                     batch = {name: value.to(device, non_blocking=True) for name, value in batch.items()}
                     if augment is not None:
                         batch = augment(batch, seeded(config.seed, at.step), rank, world)
-                    rate = min(1.0, (at.step + 1) / max(1, config.warmup)) * 0.5 * (1 + math.cos(math.pi * progress))
+                    if at.step in restarts:
+                        optimizer.state.clear()
                     for group in optimizer.param_groups:
-                        group["lr"] = config.learning_rate * rate
+                        group["lr"] = config.learning_rate * min(1.0, (at.step + 1) / max(1, config.warmup)) * fall(config, progress)
                     terms = wrapped(batch, noise, progress)
                     optimizer.zero_grad(set_to_none=True)
                     accelerator.backward(terms["loss"].mean())
@@ -173,6 +182,24 @@ def fit(
     accelerator.unwrap_model(wrapped, keep_fp32_wrapper=False)  # so that the model computes as it will when it is loaded
     kept.load_state_dict(load(folder / WEIGHTS)["weights"])
     return kept.eval()
+
+
+def make_optimizer(model: nn.Module, config: TrainingConfig, device: torch.device) -> torch.optim.Optimizer:
+    """The optimiser that the configuration names, over all parameters."""
+    settings = {"lr": config.learning_rate, "weight_decay": config.weight_decay, "fused": device.type in ("cpu", "cuda")}
+    if config.optimizer == "sgd":
+        return torch.optim.SGD(model.parameters(), momentum=config.beta1, **settings)
+    kind = {"adamw": torch.optim.AdamW, "adam": torch.optim.Adam}[config.optimizer]
+    return kind(model.parameters(), betas=(config.beta1, config.beta2), **settings)
+
+
+def fall(config: TrainingConfig, progress: float) -> float:
+    """What the peak learning rate is multiplied by at this progress, in [0, 1]."""
+    if config.schedule == "constant":
+        return 1.0
+    if config.schedule == "step":
+        return 0.1 ** ((progress >= 0.5) + (progress >= 0.75))
+    return 0.5 * (1 + math.cos(math.pi * progress))
 
 
 def global_batch(config: TrainingConfig, rows: int, world: int) -> int:
@@ -208,7 +235,9 @@ def update(accelerator: Accelerator, model: nn.Module, optimizer: torch.optim.Op
     if at.in_a_row % _REWIND == 0:
         average.restore()
         for state in optimizer.state.values():
-            state["exp_avg"].zero_()
+            for name in ("exp_avg", "momentum_buffer"):
+                if state.get(name) is not None:
+                    state[name].zero_()
     if at.in_a_row >= _MAX_SKIPPED:
         raise RunError(f"training diverged at step {at.step} (gradient norm {norm:g}, {at.in_a_row} updates skipped in a row). "
                        "The last checkpoint is kept; lower --learning-rate or raise --warmup")
@@ -255,8 +284,8 @@ def _find_training(folder: Path, config: TrainingConfig, description: Mapping[st
     if state["description"] != dict(description):
         keys = [k for k in description if state["description"].get(k) != description[k]]
         raise RunError(f"{path} is of another model (its {', '.join(keys)} differ); choose another --run, or --overwrite")
-    now = asdict(config)
-    changed = [f"{k} {state['config'].get(k)} → {now[k]}" for k in now if k not in _MAY_CHANGE and state["config"].get(k) != now[k]]
+    then, now = {**asdict(TrainingConfig()), **state["config"]}, asdict(config)  # a field that is younger than the file has its default
+    changed = [f"{k} {then[k]} → {now[k]}" for k in now if k not in _MAY_CHANGE and then[k] != now[k]]
     if changed:
         raise RunError(f"cannot resume {path} with another configuration: {'; '.join(changed)}")
     return state

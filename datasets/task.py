@@ -1,0 +1,136 @@
+"""A classification task on a data set with a causal story: what is predicted, and what must not matter.
+
+The label is a discrete attribute. Spurious attributes go with it in training; a classifier that survives interventions on
+them has not relied on them. Rows are divided into *environments*, in which causes are distributed differently, and into
+*groups*, the label's classes crossed with the spurious attributes' classes (of a continuous one: below or above its
+training median).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from datasets.base import CausalDataset, Split
+from datasets.schema import SchemaError, Variable
+
+COLUMNS = ("label", "environment", "group", "row")
+
+
+@dataclass(frozen=True)
+class Task:
+    """Predict ``label`` from the image; ``spurious`` must not matter. See :func:`task_of`."""
+
+    dataset: CausalDataset
+    label: Variable
+    spurious: tuple[Variable, ...]
+    environment: str = ""
+    """Attribute whose class is a row's environment; if empty, what :meth:`datasets.CausalDataset.environments` says."""
+
+    @property
+    def classes(self) -> int:
+        return self.label.cardinality
+
+    def split(self, name: str) -> Split:
+        """The split with the columns ``label``, ``environment``, ``group`` and ``row``, int64 ``(N,)``, instead of its attributes.
+
+        ``row`` is the row's number in the split, by which attributes and counterfactuals are looked up.
+        """
+        rows = self.dataset.split(name)
+        columns = {"label": rows.attributes[self.label.name], "environment": self.environments(name),
+                   "group": self.groups(rows.attributes), "row": torch.arange(len(rows))}
+        return Split(name, rows.images, columns)
+
+    # ------------------------------------------------------------------------------------------------ environments
+    def environments(self, split: str) -> Tensor:
+        """``(N,)``; 0 everywhere where there is only one environment."""
+        if self.environment:
+            return self.dataset.split(split).attributes[self.environment]
+        found = self.dataset.environments(split)
+        return torch.zeros(len(self.dataset.split(split)), dtype=torch.long) if found is None else torch.as_tensor(found).long()
+
+    @cached_property
+    def environment_count(self) -> int:
+        """Of the training split."""
+        return int(self.environments("train").max()) + 1
+
+    def check_environments(self, needed_by: str) -> None:
+        """Raises SchemaError where training has fewer than two environments, or an empty one, and ``needed_by`` needs them."""
+        counts = torch.bincount(self.environments("train"), minlength=2)
+        if self.environment_count < 2:
+            raise SchemaError(f"{needed_by} needs at least two training environments, but {self.dataset.title} has one: define "
+                              "environments(split) in its file, or name an attribute: --environment NAME")
+        if empty := [str(e) for e, count in enumerate(counts.tolist()) if count == 0]:
+            raise SchemaError(f"{needed_by} needs rows in every environment, but environment {', '.join(empty)} of "
+                              f"{self.dataset.title} is empty in training; number them 0..E-1 without gaps")
+
+    # ------------------------------------------------------------------------------------------------ groups
+    def parts(self, variable: Variable) -> tuple[str, ...]:
+        """Names of the classes into which a variable divides the rows."""
+        if variable.discrete:
+            return variable.classes
+        return f"≤ {self._median(variable):.3g}", f"> {self._median(variable):.3g}"
+
+    def part(self, variable: Variable, values: Tensor) -> Tensor:
+        """Which of :meth:`parts` each value ``(B,)`` belongs to."""
+        return values.long() if variable.discrete else (values > self._median(variable)).long()
+
+    @cached_property
+    def group_names(self) -> tuple[str, ...]:
+        """``label=class, spurious=class, …`` of every group, in the order of their numbers."""
+        names = [""]
+        for variable in (self.label, *self.spurious):
+            names = [f"{name}{', ' if name else ''}{variable.name}={part}" for name in names for part in self.parts(variable)]
+        return tuple(names)
+
+    def groups(self, attributes: Mapping[str, Tensor]) -> Tensor:
+        """The group of each row, ``(B,)``, from its attributes."""
+        number = torch.zeros_like(attributes[self.label.name])
+        for variable in (self.label, *self.spurious):
+            number = number * len(self.parts(variable)) + self.part(variable, attributes[variable.name])
+        return number
+
+    def check_groups(self, needed_by: str) -> None:
+        """Raises SchemaError where there is no spurious attribute to make groups from, and ``needed_by`` needs them."""
+        if not self.spurious:
+            raise SchemaError(f"{needed_by} needs groups, but {self.dataset.title} names no spurious attribute: set spurious in its "
+                              "file, or name some: --spurious NAME")
+
+    def _median(self, variable: Variable) -> float:
+        return float(self.dataset.split("train").attributes[variable.name].median())
+
+
+def task_of(dataset: CausalDataset, label: str = "", spurious: tuple[str, ...] | None = None, environment: str = "") -> Task:
+    """The task that a data set declares, or another one on the same data.
+
+    Args:
+        label: a discrete attribute; the data set's own if empty.
+        spurious: attributes; the data set's own if None.
+        environment: a discrete attribute; the data set's own environments if empty.
+
+    Raises:
+        SchemaError: for a data set without a label, unknown attributes, a label that is not discrete or has only one
+            class in training, or a label among the spurious attributes.
+    """
+    label = label or dataset.label
+    discrete = [v.name for v in dataset.schema.attributes if v.discrete]
+    if not label:
+        raise SchemaError(f"{dataset.title} has no label to classify; name one: --label {' or '.join(discrete) or '(none)'}")
+    graph = dataset.graph
+    known = [v.name for v in graph.attributes]
+    spurious = dataset.spurious if spurious is None else spurious
+    for what, name in (("label", label), *(("spurious attribute", name) for name in spurious), ("environment", environment)):
+        if name and name not in known:
+            raise SchemaError(f"unknown {what} {name!r}; {dataset.title} has {', '.join(known)}")
+    for what, name in (("label", label), ("environment", environment)):
+        if name and not graph[name].discrete:
+            raise SchemaError(f"the {what} {name!r} is a number, not a class; valid are {', '.join(discrete) or 'none'}")
+    if label in spurious:
+        raise SchemaError(f"{label!r} cannot be both the label and a spurious attribute")
+    if sum(count > 0 for count in graph[label].statistics.counts) < 2:
+        raise SchemaError(f"the training split of {dataset.title} has one class of {label!r} only; there is nothing to classify")
+    return Task(dataset, graph[label], tuple(graph[name] for name in spurious), environment)
