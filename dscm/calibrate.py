@@ -13,6 +13,9 @@ if TYPE_CHECKING:
     from dscm.calibration import Calibration
 
 
+_BATCH = 256
+
+
 @dataclass(frozen=True)
 class Options:
     """Estimate on the validation split how far counterfactual images miss the values asked for, and keep it in the run folder.
@@ -38,23 +41,23 @@ def calibrate_run(options: Options) -> Calibration:
     """
     from dscm.calibration import Calibration, calibrate, mechanism_hash
     from dscm.counterfactual import open_run
+    from dscm.evaluate import find_predictors
     from dscm.questions import draw_questions
+    from dscm.readings import Reader
     from mechanisms.images import FOLDER
-    from mechanisms.predictor import FOLDER as PREDICTORS
-    from mechanisms.predictor import load_predictors
 
     dscm, dataset = open_run(options.run, options.device)
     questions = draw_questions(dataset, "valid", min(options.count, len(dataset.split("valid"))), options.seed)
     observed = dataset.split("valid").batch(questions.index)
-    reader, how = (lambda images: dataset.measure(images.cpu())), "measured"
-    if not reader(observed["image"][:1]):
-        if not (options.run / PREDICTORS).is_dir():
-            raise UserError(f"{dataset.title} measures nothing on an image, and {options.run} has no predictors to read one; train them: "
-                            f"python -m mechanisms.predictors --run {options.run}")
-        predictors = load_predictors(options.run, dscm.device)
-        reader, how = predictors.predict, "predicted"
-        observed = {name: values.to(dscm.device) for name, values in observed.items()}
-    spread = calibrate(dscm.counterfactual, dscm.graph, observed, {q.variable: q.values for q in questions.questions}, reader)
+    measures = bool(dataset.measure(observed["image"][:1]))
+    predictors = None if measures else find_predictors(options.run, str(dscm.device))
+    if not measures and predictors is None:
+        raise UserError(f"{dataset.title} measures nothing on an image, and {options.run} has no predictors to read one; train them: "
+                        f"python -m mechanisms.predictors --run {options.run}")
+    reader = Reader(dataset, predictors, _BATCH)
+    spread = calibrate(dscm.counterfactual, dscm.graph, observed, {q.variable: q.values for q in questions.questions},
+                       reader.measure if measures else lambda images: reader(images).predicted)
+    how = "measured" if measures else "predicted"
     calibration = Calibration(spread, mechanism_hash(options.run / FOLDER), {**questions.about(), "readings": how})
     calibration.save(options.run)
     return calibration

@@ -16,7 +16,6 @@ from dscm.metrics.calibration import HALF_LEVEL, Ensemble, expected_coverage
 from dscm.metrics.catalogue import summarise
 from dscm.metrics.commutativity import commutativity
 from dscm.metrics.cycles import Step, composition, reversibility
-from dscm.metrics.effectiveness import class_scores
 from dscm.metrics.likelihood import bits_per_dimension
 from dscm.metrics.minimality import excess, latent_divergence, misplaced_change, same_value
 from dscm.metrics.realism import frechet_distance, real_floor
@@ -24,6 +23,7 @@ from dscm.metrics.score import Score
 from dscm.metrics.truth import attribute_error, changed_pixels, image_error, inner, psnr, psnr_per_image, ssim
 from dscm.questions import Question
 from dscm.readings import Reader, Reading
+from mechanisms.class_scores import class_scores
 from mechanisms.noise import seeded
 
 LEVEL = 0.9  # nominal coverage of the intervals whose width is told

@@ -68,7 +68,7 @@ def main(options: Options) -> None:
     runs = {options.run: model, **({options.other: open_run(options.other, options.device)[0]} if options.other else {})}
     kinds = [type(each.image).__name__ for each in runs.values()]
     models = dict(zip(kinds if len(set(kinds)) == len(kinds) else map(str, runs), runs.values(), strict=True))
-    predictors = find_predictors(options.run, dataset, str(model.device))
+    predictors = find_predictors(options.run, str(model.device))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # values are drawn from training, and what follows from them is the truth's matter
         scene, missing = Scene(models, dataset, predictors, options), {}

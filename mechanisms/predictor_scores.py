@@ -12,10 +12,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torchmetrics.functional.classification import multiclass_auroc, multiclass_f1_score
 
 from datasets.base import Split
 from datasets.schema import Variable
+from mechanisms.class_scores import class_scores
 from mechanisms.decorrelate import Decorrelated
 from mechanisms.predictor import Predictors
 
@@ -34,14 +34,9 @@ def figures(variable: Variable, target: Tensor, predicted: Tensor, probabilities
     """
     if variable.continuous:
         return {"mae": _mean((predicted - target).abs())}
-    present = torch.bincount(target, minlength=variable.cardinality) > 0
-    f1 = multiclass_f1_score(predicted, target, variable.cardinality, average=None)[present].mean()
-    auroc = None
-    if present.sum() > 1:
-        each = multiclass_auroc(probabilities[:, present], (present.cumsum(0) - 1)[target], int(present.sum()), average=None)
-        auroc = float(each.mean())
-    return {"accuracy": _mean((predicted == target).float()), "macro_f1": {"value": float(f1), "error": None},
-            "auroc": {"value": auroc, "error": None}}
+    scores = class_scores(probabilities, target)
+    return {"accuracy": _mean(scores.correct), "macro_f1": {"value": scores.f1, "error": None},
+            "auroc": {"value": scores.auroc, "error": None}}
 
 
 def _mean(each: Tensor) -> dict[str, float | None]:

@@ -22,12 +22,12 @@ from dscm.metrics import METRICS, Score, mean_and_error, summarise
 from dscm.metrics.calibration import HALF_LEVEL, Ensemble, expected_coverage, per_image, positions
 from dscm.metrics.commutativity import commutativity
 from dscm.metrics.cycles import composition, reversibility
-from dscm.metrics.effectiveness import class_scores
 from dscm.metrics.likelihood import bits_per_dimension
 from dscm.metrics.minimality import excess, latent_divergence, misplaced_change, same_value
 from dscm.metrics.realism import frechet_distance, real_floor
 from dscm.metrics.truth import attribute_error, changed_pixels, image_error, inner, psnr, psnr_per_image, ssim
 from mechanisms.checkpoint import RunError
+from mechanisms.class_scores import class_scores
 from mechanisms.noise import seeded
 
 DOCS = Path(__file__).resolve().parent.parent / "docs" / "metrics.md"
