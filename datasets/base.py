@@ -132,6 +132,31 @@ class CausalDataset:
         return bool(names) and all(n in self.true_images_under for n in names)
 
     # ------------------------------------------------------------------------------------------------ derived
+    def intervened(self, split: str, index: Tensor, do: Mapping[str, Any]) -> tuple[Tensor, dict[str, Tensor]]:
+        """Where a true counterfactual begins: rows ``index (B,)``, and their observation with the values of ``do`` set.
+
+        Nothing follows yet: descendants and the image are as observed.
+
+        Raises:
+            SchemaError: for rows that the split does not have, variables without true images, values without support, or
+                neither one value nor one a row.
+        """
+        rows = self.split(split)
+        index = torch.as_tensor(index).reshape(-1).long().cpu()
+        if len(index) and not 0 <= int(index.min()) <= int(index.max()) < len(rows):
+            raise SchemaError(f"rows {int(index.min())}..{int(index.max())}: no such row in the {split} split of "
+                              f"{self.title}, which has {len(rows)}")
+        observed = rows.batch(index)
+        for name, value in do.items():
+            if name not in self.true_images_under:
+                known = ", ".join(self.true_images_under)
+                raise SchemaError(f"do({self.schema[name].name}) has no true image in {self.title}; only {known} have")
+            value = self.schema[name].check(value, "do")
+            if len(value) not in (1, len(index)):
+                raise SchemaError(f"do({name}) has {len(value)} values for {len(index)} rows; give one, or one a row")
+            observed[name] = value.cpu().expand(len(index)).clone()
+        return index, observed
+
     @property
     def title(self) -> str:
         return self.name or type(self).__name__

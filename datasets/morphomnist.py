@@ -13,12 +13,10 @@ import multiprocessing
 import os
 import sys
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
-from functools import cached_property
-from pathlib import Path
 from typing import ClassVar
 
 import numpy as np
@@ -30,7 +28,7 @@ from tqdm import tqdm
 
 from datasets.base import SPLITS, CausalDataset
 from datasets.cache import cached
-from datasets.mnist import DataError, load_mnist
+from datasets.digits import DIGIT, DigitSplits
 from datasets.morphology import (
     EXACT_SCALE,
     FAST_SCALE,
@@ -43,7 +41,7 @@ from datasets.morphology import (
     with_intensity,
 )
 from datasets.registry import register
-from datasets.schema import SchemaError, Variable
+from datasets.schema import Variable
 
 PROCESS_VERSION = 1  # raise it when the rendering or the noise changes: cached images are then made again
 PAD = 2  # 28 → 32, which networks can halve five times
@@ -51,7 +49,6 @@ _CHUNK = 64  # base digits in one task; fixed, because results must not depend o
 _WORTH_A_POOL = 1500  # images; one to two seconds on one core
 
 THICKNESS = Variable("thickness", "positive", unit="px")
-DIGIT = Variable("digit", "categorical", classes=10)
 
 
 @dataclass(frozen=True)
@@ -90,33 +87,30 @@ class DigitProcess(CausalDataset):
         """Noise and base digits of a split, known at least for the rows ``index``."""
         raise NotImplementedError
 
+    def consequences(self, split: str, index: np.ndarray, values: Mapping[str, Tensor], do: Collection[str],
+                     origin: Origin) -> dict[str, np.ndarray]:
+        """What follows from ``do`` for thickness and the second attribute of rows ``index``, ``{name: (B,)}``.
+
+        ``values`` are as observed, but for those of ``do``.
+        """
+        if "thickness" not in do or self.second in do:
+            return {}
+        return {self.second: self.mechanism(values["thickness"].double().numpy(), origin.noise[index])}
+
     @property
     def scale(self) -> int:
         return EXACT_SCALE if self.exact else FAST_SCALE
 
     def true_counterfactual(self, split: str, index: Tensor, do: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Exact: noise and base digit stay, attributes follow their equations, the image is rendered again."""
-        rows = self.split(split)
-        index = torch.as_tensor(index).reshape(-1).long().cpu()
-        if len(index) and not 0 <= int(index.min()) <= int(index.max()) < len(rows):
-            raise SchemaError(f"rows {int(index.min())}..{int(index.max())}: no such row in the {split} split of "
-                              f"{self.title}, which has {len(rows)}")
-        truth = rows.batch(index)
-        for name, value in do.items():
-            if name not in self.true_images_under:
-                known = ", ".join(self.true_images_under)
-                raise SchemaError(f"do({self.schema[name].name}) has no true image in {self.title}; only {known} have")
-            value = self.schema[name].check(value, "do")
-            if len(value) not in (1, len(index)):
-                raise SchemaError(f"do({name}) has {len(value)} values for {len(index)} rows; give one, or one a row")
-            truth[name] = value.cpu().expand(len(index)).clone()
+        index, truth = self.intervened(split, index, do)
         if not do or len(index) == 0:
             return truth
-        origin = self.origin(split, index.numpy())
-        base = origin.base[index]
-        if "thickness" in do and self.second not in do:
-            caused = self.mechanism(truth["thickness"].double().numpy(), origin.noise[index])
-            truth[self.second] = torch.from_numpy(caused).float()
+        chosen = index.numpy()  # numpy takes a tensor of one element for a number
+        origin = self.origin(split, chosen)
+        base = origin.base[chosen]
+        for name, values in self.consequences(split, chosen, truth, do, origin).items():
+            truth[name] = torch.from_numpy(values).float()
         columns = [truth[name].numpy()[None] for name in ("thickness", self.second)]
         images = self.render(origin.digits[base], *columns, own=origin.own[base])[1][0]
         return {**truth, "image": padded(images).float() / 255}
@@ -175,50 +169,39 @@ def padded(images: np.ndarray) -> Tensor:
 
 
 @dataclass(eq=False)
-class GeneratedDigits(DigitProcess):
+class GeneratedDigits(DigitSplits, DigitProcess):
     """A data set made from MNIST digits by sampling the process; splits are disjoint in the underlying digit.
 
     Args:
-        data_dir: folder of MNIST's IDX files; None for the 5,000 embedded digits.
-        download: fetch MNIST (to ``data_dir``, or the cache).
         renderings: images of each digit, with independent attributes.
-        train_digits, valid_digits, test_digits: base digits of each split; 0 for all there are. Validation takes as
-            many as the source's test part (embedded 500, MNIST 10,000) from the end of its training part.
-        seed: of the attributes' noise.
         exact: render at scale 16, as the official images were, instead of 8 (four times the work).
         workers: processes; 0 for one per core. It never changes the result.
+
+    The other options are those of :class:`DigitSplits`.
     """
 
-    data_dir: Path | None = None
-    download: bool = False
     renderings: int = 2
-    train_digits: int = 0
-    valid_digits: int = 0
-    test_digits: int = 0
-    seed: int = 0
     exact: bool = False
     workers: int = 0
 
     def __post_init__(self) -> None:
-        for name in ("renderings", "train_digits", "valid_digits", "test_digits", "seed", "workers"):
-            lowest = 1 if name == "renderings" else 0
-            if getattr(self, name) < lowest:
-                raise SchemaError(f"{self.title}: {name}={getattr(self, name)} must be at least {lowest}")
+        super().__post_init__()
+        self.check_at_least(1, "renderings")
+        self.check_at_least(0, "workers")
         self._made: dict[str, dict[str, np.ndarray]] = {}
 
-    @cached_property
-    def _digits(self) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-        source = load_mnist(self.data_dir, self.download)
-        (images, labels), test = source["train"], source["test"]
-        spare = min(len(test[0]), len(images) // 2)
-        parts = {"train": (images[:-spare], labels[:-spare]), "valid": (images[-spare:], labels[-spare:]), "test": test}
-        for split, (found, _) in parts.items():
-            if (wanted := self._wanted(split)) > len(found):
-                raise DataError(f"{self.title}: {split}_digits={wanted}, but the source has {len(found)}")
-        return {split: tuple(a[:self._wanted(split) or len(a)] for a in pair) for split, pair in parts.items()}
+    def settings(self) -> dict[str, object]:
+        """Further options that the attributes depend on, for the key of the cache."""
+        return {}
 
-    def _wanted(self, split: str) -> int:
-        return getattr(self, f"{split}_digits")
+    def sample(self, split: str, random: np.random.Generator) -> dict[str, np.ndarray]:
+        """Thickness, the second attribute and ``noise``, each ``(renderings, D)``; anything else that is to be kept."""
+        size = (self.renderings, len(self._digits[split][0]))
+        # rounded to what a split stores, so that the same thickness gives the same effect again, bit for bit
+        thickness = (0.5 + random.gamma(10, 1 / 5, size)).astype(np.float32)
+        noise = random.standard_normal(size)
+        value = self.mechanism(thickness.astype(np.float64), noise).astype(np.float32)
+        return {"thickness": thickness, self.second: value, "noise": noise}
 
     def _arrays(self, split: str) -> dict[str, np.ndarray]:
         """Everything about a split: images, attributes, noise; rendering r of digit d is row ``r·D + d``."""
@@ -226,20 +209,14 @@ class GeneratedDigits(DigitProcess):
             digits, _ = self._digits[split]
             parameters = {"process": self.title, "version": PROCESS_VERSION, "split": split, "seed": self.seed,
                           "renderings": self.renderings, "scale": self.scale,
-                          "digits": hashlib.sha256(digits.tobytes()).hexdigest()}
+                          "digits": hashlib.sha256(digits.tobytes()).hexdigest(), **self.settings()}
             self._made[split] = cached(self.title, parameters, lambda: self._generate(split, digits))
         return self._made[split]
 
     def _generate(self, split: str, digits: np.ndarray) -> dict[str, np.ndarray]:
-        random = np.random.default_rng([self.seed, SPLITS.index(split)])
-        size = (self.renderings, len(digits))
-        # rounded to what a split stores, so that the same thickness gives the same effect again, bit for bit
-        thickness = (0.5 + random.gamma(10, 1 / 5, size)).astype(np.float32)
-        noise = random.standard_normal(size)
-        value = self.mechanism(thickness.astype(np.float64), noise).astype(np.float32)
-        own, images = self.render(digits, thickness, value)
-        return {"image": images.reshape(-1, 28, 28), "thickness": thickness.ravel(), self.second: value.ravel(),
-                "noise": noise.ravel(), "own": own}
+        made = self.sample(split, np.random.default_rng([self.seed, SPLITS.index(split)]))
+        own, images = self.render(digits, made["thickness"], made[self.second])
+        return {"image": images.reshape(-1, 28, 28), **{name: values.ravel() for name, values in made.items()}, "own": own}
 
     def load(self, split: str) -> dict[str, np.ndarray | Tensor]:
         arrays = self._arrays(split)

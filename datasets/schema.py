@@ -38,7 +38,8 @@ class Statistics:
 
     ``mean, std, minimum, maximum`` are in physical units; ``location, scale`` are mean and standard deviation of the
     unconstrained coordinate. ``counts`` are class frequencies of a discrete variable. ``explained`` is the share of the
-    coordinate's variance (R²) that a linear regression on those of its causes explains which also cause the image.
+    variance (R²) of that coordinate, or of the classes' indicators, that a linear regression on those of its causes, direct
+    or not, explains which also cause the image.
     """
 
     mean: float = 0.0
@@ -310,16 +311,18 @@ class Graph:
         return Graph(replace(v, statistics=replace(v.statistics, explained=graph._explained(v, attributes))) for v in graph)
 
     def _explained(self, variable: Variable, attributes: Mapping[str, Tensor]) -> float:
-        causes = [p for p in self.parents(variable.name) if p.name in self.image.parents]
-        if not (variable.continuous and causes):
+        causes = [p for p in self.image_parents if variable.name in self.descendants([p.name])]
+        if not causes or variable.kind == "image":
             return 0.0
-        effect = variable.unconstrain(attributes[variable.name].double())
+        effect = (variable.encode(attributes[variable.name]).double() if variable.discrete
+                  else variable.unconstrain(attributes[variable.name].double()).unsqueeze(1))
         columns = [torch.ones(len(effect), 1, dtype=torch.float64)]
         columns += [cause.encode(attributes[cause.name]).double() for cause in causes]
         columns += [cause.unconstrain(attributes[cause.name].double()).unsqueeze(1) for cause in causes if cause.continuous]
         design = torch.cat(columns, 1)
-        residual = effect - design @ torch.linalg.lstsq(design, effect.unsqueeze(1), driver="gelsd").solution.squeeze(1)
-        return _rounded(1 - residual.var() / effect.var())
+        residual = effect - design @ torch.linalg.lstsq(design, effect, driver="gelsd").solution
+        variance = float(effect.var(0).sum())
+        return _rounded(1 - residual.var(0).sum() / variance) if variance > 0 else 0.0
 
     def check(self, attributes: Mapping[str, Any], where: str = "") -> dict[str, Tensor]:
         """All attributes as ``(B,)`` tensors of equal length; names, supports and lengths are checked."""

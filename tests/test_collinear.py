@@ -23,6 +23,20 @@ def test_explained_variance_is_the_regression_s():
     assert graph(1.0)["cause"].statistics.explained == 0
 
 
+def test_classes_are_explained_as_far_as_they_are_told():
+    """Of K equally frequent classes that are copied with probability s, else drawn: R² of the indicators is s²."""
+    random = torch.Generator().manual_seed(0)
+    cause, other = torch.randint(4, (2, 20_000), generator=random)
+    for share in (0.0, 0.5, 0.9, 1.0):
+        effect = torch.where(torch.rand(len(cause), generator=random) < share, cause, other)
+        middle = Variable("middle", "categorical", ("cause",), classes=4)  # no cause of the image, yet it carries the cause's influence
+        variables = (Variable("cause", "categorical", classes=4), middle, Variable("effect", "categorical", ("middle",), classes=4),
+                     Variable("image", "image", ("cause", "effect"), shape=(1, 16, 16)))
+        fitted = Graph(variables).fitted({"cause": cause, "middle": effect, "effect": effect})
+        assert abs(fitted["effect"].statistics.explained - share**2) < 0.02
+        assert fitted["cause"].statistics.explained == 0
+
+
 def test_causes_that_do_not_touch_the_image_explain_nothing():
     known = graph(0.1)
     loose = Graph((known["cause"], known["effect"], Variable("image", "image", ("effect",), shape=(1, 16, 16))))

@@ -1,0 +1,97 @@
+"""A classification task on a data set: columns, environments, groups, and what is said about tasks that make no sense."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from datasets import CausalDataset, SchemaError, Variable, open_dataset
+from datasets.task import COLUMNS, task_of
+
+ROWS = 8
+
+
+def data(**raw: object) -> CausalDataset:
+    """Two classes, a discrete and a continuous spurious attribute; ``raw`` replaces attributes."""
+
+    class Given(CausalDataset):
+        name = "given"
+        variables = (Variable("y", "binary", classes=("no", "yes")), Variable("k", "categorical", ("y",), classes=("a", "b", "c")),
+                     Variable("x", "real", ("y",)), Variable("place", "categorical", classes=3),
+                     Variable("image", "image", ("k", "x", "y"), shape=(1, 2, 2)))
+        label, spurious = "y", ("k", "x")
+
+        def load(self, split):
+            return {"y": torch.arange(ROWS) % 2, "k": torch.arange(ROWS) % 3, "x": torch.arange(float(ROWS)),
+                    "place": torch.arange(ROWS) // 4, "image": torch.zeros(ROWS, 2, 2), **raw}
+
+    return Given()
+
+
+def test_columns_of_a_split():
+    task = task_of(data())
+    rows = task.split("train")
+    assert tuple(rows.attributes) == COLUMNS and all(v.dtype == torch.int64 and v.shape == (ROWS,) for v in rows.attributes.values())
+    assert torch.equal(rows.attributes["row"], torch.arange(ROWS)) and torch.equal(rows.attributes["label"], torch.arange(ROWS) % 2)
+    assert set(rows.batch([1, 3])) == {*COLUMNS, "image"} and task.classes == 2
+
+
+def test_groups_are_all_combinations_and_numbered_by_their_names():
+    task = task_of(data())
+    assert len(task.group_names) == 2 * 3 * 2 and task.group_names[0] == "y=no, k=a, x=≤ 3" and task.group_names[-1] == "y=yes, k=c, x=> 3"
+    attributes = task.dataset.split("train").attributes
+    for row, group in enumerate(task.groups(attributes).tolist()):
+        words = f"y={('no', 'yes')[row % 2]}, k={'abc'[row % 3]}, x={'> 3' if row > 3 else '≤ 3'}"
+        assert task.group_names[group] == words
+
+
+def test_groups_without_spurious_attributes_are_the_classes():
+    task = task_of(data(), spurious=())
+    assert task.group_names == ("y=no", "y=yes")
+    assert torch.equal(task.split("test").attributes["group"], task.split("test").attributes["label"])
+    with pytest.raises(SchemaError, match="GroupDRO needs groups, but given names no spurious attribute.*--spurious NAME"):
+        task.check_groups("GroupDRO")
+
+
+def test_environments_of_an_attribute():
+    task = task_of(data(), environment="place")
+    assert task.environment_count == 2 and task.split("valid").attributes["environment"].tolist() == [0] * 4 + [1] * 4
+    task.check_environments("IRM")
+    gap = task_of(data(place=torch.tensor([0, 0, 0, 0, 2, 2, 2, 2])), environment="place")
+    with pytest.raises(SchemaError, match="environment 1 of given is empty in training; number them 0..E-1 without gaps"):
+        gap.check_environments("IRM")
+
+
+def test_one_environment():
+    task = task_of(data())
+    assert task.environment_count == 1 and not task.split("train").attributes["environment"].any()
+    with pytest.raises(SchemaError, match=r"IRM needs at least two training environments, but given has one.*--environment NAME"):
+        task.check_environments("IRM")
+
+
+def test_environments_that_a_data_set_defines():
+    task = task_of(open_dataset("coloredmnist", {"train_digits": 20, "valid_digits": 20, "test_digits": 20}))
+    assert task.environment_count == 2 and task.split("train").attributes["environment"].tolist() == [0, 1] * 10
+    task.check_environments("IRM")
+
+
+def test_other_tasks_on_the_same_data():
+    task = task_of(data(), label="k", spurious=("y",))
+    assert task.classes == 3 and [v.name for v in task.spurious] == ["y"] and len(task.group_names) == 6
+
+
+@pytest.mark.parametrize(("given", "words"), [
+    ({"label": "z"}, "unknown label 'z'; given has "), ({"label": "x"}, "'x' is a number, not a class; valid are"),
+    ({"spurious": ("w",)}, "unknown spurious attribute 'w'"), ({"spurious": ("y",)}, "'y' cannot be both"),
+    ({"environment": "w"}, "unknown environment 'w'"), ({"environment": "x"}, "environment 'x' is a number"),
+])
+def test_senseless_tasks(given, words):
+    with pytest.raises(SchemaError, match=words):
+        task_of(data(), **given)
+
+
+def test_data_that_cannot_be_classified():
+    with pytest.raises(SchemaError, match="one class of 'y' only; there is nothing to classify"):
+        task_of(data(y=torch.zeros(ROWS, dtype=torch.long)))
+    with pytest.raises(SchemaError, match="morphomnist has no label to classify; name one: --label digit"):
+        task_of(open_dataset("morphomnist"))
