@@ -276,7 +276,8 @@ def import_seconds(bench: Bench) -> tuple[float, str]:
 @measurement("help_seconds", "s", None, 1)
 def help_seconds(bench: Bench) -> tuple[float, str]:
     commands = ("experiments.quickstart", "pgm.train", "mechanisms.train", "mechanisms.predictors", "dscm.counterfactual",
-                "dscm.evaluate", "experiments.benchmark")
+                "dscm.calibrate", "dscm.evaluate", "dscm.export", "dscm.finetune", "experiments.benchmark", "experiments.compare",
+                "experiments.explain", "experiments.robustness", "experiments.selective", "experiments.train")
     times = {command: _process("-m", command, "--help") for command in commands}
     return max(times.values()), "the slowest of " + ", ".join(f"{c} {t:.2f}" for c, t in times.items())
 

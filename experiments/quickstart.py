@@ -31,10 +31,12 @@ if TYPE_CHECKING:
     from dscm.evaluation import Evaluation
     from dscm.model import DSCM
     from dscm.questions import Questions
+    from experiments.quickstart_classifiers import Plan
     from experiments.report import Section
+    from experiments.robustness_table import Report
     from pgm.interventions import Do
 
-STAGES = 7
+STAGES = 8
 REPORT, METRICS, INTERVENTIONS = "report.html", "metrics.json", "interventions.json"
 MECHANISMS = ("pgm", "image", "predictors")  # folders of what is trained
 _PREDICTOR_MINUTES = 0.4
@@ -86,11 +88,13 @@ def quickstart(options: Options) -> Path:
     """Run all stages; returns the path of the report.
 
     Leaves in the run folder ``pgm/`` and ``image/`` (the mechanisms), ``predictors/``, ``figures/*.png``, ``interventions.json``,
-    ``metrics.json`` and ``report.html``.
+    ``metrics.json``, classifiers with ``robustness/`` (tables and figures), and ``report.html``.
 
     Raises:
         UserError: for data, options or a run folder that cannot be used; see also :func:`mechanisms.training.fit`.
     """
+    import warnings
+
     import torch
     from rich.console import Console
     from rich.rule import Rule
@@ -100,6 +104,7 @@ def quickstart(options: Options) -> Path:
     from dscm.evaluation_table import format_table
     from dscm.model import DSCM
     from dscm.questions import draw_questions
+    from experiments.quickstart_classifiers import plan, stress_classifiers
     from experiments.quickstart_figures import draw_figures
     from experiments.report import write_report
     from mechanisms.devices import find_device
@@ -143,7 +148,16 @@ def quickstart(options: Options) -> Path:
         evaluation, drawn = score(dscm, dataset, questions, options)
         figures |= drawn
         console.print(format_table(evaluation), markup=False, soft_wrap=True)
-    with stage(7, "Report"):
+    with stage(7, "Classifiers: trained where causes go together, tested where they do not"):
+        chosen, tested = plan(dataset, options), None
+        if chosen is None:
+            console.print("Left out: no class among the image's causes could be confounded with another cause.")
+        else:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", UserWarning)  # the tables say what lies beyond the training data
+                tested = stress_classifiers(chosen, dscm, options)
+            console.print(tested[0].text(), markup=False, soft_wrap=True)
+    with stage(8, "Report"):
         minutes = (time.monotonic() - began) / 60
         facts = [("images to train on", f"{len(training):,}", ""), ("minutes, this run", f"{minutes:.1f}", ""),
                  *((f"error, {s.intervention}", f"{s.value:.2f}", f"of 255; copying: {s.floors['identity']:.2f}")
@@ -152,7 +166,7 @@ def quickstart(options: Options) -> Path:
                 f"for the image were fitted to the data of {dataset.title}; merged along its causal graph, they answer.")
         report = run / REPORT
         write_report(report, f"Counterfactual images: {dataset.title}", lead,
-                     compose(dataset, options, figures, interventions, known, evaluation, minutes), facts)
+                     compose(dataset, options, figures, interventions, known, evaluation, minutes, chosen, tested), facts)
         console.print(str(report.resolve()), style="bold", markup=False, soft_wrap=True)
     console.print(f"Next: open the report; its section “Every step alone” has the commands. Another question:\n"
                   f"  python -m dscm.counterfactual {shlex.join(['--run', str(run), '--do', wanted[0]])} --count 8 --out grid.png\n"
@@ -252,8 +266,9 @@ def score(dscm: DSCM, dataset: CausalDataset, questions: Questions, options: Opt
 
 # ------------------------------------------------------------------------------------------------ telling
 def compose(dataset: CausalDataset, options: Options, figures: dict[str, Path], interventions: Sequence[tuple[str, Do]],
-            known: Sequence[str], evaluation: Evaluation, minutes: float) -> list[Section]:
-    """All sections of the report, in order."""
+            known: Sequence[str], evaluation: Evaluation, minutes: float, chosen: Plan | None = None,
+            tested: tuple[Report, dict[str, Path]] | None = None) -> list[Section]:
+    """All sections of the report, in order; that on classifiers only where some were tested."""
     from experiments import sections
     from mechanisms.bookkeeping import CONFIG
     from mechanisms.checkpoint import read_json, versions
@@ -276,10 +291,11 @@ def compose(dataset: CausalDataset, options: Options, figures: dict[str, Path], 
         sections.attributes(figures["attributes"]),
         sections.samples(figures["observed"], figures["sampled"], figures["sampled_mean"]),
         sections.training([figures[f"training_{name}"] for name in MECHANISMS], [options.folder / name for name in MECHANISMS]),
+        *([sections.robustness(*tested)] if tested else []),
         sections.every_metric(evaluation, {name: path for name, path in figures.items() if name.startswith("metrics_")}),
         sections.limits(known),
         sections.commands(options.data, options.folder, options.minutes, options.seed, options.do or default_do(dataset),
-                          dict(list(example.items())[:1])),
+                          dict(list(example.items())[:1]), chosen),
         sections.configuration(settings),
     ]
 

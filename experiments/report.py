@@ -144,7 +144,7 @@ def details(summary: str, body: str) -> str:
 def table(header: Sequence[str], rows: Iterable[Sequence[str]], caption: str = "") -> str:
     """A table of text; columns that hold nothing but numbers are aligned to the right."""
     rows = [[str(cell) for cell in row] for row in rows]
-    numeric = [all(re.fullmatch(r"[\d.,±()−– -]+", row[k]) for row in rows) for k in range(len(header))]
+    numeric = [all(re.fullmatch(r"[\d.,±()+−– -]+", row[k]) for row in rows) for k in range(len(header))]
     kinds = [' class="number"' if n and rows else "" for n in numeric]
     head = "".join(f"<th{kind}>{inline(cell)}</th>" for kind, cell in zip(kinds, header, strict=True))
     body = "".join("<tr>" + "".join(f"<td{k}>{inline(c)}</td>" for k, c in zip(kinds, row, strict=True)) + "</tr>" for row in rows)

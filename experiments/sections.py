@@ -5,7 +5,7 @@ from __future__ import annotations
 import shlex
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
@@ -15,9 +15,14 @@ from datasets.schema import Variable
 from dscm.evaluation import Evaluation
 from dscm.evaluation_table import HEADER, cycle_table, figure, question_rows
 from dscm.metrics.catalogue import METRICS as MEANINGS
+from experiments.classifier_metrics import MEANINGS as FIGURES
 from experiments.report import Section, bullets, code, definitions, details, graph_svg, note, picture, prose, side_by_side, table
+from experiments.robustness_table import TITLES, Report
 from mechanisms.bookkeeping import METRICS
 from mechanisms.checkpoint import MetricsLog
+
+if TYPE_CHECKING:
+    from experiments.quickstart_classifiers import Plan
 
 
 def data(dataset: CausalDataset) -> Section:
@@ -130,6 +135,32 @@ def every_metric(evaluation: Evaluation, figures: Mapping[str, Path]) -> Section
         + drawn + details("All figures", tables) + (missing if evaluation.missing else "") + details("What each metric means", meanings)))
 
 
+def robustness(report: Report, figures: Mapping[str, Path]) -> Section:
+    """Classifiers on intervened images: tables, the figure, and whether the model's stress test predicts the true one.
+
+    Args:
+        figures: what :meth:`experiments.robustness_table.Report.save` wrote: ``robustness`` and, if there is one, ``agreement``.
+    """
+    label, spurious = report.stressed.task.label.name, _listed([v.name for v in report.stressed.task.spurious]) or "a cause"
+    tables = "".join(table(header, [[cell.replace("*", "") for cell in line] for line in lines], heading)
+                     for heading, header, lines in report.tables())
+    more = "".join(table(header, [[cell.replace("*", "") for cell in line] for line in lines], heading)
+                   for heading, header, lines in report.details())
+    agreed = picture(figures["agreement"], "Accuracy on true intervened images against accuracy on the model's",
+                     "Each point is one algorithm under one intervention. On the line, the model's stress test says what the true one "
+                     "says.") if "agreement" in figures else ""
+    return Section("Which classifiers survive when causes change?", (
+        prose(f"A classifier of `{label}` may rely on {spurious}, because the two go together in training. Here the classifiers are "
+              f"shown the same images with {spurious} set to other values, everything else as it was: whoever relied on it fails.")
+        + picture(figures["robustness"], "Accuracy of each algorithm as observed and under each intervention",
+                  "Each panel is one test, each line one algorithm. Far to the right in all panels is good; a fall from “observational” to "
+                  "the others is reliance on what does not matter.")
+        + tables + prose("Does a stress test made with the learned model predict the true one? " + report.verdict()) + agreed
+        + details("How these figures came about", bullets(report.conditions(bold=False)))
+        + (details("Accuracy under each value", more) if more else "") + details("What the figures mean", definitions(
+            (TITLES.get(name, name.replace("_", " ")), f"{meaning}; {better} is better") for name, (better, meaning) in FIGURES.items()))))
+
+
 def attributes(drawn: Path) -> Section:
     """What the attributes' model has learned."""
     return Section("Attributes, observed and sampled", (
@@ -183,15 +214,22 @@ def limits(known: Sequence[str]) -> Section:
     )))
 
 
-def commands(data: DataOptions, run: Path, minutes: float, seed: int, do: Sequence[str], example: Mapping[str, float]) -> Section:
+def commands(data: DataOptions, run: Path, minutes: float, seed: int, do: Sequence[str], example: Mapping[str, float],
+             classifiers: Plan | None = None) -> Section:
     """Every step as the command that does it alone, for this data set and run folder.
 
     Args:
         do: interventions as a command line spells them.
         example: one intervention as Python spells it.
+        classifiers: what classifiers were trained on, if any were.
     """
     source, folder = _flags(data), f"--run {shlex.quote(str(run))}"
     wanted = " ".join(f"--do {shlex.quote(text)}" for text in do)
+    classified = "" if classifiers is None else (
+        f"python -m experiments.train {_flags(classifiers.data)} --run {shlex.quote(str(classifiers.run))} --algorithm erm,groupdro,"
+        f"cf-augmentation --seeds 5 --model {shlex.quote(str(run))} --overwrite\n"
+        f"python -m experiments.robustness --run {shlex.quote(str(classifiers.run))} --model {shlex.quote(str(run))}\n"
+        f"python -m dscm.export {folder} --do {shlex.quote(classifiers.tied + '~marginal')} --out intervened\n")
     return Section("Every step alone", (
         prose("From the folder of the project. Each command explains its flags with `--help`. A training that the folder holds is "
               "continued with `--resume` and begun anew with `--overwrite`.")
@@ -200,6 +238,7 @@ def commands(data: DataOptions, run: Path, minutes: float, seed: int, do: Sequen
                f"python -m mechanisms.predictors {source} {folder} --seed {seed}\n"
                f"python -m dscm.counterfactual {folder} {wanted} --count 8 --out grid.png\n"
                f"python -m dscm.evaluate {folder} --seed {seed}\n"
+               f"{classified}"
                f"python -m experiments.quickstart {source} {folder} --minutes {minutes:g} --seed {seed}")
         + prose("Or in Python:")
         + code("from dscm.model import DSCM\n"

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import itertools
 import signal
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
+import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from datasets.base import Split
 from datasets.errors import UserError
+from mechanisms.noise import seeded
 
 Batch = dict[str, Tensor]
 
@@ -39,10 +42,28 @@ def _leave_signals_to_parent(worker: int) -> None:
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
+def epoch_of(train: Split, seed: int | Sequence[int], epoch: int, size: int, rank: int, world: int, workers: int, first: int,
+             device: torch.device) -> Iterator[Batch]:
+    """This process's batches of one epoch, from batch ``first`` on; the order of rows is a function of seed and epoch.
+
+    A batch that is all of the split is never shuffled, and is made once for all epochs to come.
+    """
+    if size == len(train) and world == 1 and train.in_memory:
+        whole = {name: value.to(device) for name, value in train.batch(slice(None)).items()}
+        yield from itertools.repeat(whole)
+    seeds = (seed,) if isinstance(seed, int) else seed
+    orders = torch.stack([torch.randperm(len(train), generator=seeded(s, epoch)) for s in seeds])
+    yield from batches(train, orders[0] if isinstance(seed, int) else orders, size, rank, world, workers, first)
+
+
 def batches(split: Split, order: Tensor, size: int, rank: int, world: int, workers: int = 0, start: int = 0) -> Iterator[Batch]:
-    """This process's rows of each global batch, from batch ``start`` on; read ahead by workers if not in memory."""
+    """This process's rows of each global batch, from batch ``start`` on; read ahead by workers if not in memory.
+
+    Args:
+        order: of all rows, ``(N,)``; several orders ``(S, N)`` of a split in memory make batches ``(S, B, …)``.
+    """
     share = size // world
-    chunks = [order[k + rank * share : k + (rank + 1) * share] for k in range(start * size, len(order) - size + 1, size)]
+    chunks = [order[..., k + rank * share : k + (rank + 1) * share] for k in range(start * size, order.shape[-1] - size + 1, size)]
     if split.in_memory or not workers:
         yield from (split.batch(rows) for rows in chunks)
     else:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 import sys
 import time
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict
 from pathlib import Path
@@ -24,7 +24,7 @@ from tqdm import tqdm
 
 from datasets.base import Split
 from mechanisms.augment import Augmentation
-from mechanisms.batches import batches
+from mechanisms.batches import epoch_of
 from mechanisms.bookkeeping import CHECKPOINT, CONFIG, WEIGHTS, Average, Log, Meter, Position, Stop
 from mechanisms.checkpoint import RunError, load, locked, save, write_json
 from mechanisms.devices import agree, make_accelerator
@@ -50,6 +50,7 @@ def fit(
     criterion: Criterion = lambda means: means["loss"],
     rules: Mapping[str, Criterion] | None = None,
     restarts: Collection[int] = (),
+    seeds: Sequence[int] = (),
 ) -> nn.Module:
     """Train ``model`` into ``folder`` and return it with the kept weights, in eval mode.
 
@@ -64,6 +65,8 @@ def fit(
         rules: further criteria by name. The averaged weights that each likes best are in ``mechanism.pt`` too, with their
             step and score: ``selected = {rule: {"step", "score", "weights"}}``.
         restarts: updates before which the optimiser begins anew, where an objective changes abruptly.
+        seeds: of a model that is several at once, see :mod:`experiments.stacked`: each batch holds the rows that every one of
+            them would get under its own seed, ``(S, B, …)``; a batch that is the whole split, ``(B, …)``, is the same for all.
 
     Raises:
         RunError: for a folder that is in use, holds another training, or cannot be written; for a diverged training.
@@ -83,7 +86,7 @@ def fit(
         optimizer = make_optimizer(model, config, device)
         average = Average(model, config.ema)
         noise = Noise(config.seed, device, rank, world)
-        at, best, selected = Position(), None, {}
+        at, best, selected, good = Position(), None, {}, {}
         if resumed:
             model.load_state_dict(resumed["model"])
             optimizer.load_state_dict(resumed["optimizer"])
@@ -120,6 +123,8 @@ def fit(
                 if (score := criterion(scores)) < at.best:
                     at.best, at.waited = score, 0
                     best = copy_state(kept) if config.keep == "best" else None
+                if math.isfinite(scores["loss"]):
+                    good.update(step=at.step, weights=copy_state(kept))
                 for name, rule in (rules or {}).items():
                     if name not in selected or rule(scores) < selected[name]["score"]:
                         selected[name] = {"step": at.step, "score": rule(scores), "weights": copy_state(kept)}
@@ -132,18 +137,17 @@ def fit(
 
         meter, saved = Meter(**resumed["meter"]) if resumed else Meter(), time.monotonic()
         began = saved - at.elapsed
-        bar = tqdm(total=total or 100, initial=at.step if total else 0, unit="step" if total else "%", desc=folder.name,
-                   disable=rank > 0, dynamic_ncols=True, mininterval=0.5)
         model.train()
         progress, interrupted = 0.0, False
         if resumed:  # the budget may have changed
             progress = at.step / total if total else at.elapsed / (60 * config.minutes)
             at.validated = min(at.validated, int(progress * config.validations))
+        bar = tqdm(total=total or 100, initial=at.step if total else 0, unit="step" if total else "%",
+                   desc=f"{folder.parent.name}/{folder.name}", disable=rank > 0 or progress >= 1, dynamic_ncols=True, mininterval=0.5)
         with Stop() as stop, bar:
             while progress < 1 and not interrupted and not at.gives_up(config.patience):
                 epoch, first = divmod(at.step, per_epoch)
-                order = torch.randperm(len(train), generator=seeded(config.seed, epoch))
-                for batch in batches(train, order, size, rank, world, config.workers, first):
+                for batch in epoch_of(train, seeds or config.seed, epoch, size, rank, world, config.workers, first, device):
                     at.elapsed = time.monotonic() - began
                     progress = at.step / total if total else at.elapsed / (60 * config.minutes)
                     overdue = at.elapsed + began - saved > config.checkpoint_seconds
@@ -154,7 +158,7 @@ def fit(
                         at.validated = due
                     if progress >= 1 or interrupted or at.gives_up(config.patience):
                         break
-                    if overdue:
+                    if overdue and not at.in_a_row:  # weights that make every update fail are not worth keeping
                         checkpoint()
                         saved = time.monotonic()
                     batch = {name: value.to(device, non_blocking=True) for name, value in batch.items()}
@@ -167,7 +171,14 @@ def fit(
                     terms = wrapped(batch, noise, progress)
                     optimizer.zero_grad(set_to_none=True)
                     accelerator.backward(terms["loss"].mean())
-                    update(accelerator, model, optimizer, config, at, average)
+                    try:
+                        update(accelerator, model, optimizer, config, at, average)
+                    except RunError as error:
+                        kept_at = ""
+                        if good and rank == 0 and not (folder / WEIGHTS).exists():  # what came after may be finite and broken
+                            save(folder / WEIGHTS, {**description, **good})
+                            kept_at = f". Weights of step {good['step']}, the last that validation found sound, are in {folder / WEIGHTS}"
+                        raise RunError(f"{folder}: {error}{kept_at}") from None
                     meter.add(terms)
                     at.step += 1
                     bar.update(1 if total else min(100, int(100 * progress)) - bar.n)

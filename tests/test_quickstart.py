@@ -10,20 +10,25 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
+import torch
 
 from datasets.errors import UserError
 from datasets.options import DataOptions
 from datasets.schema import Graph, Variable
 from dscm.evaluation import Evaluation
 from dscm.questions import Questions
+from experiments.classifier import list_trained
 from experiments.quickstart import Options, default_do, quickstart
+from experiments.quickstart_classifiers import plan
 from experiments.report import Section, bullets, graph_svg, prose, table, write_report
-from mechanisms.checkpoint import MetricsLog, RunError
+from mechanisms.checkpoint import MetricsLog, RunError, load
 
 DIGITS = DataOptions("morphomnist", option=("train_digits=96", "valid_digits=32", "test_digits=32", "renderings=1"))
 FIGURES = ("counterfactuals", "attributes", "observed", "sampled", "sampled_mean", "training_pgm", "training_image",
            "training_predictors", "metrics_floors", "metrics_cycles", "metrics_calibration")
+CLASSIFIERS = ("robustness", "agreement")  # figures about them
 TRAINED = ("pgm", "image", "predictors")
+CLASSIFIER = "confounded/classifiers/cf-augmentation/seed-0/mechanism.pt"
 MINE = '''
 import torch
 from datasets import CausalDataset, Variable
@@ -98,26 +103,31 @@ def test_leaves_everything_it_promises(smoke: Options) -> None:
     assert all(score.floors["identity"] > 0 for score in evaluation.find("truth_l1"))
     assert evaluation.find("effectiveness_accuracy", "do(digit)", "digit") and evaluation.about["run"] == str(run)
     Questions.load(run / "interventions.json", smoke.data.open(), "test")
+    assert {path.stem for path in (run / "robustness").glob("*.png")} == set(CLASSIFIERS)
+    assert list_trained(run / "confounded") == [("erm", 0), ("cf-augmentation", 0), ("groupdro", 0)]
     assert not list(run.rglob("*.tmp"))
 
 
 def test_report_is_one_file_that_needs_no_other(smoke: Options) -> None:
     page = (smoke.folder / "report.html").read_text()
     check_self_contained(page)
-    assert len(References(page).images) == len(FIGURES)
+    assert len(References(page).images) == len(FIGURES) + len(CLASSIFIERS)
     for expected in ("<svg", "do(thickness)", "floor: copying", "Every metric", "effectiveness_accuracy", "coverage_attribute",
-                     "there and back", "python -m pgm.train", "python -m dscm.evaluate", "--option train_digits=96", str(smoke.folder)):
+                     "there and back", "python -m pgm.train", "python -m experiments.robustness", "python -m dscm.evaluate",
+                     "Which classifiers survive", "--option train_digits=96", str(smoke.folder)):
         assert expected in page
 
 
 def test_second_run_keeps_the_training_and_remakes_the_report(smoke: Options, capsys: pytest.CaptureFixture[str]) -> None:
     run = smoke.folder
     kept = {name: (run / name / "mechanism.pt").read_bytes() for name in TRAINED}
+    weights = load(run / CLASSIFIER)["weights"]
     rows, scores = MetricsLog.read(run / "image" / "metrics.jsonl"), Evaluation.load(run / "metrics.json").scores
     (run / "report.html").unlink()
     quickstart(smoke)
     assert "holds a training" in capsys.readouterr().out
     assert {name: (run / name / "mechanism.pt").read_bytes() for name in TRAINED} == kept
+    assert all(torch.equal(value, weights[name]) for name, value in load(run / CLASSIFIER)["weights"].items())
     assert MetricsLog.read(run / "image" / "metrics.jsonl") == rows
     assert Evaluation.load(run / "metrics.json").scores == scores
     assert (run / "report.html").exists()
@@ -142,6 +152,7 @@ def test_users_file_without_truth_or_measure(tmp_path: Path) -> None:
     check_self_contained(page)
     evaluation = Evaluation.load(tmp_path / "run" / "metrics.json")
     assert not evaluation.find("truth_l1") and evaluation.find("effectiveness_predicted") and evaluation.find("free_energy")
+    assert "Which classifiers survive" not in page  # nothing could be confounded
     for expected in ("What could not be computed", "measures nothing on images", "does not define <code>true_counterfactual</code>",
                      "&lt;b&gt;mm &amp; more&lt;/b&gt;", "&lt;i&gt;dog&lt;/i&gt;", "my scm.py"):
         assert expected in page
@@ -154,6 +165,20 @@ def test_nothing_to_ask_is_said_at_once(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no attribute causes the image"):
         quickstart(Options(data=DataOptions(str(tmp_path / "scm.py")), run=tmp_path / "run", smoke=True))
     assert not (tmp_path / "run" / "pgm").exists()
+
+
+def test_what_classifiers_are_trained_on(tmp_path: Path) -> None:
+    """A data set that says what is spurious as it is; else a selection of it, which its own options travel into."""
+    declared = DataOptions("colourmnist", option=("train_digits=60", "valid_digits=20", "test_digits=20"))
+    chosen = plan(declared.open(), Options(data=declared, run=tmp_path))
+    assert (chosen.data, chosen.run, chosen.label, chosen.tied) == (declared, tmp_path, "digit", "colour")
+    chosen = plan(DIGITS.open(), Options(data=DIGITS, run=tmp_path))
+    assert chosen.run == tmp_path / "confounded" and (chosen.label, chosen.tied) == ("digit", "thickness")
+    made = chosen.data.open()
+    assert made.title == "confounded morphomnist" and made.inner.train_digits == 96
+    (tmp_path / "scm.py").write_text(MINE)
+    mine = DataOptions(str(tmp_path / "scm.py"))
+    assert plan(mine.open(), Options(data=mine, run=tmp_path)) is None  # size causes kind, and nothing else causes the image
 
 
 def test_help_needs_no_torch() -> None:

@@ -1,0 +1,145 @@
+"""Any data set, confounded by selection: what is kept for training makes a label and another attribute go together.
+
+Which rows are kept depends on the attributes alone, so p(image | attributes) stays as it was: a model of the data set that
+these rows come from answers for them too. Nothing is selected from the test split.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from datasets.base import SPLITS, CausalDataset, LazyImages, Shift
+from datasets.registry import open_dataset, register
+from datasets.schema import Graph, SchemaError
+
+_STREAM = 5  # not the stream of random numbers that the other data set was made from
+
+
+class _Kept(LazyImages):
+    """Some of the images that are read one by one."""
+
+    def __init__(self, images: LazyImages, index: Tensor) -> None:
+        self.images, self.index = images, index
+
+    def __len__(self) -> int:
+        return len(self.index)
+
+    def __getitem__(self, row: int) -> np.ndarray | Tensor:
+        return self.images[int(self.index[row])]
+
+
+@register
+@dataclass(eq=False)
+class Confounded(CausalDataset):
+    """The graph, statistics and process of another data set; rows of training and validation are selected.
+
+    Rows agree where the class lies in the upper half of the label's classes and the tied attribute above its median (of
+    a discrete one: in the upper half of its classes), or both below. Of those that do not agree, (1 − s)/s are kept, at
+    random: where they were one half, a share s of what is left agrees.
+
+    Args:
+        of: the other data set, a registered name or the path of a file.
+        options: its options, ``KEY=VALUE`` separated by ``;``.
+        predict: the discrete attribute that is the label; the other data set's own label if empty.
+        tie: the attribute that goes with it; it and what it causes is spurious.
+        strength: s; 0.5 leaves all rows.
+        seed: of the selection.
+        data_dir, download: handed on.
+    """
+
+    name: ClassVar[str] = "confounded"
+
+    of: str = "morphomnist"
+    options: str = ""
+    predict: str = "digit"
+    tie: str = "thickness"
+    strength: float = 0.95
+    seed: int = 0
+    data_dir: Path | None = None
+    download: bool = False
+
+    def __post_init__(self) -> None:
+        given: dict[str, Any] = dict(part.partition("=")[::2] for part in self.options.split(";") if part)
+        given |= {"data_dir": self.data_dir} if self.data_dir else {}
+        self.inner = open_dataset(self.of, {**given, **({"download": True} if self.download else {})})
+        if not 0.5 <= self.strength <= 1:
+            raise SchemaError(f"{self.title}: strength={self.strength} must lie in [0.5, 1]; 0.5 leaves all rows")
+        self.variables, self.border = self.inner.variables, self.inner.border
+        self.true_images_under = self.inner.true_images_under
+        self.label = self.predict or self.inner.label
+        known = [v.name for v in self.inner.schema.attributes]
+        for option, value in (("predict", self.label), ("tie", self.tie)):
+            if value not in known:
+                raise SchemaError(f"{self.title}: {option}={value!r} is no attribute; there are {', '.join(known)}")
+        if not self.inner.schema[self.label].discrete:
+            raise SchemaError(f"{self.title}: predict={self.label} is a number, not a class")
+        caused = self.inner.schema.descendants([self.tie])
+        if self.label == self.tie or self.label in caused:
+            raise SchemaError(f"{self.title}: tie={self.tie} causes the label {self.label!r}, so that it matters rightly; tie another")
+        self.spurious = (self.tie, *(name for name in known if name in caused))
+
+    @property
+    def title(self) -> str:
+        return f"confounded {self.inner.title}"
+
+    @cached_property
+    def graph(self) -> Graph:
+        """That of the other data set, with the statistics of all its training rows."""
+        return self.inner.graph
+
+    # ------------------------------------------------------------------------------------------------ selection
+    def _upper(self, name: str, values: Tensor) -> Tensor:
+        """Whether each value is in the upper half."""
+        variable = self.inner.schema[name]
+        if variable.discrete:
+            return values >= variable.cardinality / 2
+        return values > self.inner.split("train").attributes[name].median()
+
+    @cached_property
+    def _index(self) -> dict[str, Tensor]:
+        """The rows of the other data set that each split keeps."""
+        kept = {}
+        for number, name in enumerate(SPLITS):
+            attributes = self.inner.split(name).attributes
+            agrees = self._upper(self.label, attributes[self.label]) == self._upper(self.tie, attributes[self.tie])
+            drawn = torch.from_numpy(np.random.default_rng([self.seed, number, _STREAM]).random(len(agrees)))
+            keep = agrees | (drawn < (1 - self.strength) / self.strength)
+            kept[name] = torch.arange(len(agrees)) if name == "test" else keep.nonzero().flatten()
+        return kept
+
+    def load(self, split: str) -> Mapping[str, Any]:
+        rows, index = self.inner.split(split), self._index[split]
+        images = rows.images[index] if rows.in_memory else _Kept(rows.images, index)
+        return {**{name: values[index] for name, values in rows.attributes.items()}, "image": images}
+
+    def true_counterfactual(self, split: str, index: Tensor, do: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        return self.inner.true_counterfactual(split, self._index[split][torch.as_tensor(index).long()], do)
+
+    def measure(self, images: Tensor) -> dict[str, Tensor]:
+        return self.inner.measure(images)
+
+    def subjects(self, split: str) -> Tensor | None:
+        found = self.inner.subjects(split)
+        return None if found is None else torch.as_tensor(found)[self._index[split]]
+
+    def shifts(self) -> Mapping[str, Shift]:
+        """``reversed``: the tied attribute drawn from that half of its training values which does not go with the class."""
+        values = self.inner.split("train").attributes[self.tie]
+        halves = [values[self._upper(self.tie, values) == upper] for upper in (False, True)]
+        if not all(map(len, halves)):
+            return {}
+
+        def against(attributes: Mapping[str, Tensor], generator: torch.Generator) -> dict[str, Tensor]:
+            label = attributes[self.label]
+            drawn = [half[torch.randint(len(half), (len(label),), generator=generator)] for half in halves]
+            return {self.tie: torch.where(self._upper(self.label, label), *drawn)}
+
+        return {"reversed": against}

@@ -1,0 +1,166 @@
+"""What every algorithm that trains a classifier provides: an objective, one update, a prediction.
+
+An algorithm owns a network. :func:`mechanisms.training.fit` trains it like any mechanism; :meth:`Algorithm.update` is one
+step on its own. A new algorithm is one new file in this folder with one subclass that has a ``name``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from datasets.errors import UserError
+from experiments.networks import Network
+from mechanisms.noise import drawing
+
+if TYPE_CHECKING:
+    from experiments.trainer import Trainer
+
+Batch = Mapping[str, Tensor]
+Draw = Callable[..., Tensor]  # draw(rows, *shape): standard normals
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """How many classes, training environments, groups, and named shifts that a selection rule looks at, a task has."""
+
+    classes: int
+    environments: int = 1
+    groups: int = 1
+    shifts: int = 0
+
+
+@dataclass(frozen=True)
+class NoSettings:
+    """For algorithms without hyper-parameters of their own."""
+
+
+class Algorithm(nn.Module):
+    """A network and the objective that it is trained for.
+
+    A batch holds ``image`` (float in [0, 1], ``(B, C, H, W)``), ``label``, ``environment``, ``group``, ``row`` (int64,
+    ``(B,)``) and, for those that need them, ``counterfactual`` (uint8, ``(B, M, C, H, W)``) and ``weight`` (float, ``(B,)``).
+
+    Attributes:
+        name: as on the command line.
+        title: as in tables.
+        assumes: in a sentence, what makes it work, for people.
+        needs: of ``environments``, ``groups``, ``counterfactuals``, ``camera`` (a network with a ``cam_layer``).
+        settings: dataclass of its own hyper-parameters.
+        defaults: fields of the training or of the network that it is best trained with, where no recipe says otherwise.
+        stackable: whether several seeds may be trained at once, because its objective draws no noise, keeps no state
+            and trains in one stage; see :mod:`experiments.stacked`.
+
+    Args:
+        l2: weight of Σ‖w‖² over all parameters in the loss.
+    """
+
+    name: ClassVar[str] = ""
+    title: ClassVar[str] = ""
+    assumes: ClassVar[str] = ""
+    needs: ClassVar[frozenset[str]] = frozenset()
+    settings: ClassVar[type] = NoSettings
+    defaults: ClassVar[Mapping[str, Any]] = {}
+    stackable: ClassVar[bool] = False
+
+    def __init__(self, network: Network, sizes: Sizes, settings: Any = None, l2: float = 0.0) -> None:
+        super().__init__()
+        self.network, self.sizes, self.l2 = network, sizes, l2
+        self.options = self.settings() if settings is None else settings
+        self.check(self.options)
+
+    @classmethod
+    def check(cls, settings: Any) -> None:
+        """Raises UserError for settings that make no sense; a subclass adds what its own must fulfil."""
+
+    # ------------------------------------------------------------------------------------------------ to provide
+    def objective(self, batch: Batch, progress: float, noise: Draw) -> dict[str, Tensor]:
+        """Terms to log, ``(B,)`` or scalar each; the mean of ``loss`` is minimised.
+
+        Means over environments, groups and the like are over the batch of *all* processes (:mod:`.parallel`).
+
+        Args:
+            progress: share of the training that is done, in [0, 1].
+            noise: ``noise(rows, *shape)`` draws standard normals.
+        """
+        raise NotImplementedError(f"{type(self).__name__} must define objective(batch, progress, noise)")
+
+    @classmethod
+    def learn(cls, trainer: Trainer) -> Algorithm:
+        """The trained algorithm; one stage, unless a subclass has several."""
+        return trainer.fit(trainer.build())
+
+    def restarts(self, updates: int | None) -> tuple[int, ...]:
+        """Updates before which the optimiser begins anew, of ``updates`` in all (None: unknown, the budget is a time)."""
+        return ()
+
+    # ------------------------------------------------------------------------------------------------ derived
+    def read(self, batch: Batch) -> Tensor:
+        """Logits of a batch, ``(B, K)``."""
+        return self.network(batch["image"])
+
+    def penalty_of_weights(self) -> Tensor | float:
+        """l2·Σ‖w‖² over all parameters, biases included, as in the published recipe of Colored MNIST."""
+        return self.l2 * sum(p.square().sum() for p in self.network.parameters()) if self.l2 else 0.0
+
+    def forward(self, batch: Batch, noise: Draw | None = None, progress: float = 1.0) -> dict[str, Tensor]:
+        """In training the objective's terms, else :meth:`scores`; ``(B,)`` each, as :func:`mechanisms.training.fit` wants them."""
+        if not self.training:
+            return self.scores(batch)
+        terms = self.objective(batch, progress, noise or drawing(None, batch["image"].device))
+        return {name: term.expand(len(batch["label"])) if term.ndim == 0 else term for name, term in terms.items()}
+
+    def scores(self, batch: Batch) -> dict[str, Tensor]:
+        """``loss`` (cross-entropy) and ``accuracy``; for the rows of :mod:`experiments.selection`, by group and shift too.
+
+        There each row has weights (``observed``, ``in_group``, ``in_shift``), so that the mean of a term over *all* rows
+        is the mean over those rows that it is about.
+        """
+        logits = self.read(batch)
+        loss, correct = cross_entropy(logits, batch["label"]), (logits.argmax(-1) == batch["label"]).float()
+        if "observed" not in batch:
+            return {"loss": loss, "accuracy": correct}
+        terms = {"loss": loss * batch["observed"], "accuracy": correct * batch["observed"]}
+        for g in range(self.sizes.groups):
+            terms[f"group_{g}"] = correct * batch["in_group"] * (batch["group"] == g)
+        for k in range(self.sizes.shifts):
+            terms[f"shift_{k}"] = correct * batch["in_shift"] * (batch["shift"] == k + 1)
+        return terms
+
+    def update(self, batch: Batch, optimizer: torch.optim.Optimizer, progress: float = 1.0, noise: Draw | None = None) -> dict[str, float]:
+        """One step of ``optimizer`` in training mode; the means of the objective's terms before it."""
+        self.train()
+        terms = self(batch, noise, progress)
+        optimizer.zero_grad(set_to_none=True)
+        terms["loss"].mean().backward()
+        optimizer.step()
+        return {name: float(term.detach().mean()) for name, term in terms.items()}
+
+    def predict(self, images: Tensor) -> Tensor:
+        """Logits ``(B, K)`` in evaluation mode, which is left as it was found; gradients flow."""
+        training = self.network.training
+        try:
+            return self.network.eval()(images)
+        finally:
+            self.network.train(training)
+
+    def describe(self) -> dict[str, Any]:
+        """Plain values that tell this algorithm and its network from any other; stored with the weights."""
+        return {"kind": "classifier", "algorithm": self.name, "settings": asdict(self.options), "l2": self.l2,
+                "sizes": asdict(self.sizes), **self.network.describe()}
+
+
+def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
+    """−log softmax(l)_y in nats, ``(B,)``."""
+    return F.cross_entropy(logits, labels, reduction="none")
+
+
+def require(holds: bool, name: str, value: Any, what: str) -> None:
+    """Raises UserError unless ``holds``: setting ``name`` is ``value`` but must be ``what``."""
+    if not holds:
+        raise UserError(f"{name}={value} must {what}")

@@ -1,0 +1,101 @@
+"""Deep feature reweighting: an ERM whose last layer is fitted anew on balanced groups."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from datasets.base import Split
+from experiments.algorithms.base import Algorithm, Batch, Draw, cross_entropy, require
+from experiments.algorithms.reweighting import balanced
+from mechanisms.noise import seeded
+
+if TYPE_CHECKING:
+    from experiments.trainer import Trainer
+
+_BATCH = 1000
+
+
+@dataclass(frozen=True)
+class DFRSettings:
+    """Of DFR."""
+
+    updates: int = 500
+    """Full-batch updates of the last layer."""
+    learning_rate: float = 0.01
+    """Of these, with Adam; it falls along a cosine."""
+    decay: float = 0.001
+    """Weight of the sum of squares of the last layer's weights."""
+
+
+class DFR(Algorithm):
+    """DFR (Kirichenko et al. 2023, *Last layer re-training is sufficient for robustness to spurious correlations*).
+
+    The body is that of ERM and stays frozen, batch norm's statistics too. The head is fitted by group-balanced
+    cross-entropy (weights N / (G·N_g)) to one random half of the validation rows, and selection looks at the other half.
+    So it sees labels *and groups of validation rows*, which other algorithms do not: tables should say so.
+    """
+
+    name = "dfr"
+    title = "DFR (sees validation groups)"
+    assumes = "ERM's features tell the label already, and a small set with known spurious attributes is at hand"
+    needs = frozenset({"groups"})
+    settings = DFRSettings
+
+    @classmethod
+    def check(cls, settings: Any) -> None:
+        require(settings.updates >= 1, "updates", settings.updates, "be at least 1")
+        require(0 < settings.learning_rate < math.inf, "learning_rate", settings.learning_rate, "be positive")
+        require(0 <= settings.decay < math.inf, "decay", settings.decay, "not be negative")
+
+    def __init__(self, *arguments, **named) -> None:
+        super().__init__(*arguments, **named)
+        self.network.requires_grad_(False)
+        self.network.head.requires_grad_(True)
+
+    def train(self, mode: bool = True) -> DFR:
+        """Only the head is ever in training mode."""
+        super().train(mode)
+        self.network.eval()
+        return self
+
+    @classmethod
+    def learn(cls, trainer: Trainer) -> Algorithm:
+        from experiments.selection import halved
+        from experiments.trainer import with_columns
+
+        model = trainer.build(trainer.base().network)
+        fitted, judged = halved(trainer.valid, seeded(trainer.seed, 11))
+        groups = fitted.attributes["group"]
+        weight = balanced(groups, model.sizes.groups)[groups]
+        fitted, judged = (with_features(model, split) for split in (with_columns(fitted, weight=weight), judged))
+        with torch.no_grad():  # features of another training's scale would need another rate: the head begins at nothing
+            model.network.head.weight.zero_()
+            model.network.head.bias.zero_()
+        settings = trainer.settings
+        return trainer.fit(model, train=fitted, valid=judged, steps=settings.updates, batch_size=len(fitted), optimizer="adam",
+                           learning_rate=settings.learning_rate, schedule="cosine", weight_decay=0.0, warmup=0)
+
+    def read(self, batch: Batch) -> Tensor:
+        """From features where the batch has them, as those of the frozen body need not be computed again."""
+        return self.network.logits(batch["features"]) if "features" in batch else self.network(batch["image"])
+
+    def objective(self, batch: Batch, progress: float, noise: Draw) -> dict[str, Tensor]:
+        losses = cross_entropy(self.read(batch), batch["label"])
+        decay = self.options.decay * self.network.head.weight.square().sum()
+        return {"loss": losses * batch.get("weight", 1.0) + decay, "risk": losses}
+
+
+@torch.no_grad()
+def with_features(model: Algorithm, split: Split) -> Split:
+    """The same rows with the network's features ``(N, F)`` as a column, and images of no pixels."""
+    from experiments.trainer import with_columns
+
+    network = model.network.eval()
+    device = network.head.weight.device
+    found = [network.features(split.batch(part)["image"].to(device)).float().cpu() for part in torch.arange(len(split)).split(_BATCH)]
+    return with_columns(split.without_images(), features=torch.cat(found))

@@ -1,0 +1,51 @@
+"""Distributionally robust optimisation over groups."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from experiments.algorithms.base import Algorithm, Batch, Draw, cross_entropy, require
+from experiments.algorithms.parallel import means_by
+
+
+@dataclass(frozen=True)
+class GroupDROSettings:
+    """Of GroupDRO."""
+
+    eta: float = 0.01
+    """Step size η of the groups' weights."""
+
+
+class GroupDRO(Algorithm):
+    """GroupDRO (Sagawa et al. 2020, algorithm 1): q_g ∝ q_g·exp(η·R_g), then the loss Σ_g q_g·R_g.
+
+    The weights q, ``(G,)``, are a buffer, so they are saved and resumed. A group that the batch has no rows of has R_g = 0.
+    """
+
+    name = "groupdro"
+    title = "GroupDRO"
+    assumes = "the spurious attributes are known in training, and every combination with the label occurs"
+    needs = frozenset({"groups"})
+    settings = GroupDROSettings
+
+    def __init__(self, *arguments, **named) -> None:
+        super().__init__(*arguments, **named)
+        self.register_buffer("q", torch.full((self.sizes.groups,), 1 / self.sizes.groups))
+
+    @classmethod
+    def check(cls, settings: Any) -> None:
+        require(0 <= settings.eta < math.inf, "eta", settings.eta, "not be negative")
+
+    def objective(self, batch: Batch, progress: float, noise: Draw) -> dict[str, Tensor]:
+        losses = cross_entropy(self.read(batch), batch["label"])
+        risks, counts = means_by(losses, batch["group"], self.sizes.groups)
+        with torch.no_grad():
+            q = self.q * torch.exp(self.options.eta * risks)
+            self.q.copy_(q / q.sum())
+        worst = torch.where(counts > 0, risks, -torch.inf).amax()
+        return {"loss": self.q.clone() @ risks + self.penalty_of_weights(), "risk": losses, "worst": worst}

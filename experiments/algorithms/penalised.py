@@ -1,0 +1,76 @@
+"""What all penalties share: the risk is a mean over environments, the penalty grows in, the loss is scaled back."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from datasets.errors import UserError
+from experiments.algorithms.base import Algorithm, Batch, Draw, cross_entropy, require
+from experiments.algorithms.parallel import mean_of_present, means_by
+
+
+@dataclass(frozen=True)
+class PenaltySettings:
+    """How a penalty joins the risk."""
+
+    penalty: float = 100.0
+    """Weight λ of the penalty once it is annealed."""
+    anneal: float = 0.1
+    """Share of the training before which the weight is 1 instead."""
+    rescale: bool = True
+    """Divide the loss by λ where λ > 1, so that gradients keep their size."""
+    reset: bool = False
+    """Begin the optimiser anew when the weight jumps: its moments are of another objective. Needs a budget in steps or epochs."""
+
+
+class Penalised(Algorithm):
+    """(R + l2·Σ‖w‖² + λ(t)·P) / max(1, λ(t)), R the mean of the environments' risks; λ(t) = 1 before ``anneal``, then ``penalty``.
+
+    A subclass defines the penalty P. Environments that the batch has no rows of are left out.
+    """
+
+    needs: ClassVar[frozenset[str]] = frozenset({"environments"})
+    settings: ClassVar[type] = PenaltySettings
+    stackable: ClassVar[bool] = True
+
+    @classmethod
+    def check(cls, settings: Any) -> None:
+        require(0 <= settings.penalty < math.inf, "penalty", settings.penalty, "not be negative")
+        require(0 <= settings.anneal <= 1, "anneal", settings.anneal, "be a share of the training, in [0, 1]")
+
+    def restarts(self, updates: int | None) -> tuple[int, ...]:
+        if not self.options.reset:
+            return ()
+        if updates is None:
+            raise UserError(f"{self.name}: reset needs to know the update at which the penalty sets in; give --steps or --epochs")
+        return (math.ceil(self.options.anneal * updates - 1e-9),)
+
+    def weight(self, progress: float) -> float:
+        """λ(t)."""
+        return self.options.penalty if progress >= self.options.anneal else 1.0
+
+    def objective(self, batch: Batch, progress: float, noise: Draw) -> dict[str, Tensor]:
+        features = self.network.features(batch["image"]).float()
+        logits = self.network.logits(features)
+        losses = cross_entropy(logits, batch["label"])
+        risks, counts = means_by(losses, batch["environment"], self.sizes.environments)
+        risk = mean_of_present(risks, counts)
+        with torch.autocast(features.device.type, enabled=False):
+            penalty = self.penalty(features, logits, batch, risks, counts)
+        weight = self.weight(progress)
+        loss = risk + self.penalty_of_weights() + weight * penalty
+        return {"loss": loss / max(1.0, weight) if self.options.rescale else loss, "risk": risk, "penalty": penalty}
+
+    def penalty(self, features: Tensor, logits: Tensor, batch: Batch, risks: Tensor, counts: Tensor) -> Tensor:
+        """P, a scalar.
+
+        Args:
+            features, logits: ``(B, F)`` and ``(B, K)``.
+            risks, counts: mean cross-entropy and number of rows of each environment over all processes, ``(E,)``.
+        """
+        raise NotImplementedError(f"{type(self).__name__} must define penalty(features, logits, batch, risks, counts)")

@@ -1,0 +1,35 @@
+"""From a name to an algorithm. Every file of this folder is looked at: a new algorithm is one new file."""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+
+import experiments.algorithms
+from experiments.algorithms.base import Algorithm
+from mechanisms.checkpoint import RunError
+
+
+def _find() -> dict[str, type[Algorithm]]:
+    found = {}
+    for module in pkgutil.iter_modules(experiments.algorithms.__path__):
+        if module.name == __name__.rsplit(".", 1)[-1]:
+            continue
+        for value in vars(importlib.import_module(f"experiments.algorithms.{module.name}")).values():
+            if isinstance(value, type) and issubclass(value, Algorithm) and value.name:
+                found[value.name] = value
+    return {name: found[name] for name in sorted(found, key=lambda name: (name != "erm", name))}
+
+
+ALGORITHMS: dict[str, type[Algorithm]] = _find()
+
+
+def algorithm(name: str) -> type[Algorithm]:
+    """The class of that name.
+
+    Raises:
+        RunError: for an unknown name; the message lists all.
+    """
+    if name not in ALGORITHMS:
+        raise RunError(f"unknown algorithm {name!r}; valid are {', '.join(ALGORITHMS)}")
+    return ALGORITHMS[name]

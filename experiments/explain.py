@@ -1,0 +1,94 @@
+"""``python -m experiments.explain``: where classifiers look, as heat maps over images; of MaskTune before and after, with its masks."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from datasets.errors import UserError
+from datasets.options import DataOptions
+from mechanisms.command import run_command
+
+
+@dataclass(frozen=True)
+class Options:
+    """Draw XGradCAM heat maps of a run's classifier for a few images: what in each of them speaks for the predicted class.
+
+    Of masktune: the network before, the masked image and the network after; of others, ERM's map beside theirs if the run has one.
+
+    For instance: python -m experiments.explain --run runs/classifiers --algorithm masktune --shift malicious --out explain.png
+    """
+
+    run: Path | None = None
+    """Run folder with classifiers; its data set is used. Without it, --dataset and --classifier say what to look into."""
+    algorithm: str = "masktune"
+    """Whose classifier."""
+    seed_of: int = 0
+    """Of which of its seeds."""
+    rule: Literal["last", "iid", "worst-group", "oracle"] = "last"
+    """By which rule its weights were selected; the network before MaskTune's fine-tuning is always that of the end."""
+    split: Literal["train", "valid", "test"] = "test"
+    """Where the images come from."""
+    shift: str = ""
+    """Show them under one of the data set's named shifts, by the true process; as observed without it."""
+    count: int = 8
+    """How many images, from the first."""
+    rows: str = ""
+    """Numbers of images instead, comma-separated."""
+    layer: str = ""
+    """Dotted name of the layer whose maps are read; what the network itself names without it."""
+    classifier: str = ""
+    """A classifier of your own instead of the run's: file.py:build, see experiments/own_classifier.py. Needs --layer."""
+    weights: Path | None = None
+    """Its weights."""
+    data: DataOptions = field(default_factory=DataOptions)
+    """For your own classifier, without --run."""
+    out: Path = Path("explain.png")
+    """Picture to write."""
+    seed: int = 0
+    """Of what is random in a shift."""
+    device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
+    """Where to compute."""
+
+    def check(self) -> None:
+        """Raises UserError for flags that make no sense."""
+        if self.run is None and not self.classifier:
+            raise UserError("nothing to explain: give --run, a folder with classifiers of experiments.train, or your own by --classifier")
+        if self.run is not None and self.data != DataOptions():
+            raise UserError(f"--run {self.run} says which data set is looked at; leave --dataset and its options out")
+        if self.count < 1:
+            raise UserError(f"--count {self.count} must be at least 1")
+        if self.weights is not None and not self.classifier:
+            raise UserError("--weights are for a --classifier of your own; the run's classifiers have theirs")
+        if self.classifier and not self.layer:
+            raise UserError("--classifier needs --layer NAME: the module of your network whose maps are to be read, a convolution or what "
+                            "follows it")
+        if not all(part.strip().isdigit() for part in self.rows.split(",") if self.rows):
+            raise UserError(f"--rows {self.rows!r} must be numbers, comma-separated, such as 0,5,12")
+
+    def chosen(self, available: int) -> list[int]:
+        """Numbers of the images.
+
+        Raises:
+            UserError: for one that is not there.
+        """
+        rows = [int(part) for part in self.rows.split(",")] if self.rows else list(range(min(self.count, available)))
+        if beyond := [str(row) for row in rows if row >= available]:
+            raise UserError(f"--rows {', '.join(beyond)}: the {self.split} split has {available} images, 0..{available - 1}")
+        return rows
+
+
+def main(options: Options) -> None:
+    options.check()
+
+    from dscm.figures import check_format, save_figure
+    from experiments.explanations import explain, explain_own
+
+    check_format(options.out)
+    figure = explain_own(options) if options.classifier else explain(options)
+    print(f"wrote {save_figure(figure, options.out)}")
+
+
+if __name__ == "__main__":
+    run_command(Options, main)

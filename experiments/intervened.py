@@ -1,0 +1,211 @@
+"""Images under interventions on spurious attributes: stress tests of classifiers, and training on counterfactuals.
+
+A stress asks the same rows the same question of every classifier, and of both sources of images: the true process and a
+learned DSCM. Values of ``do(a ~ marginal)`` are drawn once, from what training has shown of ``a``, without regard to the
+row, so that ``a`` no longer says anything about the label.
+"""
+
+from __future__ import annotations
+
+import fcntl
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from datasets.base import Split
+from datasets.schema import SchemaError, Variable
+from datasets.task import Task
+from dscm.exported import weights_hash
+from dscm.model import DSCM
+from dscm.questions import fingerprint
+from mechanisms.checkpoint import RunError, load, save
+from mechanisms.noise import seeded
+
+QUANTILES = (0.1, 0.3, 0.5, 0.7, 0.9)
+"""Of its training marginal: the values that a continuous attribute is set to."""
+LARGEST = 2**30  # bytes of the images of one stress, as floats
+_CHUNK = 512  # rows that are made at once; part of what a seed means, since noise is drawn for each chunk
+
+
+@dataclass(frozen=True)
+class Stress:
+    """``do`` on the rows ``index`` of a split.
+
+    Attributes:
+        name: ``do(hue)``, ``do(hue=3)``, ``do(hue, size)`` or the name of one of the data set's shifts.
+        attribute: the spurious attribute, or "" where it is not about a single one.
+        value_label: the value that all rows are set to, in words; "" where values are drawn.
+        index: ``(B,)`` row numbers.
+        do: ``{name: (B,)}`` in physical units; empty for the rows as observed.
+    """
+
+    name: str
+    attribute: str
+    value_label: str
+    index: Tensor
+    do: dict[str, Tensor]
+
+    def __len__(self) -> int:
+        return len(self.index)
+
+
+def distinct_rows(task: Task, split: str = "test") -> Tensor:
+    """The first row of each subject, ascending; every row where each shows its own."""
+    subjects = task.dataset.subjects(split)
+    if subjects is None:
+        return torch.arange(len(task.dataset.split(split)))
+    _, inverse = torch.as_tensor(subjects).unique(return_inverse=True)
+    first = torch.full((int(inverse.max()) + 1,), len(inverse)).scatter_reduce(0, inverse, torch.arange(len(inverse)), "amin")
+    return first.sort().values
+
+
+def draw_stresses(task: Task, split: str = "test", count: int = 1000, seed: int = 0) -> list[Stress]:
+    """Interventions on the spurious attributes, all about the same rows: the first ``count`` distinct subjects.
+
+    In order: ``do(a)`` for each spurious attribute a, drawn from its training marginal; all of them at once, where there
+    are several, each drawn on its own; ``do(a=v)`` for each class that training has shown (of a continuous one, five
+    quantiles); the shifts that the data set names. A function of data set, split, count and seed alone.
+
+    Raises:
+        SchemaError: without a spurious attribute or shift; for an intervention that would change the label; for a count
+            below 2, above the number of distinct subjects, or whose images would not fit in memory.
+    """
+    rows, distinct = task.dataset.split(split), distinct_rows(task, split)
+    where = f"the {split} split of {task.dataset.title}"
+    if not 2 <= count <= len(distinct):
+        raise SchemaError(f"count={count}: {where} has {len(distinct)} images of distinct subjects; take 2..{len(distinct)}")
+    channels, height, width = task.dataset.schema.image.shape
+    if (most := LARGEST // (4 * channels * height * width)) < count:
+        raise SchemaError(f"count={count}: {count} images of {where} do not fit in {LARGEST >> 20} MiB; take at most {most}")
+    index, training = distinct[:count], task.dataset.split("train").attributes
+    present = {name: values[index] for name, values in rows.attributes.items()}
+    drawn = {v.name: _marginal(training[v.name], count, seeded(seed, k)) for k, v in enumerate(task.spurious)}
+    made = [Stress(f"do({name})", name, "", index, {name: values}) for name, values in drawn.items()]
+    if len(drawn) > 1:
+        made.append(Stress(f"do({', '.join(drawn)})", "", "", index, dict(drawn)))
+    for variable in task.spurious:
+        for value, label in values_of(variable, training[variable.name]):
+            made.append(Stress(f"do({variable.name}={label})", variable.name, label, index, {variable.name: value.expand(count).clone()}))
+    for k, (name, shift) in enumerate(task.dataset.shifts().items()):
+        do = shift(present, seeded(seed, len(task.spurious), k))
+        made.append(Stress(name, "", "", index, {n: task.dataset.graph[n].check(v, f"the shift {name!r}") for n, v in do.items()}))
+    if not made:
+        raise SchemaError(f"nothing to stress: {task.dataset.title} names no spurious attribute and no shift. Set spurious in its file, or "
+                          "name some: --spurious NAME")
+    for stress in made:
+        _check_label(task, stress.do, stress.name)
+    return made
+
+
+def _check_label(task: Task, names: Mapping[str, Tensor] | Sequence[str], what: str) -> None:
+    if task.label.name in names or task.label.name in task.dataset.schema.descendants(names):
+        raise SchemaError(f"{what} of {task.dataset.title} would change the label {task.label.name!r} itself, so no classifier can be "
+                          "asked to keep its answer; name other spurious attributes: --spurious NAME")
+
+
+def values_of(variable: Variable, training: Tensor) -> list[tuple[Tensor, str]]:
+    """What an attribute is set to, a scalar and its label each: classes that training has shown, or five quantiles."""
+    if variable.discrete:
+        seen = torch.bincount(training, minlength=variable.cardinality) > 0
+        return [(torch.tensor(k), variable.classes[k]) for k in range(variable.cardinality) if seen[k]]
+    values = torch.quantile(training.double()[: 2**24], torch.tensor(QUANTILES, dtype=torch.float64)).float()
+    return [(value, f"{float(value):.3g}") for value in values]
+
+
+def _marginal(training: Tensor, count: int, generator: torch.Generator) -> Tensor:
+    return training[torch.randint(len(training), (count,), generator=generator)]
+
+
+# -------------------------------------------------------------------------------------------------------- images
+def observed_images(task: Task, stress: Stress, split: str) -> Tensor:
+    """The rows as they were observed, float ``(B, C, H, W)``."""
+    return task.dataset.split(split).batch(stress.index)["image"]
+
+
+def has_truth(task: Task, stress: Stress) -> bool:
+    """Whether the true process can make the images of ``stress``."""
+    return not stress.do or task.dataset.has_truth(list(stress.do))
+
+
+def true_images(task: Task, stress: Stress, split: str) -> Tensor:
+    """What the true process makes of the rows under ``stress``, float ``(B, C, H, W)``.
+
+    Raises:
+        SchemaError: where the process is not known, or this intervention has no true image.
+    """
+    if not stress.do:
+        return observed_images(task, stress, split)
+    parts = torch.arange(len(stress)).split(_CHUNK)
+    return torch.cat([task.dataset.true_counterfactual(split, stress.index[p], {n: v[p] for n, v in stress.do.items()})["image"]
+                      for p in parts])
+
+
+def model_images(dscm: DSCM, task: Task, stress: Stress, split: str, seed: int = 0) -> Tensor:
+    """What ``dscm`` makes of the same rows under the same values, float ``(B, C, H, W)`` on the CPU."""
+    rows, made = task.dataset.split(split), []
+    for k, part in enumerate(torch.arange(len(stress)).split(_CHUNK)):
+        do = {name: value[part] for name, value in stress.do.items()}
+        made.append(dscm.counterfactual(rows.batch(stress.index[part]), do, generator=seeded(seed, k)).image.cpu())
+    return torch.cat(made)
+
+
+# -------------------------------------------------------------------------------------------------------- training
+def training_counterfactuals(task: Task, source: DSCM | None, per_row: int = 1, seed: int = 0, folder: Path | None = None) -> Tensor:
+    """uint8 ``(N, M, C, H, W)``: M counterfactuals of each training row, under which its label stays.
+
+    In each, every spurious attribute is set to a draw of its own from its training marginal, all at once.
+
+    Args:
+        source: the learned model; None for the true process.
+        per_row: M.
+        folder: where they are kept for the next time; several processes that ask at once wait for the first. Without it,
+            they are made anew.
+
+    Raises:
+        SchemaError: without spurious attributes; where they would change the label; for ``per_row`` below 1.
+        RunError: without a source: no model is given and the process is not known.
+    """
+    names = [v.name for v in task.spurious]
+    task.check_groups("training on counterfactuals")
+    _check_label(task, names, f"do({', '.join(names)})")
+    if per_row < 1:
+        raise SchemaError(f"per_row={per_row} must be at least 1")
+    if source is None and not task.dataset.has_truth(names):
+        raise RunError(f"{task.dataset.title} has no true images under do({', '.join(names)}), so its counterfactuals must come from a "
+                       "learned model: --model RUN (train one with pgm.train and mechanisms.train)")
+    rows = task.dataset.split("train")
+    if folder is None:
+        return _made(task, source, rows, per_row, seed)
+    key = {"source": "truth" if source is None else weights_hash(source), "names": names, "per_row": per_row, "seed": seed,
+           "rows": fingerprint(rows, torch.arange(len(rows)))}
+    path = folder / f"counterfactuals-{key['source']}-{per_row}x-seed-{seed}.pt"
+    folder.mkdir(parents=True, exist_ok=True)
+    with open(folder / ".counterfactuals.lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # who comes second finds them made
+        if path.exists() and (state := load(path, "counterfactuals"))["key"] == key:
+            return state["images"]
+        images = _made(task, source, rows, per_row, seed)
+        save(path, {"kind": "counterfactuals", "key": key, "images": images})
+    return images
+
+
+def _made(task: Task, source: DSCM | None, rows: Split, per_row: int, seed: int) -> Tensor:
+    """As they are made, chunk by chunk, with a bar."""
+    from tqdm import tqdm
+
+    images = torch.empty(len(rows), per_row, *task.dataset.schema.image.shape, dtype=torch.uint8)
+    with tqdm(total=len(rows) * per_row, desc="counterfactuals of the training split", unit=" images", delay=2) as bar:
+        for m in range(per_row):
+            do = {v.name: _marginal(rows.attributes[v.name], len(rows), seeded(seed, m, k)) for k, v in enumerate(task.spurious)}
+            for k, index in enumerate(torch.arange(len(rows)).split(_CHUNK)):
+                asked = {name: value[index] for name, value in do.items()}
+                if source is None:
+                    made = task.dataset.true_counterfactual("train", index, asked)["image"]
+                else:
+                    made = source.counterfactual(rows.batch(index), asked, generator=seeded(seed, m, k)).image.cpu()
+                images[index, m] = (made * 255).round().to(torch.uint8)
+                bar.update(len(index))
+    return images

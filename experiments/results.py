@@ -1,0 +1,64 @@
+"""How trained classifiers did on validation: a row for each, a table of all."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from dscm.tables import markdown
+from experiments.aggregate import mean_over
+from experiments.selection import MEANING, RULES, worst_group
+from mechanisms.bookkeeping import METRICS, WEIGHTS
+from mechanisms.checkpoint import MetricsLog, load
+
+if TYPE_CHECKING:
+    from experiments.trainer import Trainer
+
+
+def row_of(trainer: Trainer) -> dict[str, Any]:
+    """The row of ``results.jsonl`` of a finished training; see :func:`experiments.train.train_classifiers`."""
+    import torch
+
+    log = {row["step"]: row for row in MetricsLog.read(trainer.folder / METRICS)}
+    last = log[max(log)]
+    selected = load(trainer.folder / WEIGHTS, "classifier")["selected"]
+    steps = {"last": last["step"], **{rule: selected[rule]["step"] for rule in RULES if rule in selected}}
+    judged = trainer.judged or trainer.valid
+    labels = judged.attributes["label"][judged.attributes["shift"] == 0]
+    shifts = range(trainer.rows.sizes.shifts)
+    stages = [MetricsLog.read(path) for path in trainer.folder.rglob(METRICS)]
+    seconds = sum(stage[-1]["seconds"] for stage in stages if stage)
+    rules = {}
+    for rule, step in steps.items():
+        means = log[step]["valid"]
+        rules[rule] = {"step": step, "accuracy": means["accuracy"], "worst_group": worst_group(means, judged), "loss": means["loss"]}
+        if shifts:
+            rules[rule]["shifted"] = sum(means[f"shift_{k}"] for k in shifts) / len(shifts)
+    return {"algorithm": trainer.plan.kind.name, "seed": trainer.seed, "steps": last["step"], "seconds": round(seconds, 3),
+            "majority": float(torch.bincount(labels).max()) / len(labels), "rows": len(labels), "rules": rules}
+
+
+def table(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Algorithms × selection rules, means over seeds ± standard errors of the mean, and the majority baseline; Markdown."""
+    lines = []
+    for name in dict.fromkeys(row["algorithm"] for row in rows):
+        own = [row for row in rows if row["algorithm"] == name]
+        for rule in (rule for rule in RULES if rule in own[0]["rules"]):
+            found = [row["rules"][rule] for row in own]
+            cells = [percent([f[key] for f in found]) if key in found[0] else "–" for key in ("accuracy", "worst_group", "shifted")]
+            step, _ = mean_over([f["step"] for f in found])
+            lines.append([name, rule, *cells, f"{step:.0f}", f"{sum(row['seconds'] for row in own) / len(own):.1f}", str(len(own))])
+    first = rows[0]
+    lines.append(["(majority class)", "–", f"{100 * first['majority']:.1f}", "0.0", "–", "–", "–", "–"])
+    header = ["algorithm", "selected by", "valid. accuracy %", "worst group %", "under shifts %", "step", "seconds", "seeds"]
+    used = [rule for rule in RULES if any(rule in row["rules"] for row in rows)]
+    fewer = "".join(f" ({row['algorithm']}: {row['rows']:,})" for row in {r["algorithm"]: r for r in rows}.values()
+                    if row["rows"] != first["rows"])
+    return "\n".join([markdown(header, lines), "", f"Of {first['rows']:,} validation images{fewer}; mean ± standard error over seeds. "
+                      "Selected by " + "; ".join(f"{rule}: {MEANING[rule]}" for rule in used) + "."])
+
+
+def percent(values: Sequence[float]) -> str:
+    """Mean ± standard error over seeds of shares, in percent; without an error if there is one seed."""
+    mean, error = mean_over([100 * value for value in values])
+    return f"{mean:.1f}" if error is None else f"{mean:.1f} ± {error:.1f}"

@@ -1,0 +1,201 @@
+"""``python -m experiments.robustness``: classifiers on intervened images, a table and a figure; and does a model predict it?"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import tyro
+
+from datasets.errors import UserError
+from datasets.options import DataOptions
+from mechanisms.command import run_command
+
+if TYPE_CHECKING:
+    from datasets.base import CausalDataset
+    from datasets.task import Task
+    from dscm.model import DSCM
+    from experiments.classifier import Trained
+    from experiments.robustness_table import Report
+    from experiments.stress_test import Contestant
+
+COUNT = 1000
+
+
+@dataclass(frozen=True)
+class Options:
+    """Test classifiers on images under interventions on spurious attributes, made by the true process and by a learned model.
+
+    For instance: python -m experiments.robustness --run runs/classifiers --model runs/model
+    Or your own:  python -m experiments.robustness --dataset colourmnist --classifier my_model.py:build --weights w.safetensors
+    """
+
+    data: DataOptions = field(default_factory=DataOptions)
+    run: Path | None = None
+    """Run folder with classifiers of experiments.train; its data set is used. Without it, --dataset and --classifier say what to test."""
+    algorithm: str = ""
+    """Only these algorithms of the run, comma-separated."""
+    rule: Literal["last", "iid", "worst-group", "oracle"] = "last"
+    """Which weights of a training: of its end, best on validation as observed, best in validation's worst group, or best under
+    the test's own shifts (which looks at what is tested)."""
+    model: Path | None = None
+    """Run folder of a trained model that makes the same stress tests; without it that of --run, if it holds one."""
+    classifier: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = ()
+    """Your own classifier too: file.py:function, which builds a module, or an exported program file.pt2; may be repeated."""
+    weights: Annotated[tuple[Path, ...], tyro.conf.UseAppendAction] = ()
+    """Weights of --classifier: .safetensors, or a state dict of torch; one for each, in the same order."""
+    name: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = ()
+    """What tables call --classifier; its file's name without it."""
+    label: str = ""
+    """Attribute that is predicted; what the classifiers were trained for, or the data set's own, without it."""
+    spurious: str = ""
+    """Attributes that must not matter, comma-separated; what the classifiers were trained for, or the data set's own, without it."""
+    split: Literal["train", "valid", "test"] = "test"
+    """Where the images come from."""
+    count: int | None = None
+    """How many images, from the first, of distinct subjects; without it 1000, or as many as there are."""
+    out: Path | None = None
+    """Folder for robustness.md, .csv, .json and .png; without it <run>/robustness."""
+    seed: int = 0
+    """Of the values that are drawn."""
+    device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
+    """Where to compute."""
+
+    def check(self) -> None:
+        """Raises UserError for a combination that makes no sense."""
+        if self.run is None and not self.classifier:
+            raise UserError("nothing to test: give --run, a folder with classifiers of experiments.train, or your own by --classifier")
+        if self.run is not None and self.data != DataOptions():
+            raise UserError(f"--run {self.run} says which data set is tested; leave --dataset and its options out")
+        for flag, values in (("weights", self.weights), ("name", self.name)):
+            if values and len(values) != len(self.classifier):
+                raise UserError(f"--{flag} is given {len(values)} times, --classifier {len(self.classifier)} times; give one for each")
+
+    @property
+    def folder(self) -> Path:
+        return self.out or (self.run or Path("runs")) / "robustness"
+
+
+def task_for(options: Options, dataset: CausalDataset, trained: Sequence[Trained]) -> Task:
+    """The task that the classifiers were trained for, with other spurious attributes if the flags name some.
+
+    Raises:
+        RunError: for classifiers of different labels, or of another label than ``--label``.
+    """
+    from datasets.task import task_of
+    from mechanisms.checkpoint import RunError
+
+    tasks = [t.description["task"] for t in trained]
+    labels = list(dict.fromkeys([t["label"] for t in tasks] + [options.label] * bool(options.label)))
+    if len(labels) > 1:
+        raise RunError(f"the classifiers of {options.run} and the flags are about different labels: {', '.join(labels)}. Name the ones to "
+                       "compare: --algorithm, or leave --label out")
+    spurious = tuple(word.strip() for word in options.spurious.split(",") if word.strip()) or None
+    if spurious is None and tasks:
+        different = list(dict.fromkeys(tuple(t["spurious"]) for t in tasks))
+        if len(different) > 1:
+            raise RunError(f"the classifiers of {options.run} were trained with different spurious attributes "
+                           f"({'; '.join(', '.join(names) for names in different)}); say which to intervene on: --spurious NAME[,NAME]")
+        spurious = different[0]
+    return task_of(dataset, labels[0] if labels else "", spurious)
+
+
+def find_model(options: Options, dataset: CausalDataset) -> tuple[DSCM | None, Path | None]:
+    """The learned model that makes stress tests, and its folder.
+
+    Raises:
+        RunError: for a model of another data set.
+    """
+    from dscm.model import DSCM
+    from mechanisms.bookkeeping import WEIGHTS
+    from mechanisms.checkpoint import RunError
+    from mechanisms.devices import find_device
+    from mechanisms.images import FOLDER as IMAGE
+    from pgm.train import FOLDER as ATTRIBUTES
+
+    folder = options.model
+    if folder is None and options.run is not None and all((options.run / part / WEIGHTS).exists() for part in (ATTRIBUTES, IMAGE)):
+        folder = options.run
+    if folder is None:
+        return None, None
+    dscm = DSCM.load(folder, find_device(options.device))
+    if difference := dscm.graph.difference(dataset.graph):
+        raise RunError(f"--model {folder} was trained on other data than the classifiers are tested on (model against data): {difference}")
+    return dscm, folder
+
+
+def load_contestants(run: Path, algorithm: str, rule: str, device: str) -> list[Trained]:
+    """The classifiers of a run folder, of the algorithms named or of all.
+
+    Raises:
+        RunError: without any; for an algorithm that the run has not.
+    """
+    from experiments.classifier import list_trained, load_trained
+    from mechanisms.checkpoint import RunError
+
+    there, wanted = list_trained(run), [word.strip() for word in algorithm.split(",") if word.strip()]
+    known = list(dict.fromkeys(name for name, _ in there))
+    if not there:
+        raise RunError(f"{run} has no classifiers yet; train some: python -m experiments.train --run {run} --algorithm erm,irm")
+    if unknown := [name for name in wanted if name not in known]:
+        raise RunError(f"{run} has no classifier by {unknown[0]}; it has {', '.join(known)}")
+    return [load_trained(run, name, seed, rule, device) for name, seed in there if not wanted or name in wanted]
+
+
+def robustness(options: Options) -> Report:
+    """Stress-test what the options name; nothing is written.
+
+    Raises:
+        UserError: for a run, model, classifier or data set that cannot be used.
+    """
+    from datasets.schema import SchemaError
+    from experiments.classifier import list_trained
+    from experiments.intervened import distinct_rows
+    from experiments.own_classifier import open_own
+    from experiments.robustness_table import Report
+    from experiments.selection import MEANING
+    from experiments.stress_test import MAJORITY, Contestant, stress_test
+    from mechanisms.devices import find_device
+    from mechanisms.runs import dataset_of
+
+    options.check()
+    device = str(find_device(options.device))
+    dataset = options.data.open() if options.run is None else dataset_of(options.run)
+    of_run = options.run is not None and bool(list_trained(options.run) or not options.classifier)
+    trained = load_contestants(options.run, options.algorithm, options.rule, device) if of_run else []
+    task = task_for(options, dataset, trained)
+    contestants: list[Contestant] = [Contestant(t.algorithm, t.seed, t.predict) for t in trained]
+    rules = {t.algorithm: f"{options.rule}: {MEANING[options.rule]}" for t in trained}
+    for k, spec in enumerate(options.classifier):
+        own = open_own(spec, task, options.weights[k] if options.weights else None, options.name[k] if options.name else "", device)
+        if own.name in (*rules, MAJORITY):
+            raise SchemaError(f"two classifiers are called {own.name!r}; give each its own --name")
+        rules[own.name] = "as given"
+        contestants.append(Contestant(own.name, None, own.predict))
+    dscm, folder = find_model(options, dataset)
+    count = min(COUNT, len(distinct_rows(task, options.split))) if options.count is None else options.count
+    stressed = stress_test(task, contestants, dscm, options.split, count, options.seed, device)
+    about: Mapping[str, Any] = {"run": None if options.run is None else str(options.run), "model": None if folder is None else str(folder),
+                                "rule": options.rule}
+    return Report(stressed, rules, about)
+
+
+def main(options: Options) -> None:
+    options.check()
+    import warnings
+
+    from dscm.evaluate import check_writable
+
+    check_writable(options.folder / "robustness.md")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # values beyond training's come from the data set's own shifts
+        report = robustness(options)
+    files = report.save(options.folder)
+    print(report.text())
+    print("\nwrote " + ", ".join(map(str, files)))
+
+
+if __name__ == "__main__":
+    run_command(Options, main)

@@ -1,0 +1,281 @@
+"""Tables of a stress test: algorithms × stresses, over seeds, beside the majority baseline and differences to ERM."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from scipy.stats import t as student
+
+from dscm.figures import save_figure
+from dscm.tables import markdown
+from experiments.aggregate import best_of, difference, mean_over
+from experiments.agreement import Agreement, agreement, agreement_figure
+from experiments.classifier_metrics import COVERED, MEANINGS
+from experiments.robustness_figure import robustness_figure
+from experiments.stress_test import AS_OBSERVED, MAJORITY, MODEL, OBSERVED, TRUTH, Point, Stressed
+from mechanisms.checkpoint import replacing, write_json
+
+NAME, FORMAT, KIND = "robustness", 1, "robustness"
+NOTHING, REFERENCE = "–", "erm"
+SOURCES = {TRUTH: "true images", MODEL: "the model's images"}
+TITLES = {"flip_rate": "flip rate", "balanced_accuracy": "balanced accuracy", "auroc": "AUROC", "ece": "calibration error"}
+WORST_INTERVENTION, WORST_GROUP = "worst intervention", "worst group"
+CSV = ("algorithm", "images_from", "stress", "attribute", "value", "metric", "better", "mean", "error", "seeds", "images", "to_erm",
+       "to_erm_error")
+
+Values = Mapping[int | None, float]  # seed → value, in [0, 1]
+
+
+@dataclass(frozen=True)
+class Column:
+    """One figure of every algorithm: algorithm → seed → value."""
+
+    title: str
+    better: str
+    values: Mapping[str, Values]
+
+    @cached_property
+    def best(self) -> str | None:
+        return best_of({name: v for name, v in self.values.items() if name != MAJORITY}, self.better)
+
+    def cell(self, name: str) -> str:
+        """Mean ± standard error in percent; bold for the best, and for what is not significantly behind it on the same seeds."""
+        if name not in self.values:
+            return NOTHING
+        text = percent(*mean_over(list(self.values[name].values())))
+        return f"**{text}**" if name != MAJORITY and len(self.values) > 2 and self._near(name) else text
+
+    def _near(self, name: str) -> bool:
+        if name == self.best:
+            return True
+        mean, error = difference(self.values[name], self.values[self.best], self.better) or (1.0, None)
+        return mean <= 0 or (error is not None and mean < student.ppf(0.975, len(self.values[name]) - 1) * error)
+
+    def to_reference(self, name: str) -> tuple[float, float | None] | None:
+        """Mean of the difference to ERM on the same seeds, and its standard error; None without a common seed."""
+        if name in (REFERENCE, MAJORITY) or name not in self.values or REFERENCE not in self.values:
+            return None
+        return difference(self.values[name], self.values[REFERENCE], "lower")
+
+
+def percent(mean: float, error: float | None = None, sign: bool = False) -> str:
+    """``70.8 ± 0.9``."""
+    return (f"{100 * mean:{'+' if sign else ''}.1f}" + ("" if error is None else f" ± {100 * error:.1f}")).replace("-", "−")
+
+
+@dataclass(frozen=True)
+class Report:
+    """A stress test's results.
+
+    Attributes:
+        rules: algorithm → the selection rule of its weights, in words.
+        about: further plain values: ``run``, ``model``.
+    """
+
+    stressed: Stressed
+    rules: Mapping[str, str]
+    about: Mapping[str, Any] = field(default_factory=dict)
+
+    @cached_property
+    def points(self) -> tuple[Point, ...]:
+        return self.stressed.points
+
+    @cached_property
+    def names(self) -> list[str]:
+        """Algorithms in the order given, the majority baseline last."""
+        return [*(n for n in dict.fromkeys(p.algorithm for p in self.points) if n != MAJORITY), MAJORITY]
+
+    @cached_property
+    def agreement(self) -> Agreement | None:
+        return agreement(self.points)
+
+    @property
+    def sources(self) -> list[str]:
+        return [source for source in SOURCES if any(p.source == source for p in self.points)]
+
+    # ------------------------------------------------------------------------------------------------ columns
+    def values(self, source: str, stress: str, metric: str) -> dict[str, dict[int | None, float]]:
+        found: dict[str, dict[int | None, float]] = {}
+        for p in self.points:
+            if p.source == source and p.stress == stress and metric in p.measured.values:
+                found.setdefault(p.algorithm, {})[p.seed] = p.measured.values[metric]
+        return found
+
+    def unconfounded(self, source: str) -> str:
+        """The stress of a source under which spurious attributes are independent of the label: all at once, else the first drawn one."""
+        made = {p.stress for p in self.points if p.source == source}
+        drawn = [s for s in self.stressed.stresses if not s.value_label and s.name in made]
+        every = {v.name for v in self.stressed.task.spurious}
+        return next((s.name for s in drawn if set(s.do) == every and s.name.startswith("do(")), drawn[0].name if drawn else "")
+
+    def columns(self, source: str) -> list[Column]:
+        """Accuracy: as observed, under each stress whose values are drawn, in the worst intervention and in the worst group."""
+        made = [Column(AS_OBSERVED, "higher", self.values(OBSERVED, AS_OBSERVED, "accuracy"))]
+        made += [Column(s.name, "higher", self.values(source, s.name, "accuracy")) for s in self.stressed.stresses if not s.value_label]
+        made.append(Column(WORST_INTERVENTION, "higher", self.worst_interventions(source)))
+        made.append(Column(WORST_GROUP, "higher", self.values(source, self.unconfounded(source), "worst_group")))
+        return [column for column in made if column.values]
+
+    def behaviour(self, source: str) -> list[Column]:
+        """Flip rate, balanced accuracy, AUROC and calibration error where spurious attributes say nothing about the label."""
+        under = self.unconfounded(source)
+        made = [Column(title, MEANINGS[metric][0], self.values(source, under, metric)) for metric, title in TITLES.items()]
+        return [column for column in made if column.values]
+
+    def each_value(self, source: str) -> list[Column]:
+        made = [Column(s.name, "higher", self.values(source, s.name, "accuracy")) for s in self.stressed.stresses if s.value_label]
+        return [column for column in made if column.values]
+
+    def worst_interventions(self, source: str, attribute: str = "") -> dict[str, dict[int | None, float]]:
+        """The least accuracy over all ``do(a=v)``, of one attribute or of any."""
+        found: dict[str, dict[int | None, float]] = {}
+        for p in self.points:
+            if p.source == source and p.value and attribute in ("", p.attribute):
+                own = found.setdefault(p.algorithm, {})
+                own[p.seed] = min(own.get(p.seed, 1.0), p.measured.values["accuracy"])
+        return found
+
+    # ------------------------------------------------------------------------------------------------ text
+    def conditions(self, bold: bool = True) -> list[str]:
+        """How the figures came about, one statement each; the caption of every table. ``bold``: where cells are marked so."""
+        done, task = self.stressed, self.stressed.task
+        spurious = ", ".join(v.name for v in task.spurious) or "none named"
+        lines = [
+            f"{task.dataset.title}: label {task.label.name} ({task.classes} classes), spurious attributes {spurious}. "
+            f"{done.images:,} images of distinct subjects of the {done.split} split, the same for all (seed {done.seed}).",
+            f"Figures are in percent. {self._seeds()} {done.images:,} images add a sampling error of up to "
+            f"{50 / done.images ** 0.5:.1f} points that all algorithms share.",
+            "Selection of the weights: " + "; ".join(f"{rule} ({', '.join(names)})" for rule, names in self._by_rule().items()) + ".",
+            "do(a): a drawn from its training values without regard to the image."
+            + (f" {WORST_INTERVENTION}: the least accuracy over all do(a=v)." if task.spurious else "")
+            + (f" {WORST_GROUP}: {MEANINGS['worst_group'][1]}, under {self._where()}." if self._has_groups() else ""),
+        ]
+        if bold and len(self.names) > 2:
+            lines.append("Bold: the best, and those not significantly behind it on the same seeds (t-test, 5 %; of few seeds it is blunt).")
+        return [*lines, *self.notes()]
+
+    def _seeds(self) -> str:
+        counts = {len({p.seed for p in self.points if p.algorithm == n and p.seed is not None}) for n in self.names} - {0}
+        if not counts:
+            return "Each classifier was trained once, elsewhere."
+        told = f"{min(counts)}" if len(counts) == 1 else f"{min(counts)} to {max(counts)}"
+        spread = "with one seed there is no standard error." if counts == {1} else "± is the standard error over seeds."
+        return f"Seeds, of weights and training order: {told}; {spread}"
+
+    def _has_groups(self) -> bool:
+        return any(self.values(source, self.unconfounded(source), "worst_group") for source in self.sources)
+
+    def _where(self) -> str:
+        return " or ".join(dict.fromkeys(self.unconfounded(source) for source in self.sources)) or "no stress"
+
+    def _by_rule(self) -> dict[str, list[str]]:
+        found: dict[str, list[str]] = {}
+        for name, rule in self.rules.items():
+            found.setdefault(rule, []).append(name)
+        return found
+
+    def notes(self) -> list[str]:
+        """What could not be computed, and why."""
+        task, told = self.stressed.task, []
+        absent = {k for p in self.points for k in p.measured.absent}
+        if absent:
+            named = ", ".join(task.label.classes[k] for k in sorted(absent))
+            told.append(f"No image of class {named}: balanced accuracy and AUROC are means over the other classes.")
+        small = {g for p in self.points if p.stress in (self.unconfounded(source) for source in self.sources) for g in p.measured.small}
+        if small:
+            left = "" if self._has_groups() else f" {WORST_GROUP} is left out: the others hold less than {COVERED:.0%} of the images."
+            told.append(f"Groups with too few images to be the worst: {len(small)} of {len(task.group_names)}.{left} --count takes more.")
+        if self.stressed.missing:
+            reasons: dict[str, list[str]] = {}
+            for name, why in self.stressed.missing.items():
+                reasons.setdefault(why, []).append(name)
+            told += [f"Of {', '.join(names)}: {why}." for why, names in reasons.items()]
+        return told
+
+    def tables(self) -> Iterator[tuple[str, list[str], list[list[str]]]]:
+        """Heading, header and lines of each table that is read."""
+        for source in self.sources:
+            words, under = SOURCES[source], self.unconfounded(source)
+            yield f"Accuracy, {words}", *self._lines(self.columns(source))
+            yield f"Behaviour under {under}, {words}", *self._lines(self.behaviour(source))
+            columns = self.columns(source)
+            apart = [(n, [c.to_reference(n) for c in columns]) for n in self.names]
+            apart = [[n, *(NOTHING if d is None else percent(*d, sign=True) for d in row)] for n, row in apart if any(row)]
+            if apart:
+                yield f"Difference of accuracy to {REFERENCE} on the same seeds, {words}", ["", *(c.title for c in columns)], apart
+
+    def details(self) -> Iterator[tuple[str, list[str], list[list[str]]]]:
+        """Accuracy under each single value."""
+        for source in self.sources:
+            for variable in self.stressed.task.spurious:
+                columns = [c for c in self.each_value(source) if c.title.startswith(f"do({variable.name}=")]
+                if columns:
+                    yield f"Accuracy under each value of {variable.name}, {SOURCES[source]}", *self._lines(columns)
+
+    def _lines(self, columns: Sequence[Column]) -> tuple[list[str], list[list[str]]]:
+        shown = [n for n in self.names if any(n in c.values for c in columns)]
+        return ["", *(c.title for c in columns)], [[f"*{n}*" if n == MAJORITY else n, *(c.cell(n) for c in columns)] for n in shown]
+
+    def text(self, details: bool = False) -> str:
+        """Conditions and tables as Markdown."""
+        parts = ["\n".join(f"- {line}" for line in self.conditions())]
+        made = [*self.tables(), *(self.details() if details else ())]
+        parts += [f"### {heading}\n\n{markdown(header, lines)}" for heading, header, lines in made]
+        parts.append("### Does the model's stress test predict the true one?\n\n" + self.verdict())
+        return "\n\n".join(parts)
+
+    def verdict(self) -> str:
+        """The agreement in words, or why there is none to speak of."""
+        if self.agreement is not None:
+            return self.agreement.told()
+        if MODEL in self.sources:
+            return "It cannot be told: no true image is known under these interventions, so that there is the model's test only."
+        return "Not asked: no model is given (--model RUN)." if self.sources else "There are neither true images nor a model's."
+
+    # ------------------------------------------------------------------------------------------------ files
+    def save(self, folder: Path) -> list[Path]:
+        """``robustness.md``, ``.csv``, ``.json``, ``.png`` and, where model and truth are compared, ``agreement.png``."""
+        paths = [folder / f"{NAME}.{ending}" for ending in ("md", "csv", "json", "png")]
+        with replacing(paths[0]) as temporary:
+            temporary.write_text(f"# Classifiers on intervened images\n\n{self.text(details=True)}\n", encoding="utf-8")
+        with replacing(paths[1]) as temporary, open(temporary, "w", newline="", encoding="utf-8") as file:
+            writer = csv.DictWriter(file, CSV)
+            writer.writeheader()
+            writer.writerows({key: row[key] for key in CSV} for row in self.rows())
+        write_json(paths[2], self.to_dict())
+        save_figure(robustness_figure({source: self.columns(source) for source in self.sources}, self.names), paths[3])
+        if self.agreement is not None:
+            paths.append(save_figure(agreement_figure(self.agreement), folder / "agreement.png"))
+        return paths
+
+    def rows(self) -> Iterator[dict[str, Any]]:
+        """A row for each algorithm, source, stress and metric; values are shares, not percent."""
+        kinds = dict.fromkeys((p.source, p.stress, p.attribute, p.value, p.images) for p in self.points)
+        for source, stress, attribute, value, images in kinds:
+            for metric, (better, _) in MEANINGS.items():
+                yield from self._rows(Column(stress, better, self.values(source, stress, metric)), source, attribute, value, metric, images)
+        for source in self.sources:
+            for attribute in ("", *(v.name for v in self.stressed.task.spurious)):
+                column = Column(WORST_INTERVENTION, "higher", self.worst_interventions(source, attribute))
+                yield from self._rows(column, source, attribute, "", "accuracy", self.stressed.images)
+
+    def _rows(self, column: Column, source: str, attribute: str, value: str, metric: str, images: int) -> Iterator[dict[str, Any]]:
+        for name, values in column.values.items():
+            mean, error = mean_over(list(values.values()))
+            apart, apart_error = column.to_reference(name) or (None, None)
+            yield {"algorithm": name, "images_from": source, "stress": column.title, "attribute": attribute, "value": value,
+                   "metric": metric, "better": column.better, "mean": mean, "error": error, "seeds": len(values), "images": images,
+                   "to_erm": apart, "to_erm_error": apart_error, "values": {str(seed): v for seed, v in values.items()}}
+
+    def to_dict(self) -> dict[str, Any]:
+        """``{format, kind, about, rows, agreement, missing}`` of plain values."""
+        done, task = self.stressed, self.stressed.task
+        about = {**self.about, "dataset": task.dataset.title, "label": task.label.name, "spurious": [v.name for v in task.spurious],
+                 "split": done.split, "count": done.images, "seed": done.seed, "rules": dict(self.rules), "notes": self.notes()}
+        return {"format": FORMAT, "kind": KIND, "about": about, "rows": list(self.rows()),
+                "agreement": None if self.agreement is None else self.agreement.to_dict(), "missing": dict(done.missing)}

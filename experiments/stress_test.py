@@ -1,0 +1,132 @@
+"""Classifiers on intervened images: every classifier on the same images, each stress made once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from datasets.schema import SchemaError
+from datasets.task import Task
+from dscm.model import DSCM
+from experiments.classifier_metrics import Measured, majority, measure
+from experiments.intervened import Stress, draw_stresses, has_truth, model_images, observed_images, true_images
+
+OBSERVED, TRUTH, MODEL = "observed", "truth", "model"  # where images come from
+AS_OBSERVED, MAJORITY = "observational", "majority class"
+_BATCH = 500
+
+
+@dataclass(frozen=True)
+class Contestant:
+    """A classifier of one seed; ``predict`` maps images ``(B, C, H, W)`` in [0, 1] to logits ``(B, K)``.
+
+    ``seed`` is None for a classifier that was not trained here, so that it is not paired with any that was.
+    """
+
+    algorithm: str
+    seed: int | None
+    predict: Callable[[Tensor], Tensor]
+
+
+@dataclass(frozen=True)
+class Point:
+    """What one classifier makes of one stress.
+
+    Attributes:
+        source: ``observed``, ``truth`` or ``model``.
+        stress, attribute, value: see :class:`experiments.intervened.Stress`.
+        images: how many.
+    """
+
+    algorithm: str
+    seed: int | None
+    source: str
+    stress: str
+    attribute: str
+    value: str
+    images: int
+    measured: Measured
+
+
+@dataclass(frozen=True)
+class Stressed:
+    """All points, and which stresses could not be made: name → why."""
+
+    task: Task
+    split: str
+    seed: int
+    stresses: tuple[Stress, ...]
+    points: tuple[Point, ...]
+    missing: dict[str, str]
+
+    @property
+    def images(self) -> int:
+        return len(self.stresses[0])
+
+
+def stress_test(task: Task, contestants: Sequence[Contestant], dscm: DSCM | None = None, split: str = "test", count: int = 1000,
+                seed: int = 0, device: torch.device | str = "cpu") -> Stressed:
+    """Evaluate every contestant, and the majority baseline, on the rows as observed and under each stress.
+
+    Images are made by the true process where it is known, and by ``dscm`` where one is given, and are gone once all
+    contestants have seen them.
+
+    Raises:
+        SchemaError: see :func:`experiments.intervened.draw_stresses`; without contestants.
+    """
+    from tqdm import tqdm
+
+    if not contestants:
+        raise SchemaError("there is no classifier to test")
+    stresses = draw_stresses(task, split, count, seed)
+    index, rows = stresses[0].index, task.dataset.split(split)
+    attributes = {name: value[index] for name, value in rows.attributes.items()}
+    labels = attributes[task.label.name]
+    training = task.dataset.split("train").attributes[task.label.name]
+    plain = Stress(AS_OBSERVED, "", "", index, {})
+    observed = [_logits(c, observed_images(task, plain, split), device) for c in contestants]
+    groups = task.groups(attributes) if task.spurious else None
+    points = [_point(c, OBSERVED, plain, measure(own, labels, groups)) for c, own in zip(contestants, observed, strict=True)]
+    nobody = Contestant(MAJORITY, None, _nothing)
+    points.append(_point(nobody, OBSERVED, plain, majority(training, labels, task.classes, groups)))
+    missing: dict[str, str] = {}
+    for stress in tqdm(stresses, desc="stress tests", unit=" stress", delay=1, dynamic_ncols=True):
+        groups = groups_under(task, attributes, stress)
+        for source, images in _sources(task, stress, split, dscm, seed):
+            for contestant, own in zip(contestants, observed, strict=True):
+                points.append(_point(contestant, source, stress, measure(_logits(contestant, images, device), labels, groups, own)))
+            points.append(_point(nobody, source, stress, majority(training, labels, task.classes, groups)))
+        if not has_truth(task, stress):
+            missing[stress.name] = "no true images" + ("" if dscm else ", and no model is given (--model RUN)")
+    return Stressed(task, split, seed, tuple(stresses), tuple(points), missing)
+
+
+def groups_under(task: Task, attributes: dict[str, Tensor], stress: Stress) -> Tensor | None:
+    """The rows' groups under a stress; None where it changes a spurious attribute that it does not set."""
+    names = {v.name for v in task.spurious}
+    if not names or (names - set(stress.do)) & task.dataset.schema.descendants(stress.do):
+        return None
+    return task.groups({**attributes, **stress.do})
+
+
+def _sources(task: Task, stress: Stress, split: str, dscm: DSCM | None, seed: int) -> Iterator[tuple[str, Tensor]]:
+    if has_truth(task, stress):
+        yield TRUTH, true_images(task, stress, split)
+    if dscm is not None:
+        yield MODEL, model_images(dscm, task, stress, split, seed)
+
+
+def _logits(contestant: Contestant, images: Tensor, device: torch.device | str) -> Tensor:
+    with torch.no_grad():
+        return torch.cat([contestant.predict(part.to(device)).float().cpu() for part in images.split(_BATCH)])
+
+
+def _point(contestant: Contestant, source: str, stress: Stress, measured: Measured) -> Point:
+    return Point(contestant.algorithm, contestant.seed, source, stress.name, stress.attribute, stress.value_label, len(stress), measured)
+
+
+def _nothing(images: Tensor) -> Tensor:
+    raise NotImplementedError("the majority baseline looks at no image")

@@ -1,0 +1,137 @@
+"""``python -m experiments.train``: fits classifiers by one or several algorithms, over several seeds."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from experiments.train_options import Options
+from mechanisms.command import run_command
+
+if TYPE_CHECKING:
+    from datasets.base import CausalDataset
+    from datasets.task import Task
+    from experiments.trainer import Rows, Trainer
+
+
+def task_for(dataset: CausalDataset, options: Options) -> Task:
+    """The task that the options ask for on this data set."""
+    from datasets.task import task_of
+
+    spurious = tuple(name.strip() for name in options.spurious.split(",") if name.strip())
+    return task_of(dataset, options.label, spurious or None, options.environment)
+
+
+def algorithms(options: Options) -> list[str]:
+    """Names that ``--algorithm`` lists, each once.
+
+    Raises:
+        RunError: for an unknown one.
+    """
+    from experiments.algorithms.registry import ALGORITHMS, algorithm
+
+    named = [name.strip() for name in options.algorithm.split(",") if name.strip()]
+    return list(ALGORITHMS) if named == ["all"] else list(dict.fromkeys(algorithm(name).name for name in named))
+
+
+def train_classifiers(dataset: CausalDataset, options: Options) -> list[dict[str, Any]]:
+    """Train what is asked for into ``run/classifiers``; rows of ``results.jsonl``, of the algorithms and seeds that were asked for.
+
+    A row: ``algorithm``, ``seed``, ``steps``, ``seconds`` (of all its stages, without an ERM that it begins with), ``rows``
+    of the validation split that were looked at, ``majority`` (accuracy of always naming their commonest class), and under
+    ``rules`` for each selection rule its ``step``, validation ``accuracy``, ``worst_group``, ``loss`` and, where the data set
+    has shifts, the accuracy when ``shifted``.
+
+    Raises:
+        UserError: for what the data or the command lack; see :meth:`experiments.trainer.Rows.check`,
+            :func:`experiments.resolve.resolve` and :func:`mechanisms.training.fit`. Nothing has been trained then.
+    """
+    from accelerate import PartialState
+
+    from experiments.classifier import record
+    from experiments.resolve import resolve
+    from experiments.results import row_of
+    from experiments.stacked import learn_stacked
+    from experiments.trainer import Trainer
+    from mechanisms.devices import make_accelerator
+    from mechanisms.runs import claim
+
+    options.check()
+    rows = rows_for(task_for(dataset, options), options)
+
+    def trainer(name: str, seed: int) -> Trainer:
+        return Trainer(rows, resolve(name, dataset, options.training, options.set, seed), options.run, lambda other: resolve(
+            other, dataset, options.training, options.set, seed))
+
+    seeds = range(options.seed, options.seed + options.seeds)
+    trainers = {name: [trainer(name, seed) for seed in seeds] for name in algorithms(options)}
+    for first, *_ in trainers.values():
+        first.check()
+        make_accelerator(first.config.device, first.config.precision)  # a device that is not there is known at once
+    claim(options.run.run, dataset, options.data)
+    main_process, results = PartialState().is_main_process, []
+    for name, ours in trainers.items():
+        if main_process:
+            print(f"{name}: {ours[0].plan}", flush=True)
+        if options.vectorize:
+            learn_stacked(ours)
+        for one in ours:
+            one.learn()
+            if main_process:
+                results.append(row_of(one))
+                record(options.run.run, results[-1])
+    return results
+
+
+def rows_for(task: Task, options: Options) -> Rows:
+    """The task's rows, with what makes counterfactuals of them, if anything was named."""
+    from experiments.trainer import FOLDER, Rows
+
+    if options.model is None and not options.truth:
+        return Rows(task)
+
+    from dscm.exported import weights_hash
+    from dscm.model import DSCM
+    from experiments.intervened import training_counterfactuals
+    from mechanisms.checkpoint import RunError
+    from mechanisms.devices import find_device
+
+    dscm = None if options.model is None else DSCM.load(options.model, find_device(options.training.device))
+    if dscm is not None and (difference := dscm.graph.difference(task.dataset.graph)):
+        raise RunError(f"--model {options.model} is of another graph or training split than {task.dataset.title} ({difference})")
+    made_by = f"{'the true process' if dscm is None else weights_hash(dscm)}, {options.counterfactuals}"
+    return Rows(task, lambda: training_counterfactuals(task, dscm, options.counterfactuals, folder=options.run.run / FOLDER), made_by)
+
+
+def describe(dataset: CausalDataset, options: Options) -> str:
+    """What the algorithms assume, need and can be set to, with the values that would hold on this data set."""
+    from dataclasses import asdict
+
+    from experiments.algorithms.registry import algorithm
+    from experiments.resolve import resolve, settings_help
+
+    lines = []
+    for name in algorithms(options):
+        kind, plan = algorithm(name), resolve(name, dataset, options.training, options.set)
+        needed = ", ".join(sorted(kind.needs)) or "nothing but labels"
+        lines += [f"{name}: {kind.title}", f"  assumes that {kind.assumes}", f"  needs {needed}", f"  here: {plan}"]
+        values, texts = asdict(plan.settings), settings_help(kind)
+        lines += [f"  --set {name}.{key}={value}: {texts[key]}" for key, value in values.items()]
+    return "\n".join(lines)
+
+
+def main(options: Options) -> None:
+    from accelerate import PartialState
+
+    from experiments.results import table
+
+    dataset = options.data.open()
+    if options.describe:
+        print(describe(dataset, options))
+        return
+    rows = train_classifiers(dataset, options)
+    if PartialState().is_main_process:
+        print(table(rows))
+
+
+if __name__ == "__main__":
+    run_command(Options, main)

@@ -1,0 +1,133 @@
+"""How a command line asks for classifiers. Imports no torch, so that ``--help`` answers at once."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import tyro
+
+from datasets.errors import UserError
+from datasets.options import DataOptions
+from mechanisms.options import RunOptions, TrainingConfig
+
+DEFAULTS = TrainingConfig(batch_size=128, optimizer="adam", learning_rate=1e-3, schedule="constant", warmup=0, weight_decay=0.0,
+                          beta2=0.999, clip=1e6, skip=1e6, ema=0.0, validations=20, validation_rows=5000)
+DEFAULT_EPOCHS = 10.0
+
+
+@dataclass(frozen=True)
+class ClassifierConfig:
+    """The network and what all algorithms share."""
+
+    network: str = "smallcnn"
+    """Which network; see experiments/networks.py."""
+    hidden: int | None = None
+    """Units of its last hidden layer; the network's own default without it."""
+    l2: float = 0.0
+    """Weight of the sum of squares of all parameters in the loss."""
+
+    def check(self) -> None:
+        """Raises UserError for a number that makes no sense."""
+        if not 0 <= self.l2 < float("inf"):
+            raise UserError(f"--l2 {self.l2} must not be negative")
+
+
+@dataclass(frozen=True)
+class TrainingFlags:
+    """What of network and training is asked for; what is not follows the data set's recipe for the algorithm, or a default."""
+
+    network: str | None = None
+    """Which network: mlp or smallcnn (default without a recipe)."""
+    hidden: int | None = None
+    """Units of its last hidden layer."""
+    l2: float | None = None
+    """Weight of the sum of squares of all parameters in the loss, 0 without a recipe."""
+    epochs: float | None = None
+    """Budget in passes over the training split, 10 without a recipe."""
+    steps: int | None = None
+    """Budget in updates."""
+    minutes: float | None = None
+    """Budget in wall-clock minutes; depends on the machine, so it does not resume bit for bit."""
+    batch_size: int | None = None
+    """Images per update, over all processes together, 128 without a recipe; the whole split is never shuffled."""
+    optimizer: Literal["adamw", "adam", "sgd"] | None = None
+    """adam without a recipe; sgd has momentum beta1."""
+    learning_rate: float | None = None
+    """Peak of the schedule, 0.001 without a recipe."""
+    schedule: Literal["cosine", "constant", "step"] | None = None
+    """How the learning rate falls with progress, constant without a recipe; step: to a tenth at one half and at three quarters."""
+    warmup: int | None = None
+    """Updates over which the learning rate rises, 0 without a recipe."""
+    weight_decay: float | None = None
+    """Pull of the weights towards 0, 0 without a recipe."""
+    beta1: float | None = None
+    """First-moment decay of Adam, momentum of SGD, 0.9 without a recipe."""
+    ema: float | None = None
+    """Decay of averaged weights, 0 (no average) without a recipe; not with batch norm, whose statistics are not averaged."""
+    validations: int | None = None
+    """How many times in a training the validation split is looked at, by the selection rules too; 20 without a recipe."""
+    validation_rows: int | None = None
+    """How many of its rows each look takes, 5,000 without a recipe; once more for every named shift."""
+    patience: int | None = None
+    """So many validations in a row that were no better than the best end the training early; without it nothing does."""
+    checkpoint_seconds: float | None = None
+    """Time between checkpoints, 30 without a recipe; any of them resumes to the same result."""
+    device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
+    """Where to compute."""
+    precision: Literal["auto", "fp32", "bf16"] | None = None
+    """Arithmetic of the body's matrix products, auto without a recipe: bf16 where the hardware has it. Heads, losses and
+    penalties are fp32."""
+
+    def given(self) -> dict[str, Any]:
+        """Only what was asked for."""
+        return {f.name: getattr(self, f.name) for f in fields(self) if getattr(self, f.name) is not None}
+
+
+@dataclass(frozen=True)
+class Options:
+    """Train classifiers by one or several algorithms, over several seeds, into one run folder, and print how they do on validation.
+
+    What is finished is not trained again, so the same command can be called with more --seeds or other algorithms; --resume
+    continues what was interrupted. Flags win over the data set's recipe for the algorithm, the recipe wins over defaults; all of
+    it is printed.
+
+    For instance: python -m experiments.train --dataset coloredmnist --algorithm erm,irm --seeds 5 --run runs/classifiers
+    """
+
+    data: DataOptions = DataOptions()
+    run: RunOptions = RunOptions()
+    algorithm: str = "erm"
+    """Algorithms, comma-separated, or all; --describe tells about them."""
+    label: str = ""
+    """Attribute to predict; the data set's own label without it."""
+    spurious: str = ""
+    """Attributes that must not matter, comma-separated; the data set's own without it."""
+    environment: str = ""
+    """Attribute whose class is a row's environment; the data set's own environments without it."""
+    seeds: int = 5
+    """How many seeds, from --seed on: of weights, order and noise; the data stay."""
+    seed: int = 0
+    """The first of them. Reproduces a run on a CPU bit for bit."""
+    training: TrainingFlags = TrainingFlags()
+    set: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = ()
+    """A setting of the algorithms as KEY=VALUE, or ALGORITHM.KEY=VALUE for one of them; may be repeated. --describe lists them."""
+    model: Path | None = None
+    """Run folder of a trained model, which makes the counterfactuals for algorithms that train on such."""
+    truth: bool = False
+    """Let the true process make them instead: a bound, for data sets that know it."""
+    counterfactuals: int = 1
+    """How many counterfactuals of each training image."""
+    vectorize: bool = True
+    """Train several seeds of one algorithm at once where that pays: a small network without batch norm, a single stage."""
+    describe: bool = False
+    """Print what the algorithms assume, need and can be set to, with the values that would hold here; train nothing."""
+
+    def check(self) -> None:
+        """Raises UserError for a number or a combination that makes no sense."""
+        for name in ("seeds", "counterfactuals"):
+            if getattr(self, name) < 1:
+                raise UserError(f"--{name} {getattr(self, name)} must be at least 1")
+        if self.model is not None and self.truth:
+            raise UserError("--model and --truth are two sources of counterfactuals; give one of them")

@@ -1,0 +1,226 @@
+"""Stress tests: the same rows and values for every classifier and both sources of images; counterfactuals to train on."""
+
+from __future__ import annotations
+
+import os
+import threading
+from dataclasses import replace
+
+import pytest
+import torch
+
+from datasets.base import Split
+from datasets.registry import open_dataset
+from datasets.schema import SchemaError
+from datasets.task import task_of
+from dscm.counterfactual import open_run
+from experiments import intervened
+from experiments.classifier_metrics import majority
+from experiments.intervened import (
+    QUANTILES,
+    distinct_rows,
+    draw_stresses,
+    has_truth,
+    model_images,
+    observed_images,
+    training_counterfactuals,
+    true_images,
+)
+from experiments.stress_test import AS_OBSERVED, MAJORITY, MODEL, OBSERVED, TRUTH, Contestant, stress_test
+from mechanisms.checkpoint import RunError
+
+DIGITS = {"train_digits": 96, "valid_digits": 32, "test_digits": 32, "renderings": 1}
+
+
+@pytest.fixture(scope="module")
+def task(session_cache):
+    return task_of(open_dataset("morphomnist", DIGITS), "digit", ("thickness", "intensity"))
+
+
+@pytest.fixture(scope="module")
+def dscm(tiny_run):
+    return open_run(tiny_run, "cpu")[0]
+
+
+def by_name(task, **given):
+    return {s.name: s for s in draw_stresses(task, **{"count": 20} | given)}
+
+
+# ---------------------------------------------------------------------------------------------------- stresses
+def test_what_is_asked(task):
+    stresses = draw_stresses(task, count=20)
+    names = [s.name for s in stresses]
+    assert names[:3] == ["do(thickness)", "do(intensity)", "do(thickness, intensity)"]
+    assert len(set(names)) == len(names) == 3 + 2 * len(QUANTILES)
+    assert all(torch.equal(s.index, torch.arange(20)) and all(len(v) == 20 for v in s.do.values()) for s in stresses)
+    training = task.dataset.split("train").attributes
+    drawn = stresses[0].do["thickness"]
+    assert torch.isin(drawn, training["thickness"]).all() and len(drawn.unique()) > 10
+    assert torch.equal(stresses[2].do["thickness"], drawn) and torch.equal(stresses[2].do["intensity"], stresses[1].do["intensity"])
+    held = [s for s in stresses if s.attribute == "intensity" and s.value_label]
+    expected = torch.quantile(training["intensity"], torch.tensor(QUANTILES))
+    torch.testing.assert_close(torch.stack([s.do["intensity"][0] for s in held]), expected)
+    assert all((s.do["intensity"] == s.do["intensity"][0]).all() for s in held)
+
+
+def test_classes_that_training_has_shown(task):
+    values = intervened.values_of(task.label, torch.tensor([0, 2, 2, 9]))
+    assert [(int(value), label) for value, label in values] == [(0, "0"), (2, "2"), (9, "9")]
+
+
+def test_a_function_of_the_seed(task):
+    a, b, c = by_name(task), by_name(task), by_name(task, seed=1)
+    assert all(torch.equal(a[n].do[k], b[n].do[k]) for n in a for k in a[n].do)
+    assert not torch.equal(a["do(thickness)"].do["thickness"], c["do(thickness)"].do["thickness"])
+
+
+def test_subjects_are_distinct(session_cache):
+    task = task_of(open_dataset("morphomnist", {**DIGITS, "renderings": 3}), "digit", ("thickness",))
+    assert torch.equal(distinct_rows(task), torch.arange(32))  # rows d, D + d and 2D + d show digit d
+    with pytest.raises(SchemaError, match="count=33: the test split of morphomnist has 32 images of distinct subjects; take 2..32"):
+        draw_stresses(task, count=33)
+
+
+def test_named_shifts_and_labels_that_would_change(task):
+    class Shifted(type(task.dataset)):
+        spurious = ("intensity",)
+
+        def shifts(self):
+            return {"dark": lambda attributes, generator: {"intensity": 80 + 0 * attributes["intensity"]},
+                    "relabelled": lambda attributes, generator: {"digit": attributes["digit"]}}
+
+    shifted = task_of(Shifted(**DIGITS), "digit", ("intensity",))
+    with pytest.raises(SchemaError, match="relabelled of morphomnist would change the label 'digit' itself"):
+        draw_stresses(shifted, count=4)
+    Shifted.shifts = lambda self: {"dark": lambda attributes, generator: {"intensity": 80 + 0 * attributes["intensity"]}}
+    assert (draw_stresses(shifted, count=4)[-1].do["intensity"] == 80).all()
+    with pytest.raises(SchemaError, match="names no spurious attribute and no shift"):
+        draw_stresses(replace(task, spurious=()), count=4)
+
+
+def test_memory_is_guarded(task, monkeypatch):
+    monkeypatch.setattr(intervened, "LARGEST", 10 * 4 * 32 * 32)
+    with pytest.raises(SchemaError, match="do not fit in .* MiB; take at most 10"):
+        draw_stresses(task, count=11)
+
+
+# ---------------------------------------------------------------------------------------------------- images
+def test_both_sources_get_the_same_rows_and_values(task, dscm, monkeypatch):
+    stress = by_name(task)["do(thickness)"]
+    expected = task.dataset.true_counterfactual("test", stress.index, stress.do)["image"]
+    monkeypatch.setattr(intervened, "_CHUNK", 7)
+    assert torch.equal(true_images(task, stress, "test"), expected)
+    made = model_images(dscm, task, stress, "test")
+    answer = dscm.counterfactual(task.dataset.split("test").batch(stress.index), stress.do)
+    torch.testing.assert_close(made, answer.image, atol=1e-4, rtol=0)
+
+
+def test_setting_what_is_there_changes_nothing(task, dscm):
+    stress = by_name(task)["do(intensity)"]
+    same = replace(stress, do={n: task.dataset.split("test").attributes[n][stress.index] for n in ("thickness", "intensity")})
+    observed = observed_images(task, same, "test")
+    assert torch.equal(model_images(dscm, task, same, "test"), observed)
+    assert torch.equal(true_images(task, same, "test"), observed)
+
+
+# ---------------------------------------------------------------------------------------------------- stress test
+def test_every_classifier_on_every_stress(task, dscm):
+    weights = torch.randn(1024, 10, generator=torch.Generator().manual_seed(0))
+    seen = []
+
+    def look(images):
+        seen.append(len(images))
+        return images.flatten(1) @ weights
+
+    contestants = [Contestant("linear", 0, look), Contestant("constant", 1, lambda images: torch.eye(10)[[3] * len(images)])]
+    found = stress_test(task, contestants, dscm, count=20)
+    points = {(p.algorithm, p.source, p.stress): p.measured.values for p in found.points}
+    assert len(points) == len(found.points) == 3 * (1 + 2 * 13) and sum(seen) == 20 * 27
+    labels = task.dataset.split("test").attributes["digit"][:20]
+    for (name, _, _), values in points.items():
+        if name == "constant":
+            assert values["accuracy"] == float((labels == 3).double().mean()) and values.get("flip_rate", 0) == values.get("drop", 0) == 0
+        if name == MAJORITY:
+            assert values["accuracy"] == points[MAJORITY, OBSERVED, AS_OBSERVED]["accuracy"] and values["auroc"] == 0.5
+    stress = by_name(task)["do(thickness)"]
+    images = {TRUTH: true_images(task, stress, "test"), MODEL: model_images(dscm, task, stress, "test")}
+    plain = (observed_images(task, stress, "test").flatten(1) @ weights).argmax(1)
+    for source, changed in images.items():
+        predicted = (changed.flatten(1) @ weights).argmax(1)
+        values = points["linear", source, "do(thickness)"]
+        assert values["accuracy"] == float((predicted == labels).double().mean())
+        assert values["flip_rate"] == float((predicted != plain).double().mean())
+    assert not found.missing
+
+
+def test_groups_are_those_of_the_intervened_world(task):
+    """do(thickness) moves intensity too, which it does not set: groups are then unknown."""
+    from experiments.stress_test import groups_under
+
+    stresses = by_name(task)
+    attributes = {n: v[:20] for n, v in task.dataset.split("test").attributes.items()}
+    assert groups_under(task, attributes, stresses["do(thickness)"]) is None
+    both = stresses["do(thickness, intensity)"]
+    assert torch.equal(groups_under(task, attributes, both), task.groups({**attributes, **both.do}))
+    assert groups_under(task, attributes, stresses["do(intensity)"]) is not None
+
+
+def test_what_has_no_truth_is_told(task):
+    wrong = task_of(task.dataset, "digit", ("thickness",))
+    wrong.dataset.__dict__["true_images_under"] = ()
+    try:
+        assert not has_truth(wrong, draw_stresses(wrong, count=4)[0])
+        found = stress_test(wrong, [Contestant("any", 0, lambda x: torch.zeros(len(x), 10))], count=4)
+        assert found.missing["do(thickness)"] == "no true images, and no model is given (--model RUN)"
+        assert {p.source for p in found.points} == {OBSERVED}
+    finally:
+        del wrong.dataset.__dict__["true_images_under"]
+
+
+def test_majority_is_trainings(task):
+    assert majority(torch.tensor([1, 1, 0]), torch.tensor([0, 0, 1]), 2).values["accuracy"] == pytest.approx(1 / 3)
+
+
+# ---------------------------------------------------------------------------------------------------- training
+def test_training_counterfactuals_keep_the_label(task):
+    images = training_counterfactuals(task, None, per_row=2)
+    rows = task.dataset.split("train")
+    assert images.shape == (96, 2, 1, 32, 32) and images.dtype == torch.uint8
+    assert not torch.equal(images[:, 0], images[:, 1]) and not torch.equal(images[:, 0], rows.images)
+    read = task.dataset.measure(images[:, 0].float() / 255)["thickness"]
+    assert abs(torch.corrcoef(torch.stack([read, rows.attributes["thickness"]]))[0, 1]) < 0.3  # redrawn
+    assert abs(read.mean() - rows.attributes["thickness"].mean()) < 0.3  # from the marginal
+    assert torch.equal(images, training_counterfactuals(task, None, per_row=2))
+    assert not torch.equal(images, training_counterfactuals(task, None, per_row=2, seed=1))
+    assert torch.equal(images[:, :1], training_counterfactuals(task, None, per_row=1))
+
+
+def test_training_counterfactuals_are_kept(task, dscm, tmp_path, monkeypatch):
+    made = []
+    original = intervened._made
+    monkeypatch.setattr(intervened, "_made", lambda *given: made.append(given) or original(*given))
+    asked = [threading.Thread(target=training_counterfactuals, args=(task, dscm, 1, 0, tmp_path)) for _ in range(2)]
+    for thread in asked:
+        thread.start()
+    for thread in asked:
+        thread.join()
+    first = training_counterfactuals(task, dscm, 1, 0, tmp_path)
+    assert len(made) == 1 and torch.equal(first, original(task, dscm, task.dataset.split("train"), 1, 0))
+    truth = training_counterfactuals(task, None, 1, 0, tmp_path)
+    assert len(made) == 2 and not torch.equal(truth, first)
+    path = next(tmp_path.glob("*truth*.pt"))
+    rows = task.dataset.split("train")
+    monkeypatch.setitem(task.dataset._splits, "train", Split("train", 255 - rows.images, rows.attributes))
+    training_counterfactuals(task, None, 1, 0, tmp_path)  # other rows: not those that are kept
+    assert len(made) == 3 and path.exists() and os.stat(path).st_size > 96 * 1024
+
+
+def test_training_counterfactuals_bad_input(task):
+    with pytest.raises(SchemaError, match="per_row=0"):
+        training_counterfactuals(task, None, 0)
+    with pytest.raises(SchemaError, match="training on counterfactuals needs groups"):
+        training_counterfactuals(replace(task, spurious=()), None)
+    unknown = task_of(open_dataset("morphomnist", DIGITS), "digit", ("thickness",))
+    unknown.dataset.__dict__["true_images_under"] = ()
+    with pytest.raises(RunError, match=r"no true images under do\(thickness\).*--model RUN"):
+        training_counterfactuals(unknown, None)

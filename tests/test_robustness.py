@@ -1,0 +1,285 @@
+"""Figures of classifiers against independent computations; tables, agreement and the command."""
+
+from __future__ import annotations
+
+import csv
+import json
+import shutil
+import textwrap
+from dataclasses import replace
+
+import pytest
+import torch
+from scipy.stats import spearmanr
+from torchmetrics.functional import classification
+
+from datasets.errors import UserError
+from datasets.registry import open_dataset
+from datasets.schema import SchemaError
+from datasets.task import task_of
+from experiments.agreement import agreement, agreement_figure
+from experiments.classifier_metrics import FEWEST, calibration_error, group_accuracies, measure
+from experiments.intervened import draw_stresses
+from experiments.report import write_report
+from experiments.robustness import Options, main, robustness
+from experiments.robustness_table import REFERENCE, Report, percent
+from experiments.sections import robustness as section
+from experiments.stress_test import AS_OBSERVED, MAJORITY, MODEL, OBSERVED, TRUTH, Point, Stressed, stress_test
+from mechanisms.checkpoint import RunError
+
+DATA = ("train_digits=96", "valid_digits=32", "test_digits=32", "renderings=1")
+IMAGES = 32
+
+
+@pytest.fixture(scope="module")
+def task(session_cache):
+    return task_of(open_dataset("morphomnist", dict(o.split("=") for o in DATA)), "digit", ("thickness", "intensity"))
+
+
+def logits(rows: int, classes: int, seed: int = 0):
+    """Random, a little better than chance, with ties."""
+    generator = torch.Generator().manual_seed(seed)
+    labels = torch.randint(classes, (rows,), generator=generator)
+    scores = torch.randn(rows, classes, generator=generator) + torch.nn.functional.one_hot(labels, classes)
+    return (scores * 4).round() / 4, labels
+
+
+# ---------------------------------------------------------------------------------------------------- metrics
+@pytest.mark.parametrize("classes", [2, 5])
+def test_as_torchmetrics_has_it(classes):
+    scores, labels = logits(700, classes)
+    values, shares = measure(scores, labels).values, scores.softmax(1)
+    expected = {
+        "accuracy": classification.multiclass_accuracy(shares, labels, classes, average="micro"),
+        "balanced_accuracy": classification.multiclass_accuracy(shares, labels, classes, average="macro"),
+        "auroc": classification.multiclass_auroc(shares, labels, classes, average="macro"),
+        "ece": classification.multiclass_calibration_error(shares, labels, classes, n_bins=15, norm="l1"),
+    }
+    for name, value in expected.items():
+        assert values[name] == pytest.approx(float(value), abs=1e-5), name
+
+
+def test_classes_without_an_image_are_told_not_invented():
+    scores, labels = logits(200, 4)
+    keep = labels != 2
+    found = measure(scores[keep], labels[keep])
+    assert found.absent == (2,)
+    recalls = [float((scores[labels == k].argmax(1) == k).double().mean()) for k in (0, 1, 3)]
+    assert found.values["balanced_accuracy"] == pytest.approx(sum(recalls) / 3)
+    one = measure(scores[labels == 1], labels[labels == 1])
+    assert "auroc" not in one.values and one.absent == (0, 2, 3)
+
+
+def test_flips_and_drops_are_against_the_observed_images():
+    labels = torch.tensor([0, 1, 1, 0])
+    observed, now = torch.eye(2)[labels], torch.eye(2)[[0, 0, 1, 1]]
+    values = measure(now, labels, observed=observed).values
+    assert values["flip_rate"] == 0.5 and values["drop"] == 0.5
+    gained = measure(observed, labels, observed=now).values
+    assert gained["flip_rate"] == 0.5 and gained["drop"] == -0.5
+    assert "flip_rate" not in measure(now, labels).values
+
+
+def test_worst_group_has_images_enough():
+    groups = torch.tensor([0] * 2 * FEWEST + [1] * 2 * FEWEST + [2] * (FEWEST - 1))
+    right = torch.tensor([True] * 2 * FEWEST + [True, False] * FEWEST + [False] * (FEWEST - 1))
+    accuracy, small = group_accuracies(right, groups)
+    assert accuracy == {0: 1.0, 1: 0.5} and small == (2,)
+    found = measure(torch.eye(2)[(~right).long()], torch.zeros(len(groups), dtype=torch.long), groups)
+    assert found.values["worst_group"] == 0.5 and found.group == 1
+    assert "worst_group" not in measure(torch.zeros(4, 2), torch.zeros(4).long(), torch.zeros(4).long()).values
+    rare = torch.cat([groups, 3 + torch.arange(20)])  # the groups that count are no longer nearly all there is
+    told = measure(torch.eye(2)[rare.long() % 2], torch.zeros(len(rare), dtype=torch.long), rare)
+    assert "worst_group" not in told.values and told.group is None and len(told.small) == 21
+
+
+def test_calibration_error_by_hand():
+    """Four answers at .9, half of them right: |.5 − .9|; four at .6, all right: |1 − .6|."""
+    probabilities = torch.tensor([[0.9, 0.1]] * 4 + [[0.6, 0.4]] * 4)
+    labels = torch.tensor([0, 0, 1, 1, 0, 0, 0, 0])
+    assert calibration_error(probabilities, labels) == pytest.approx(0.4, abs=1e-6)
+
+
+# ---------------------------------------------------------------------------------------------------- tables
+def report_of(task, quality, seeds=(0, 1, 2), sources=(TRUTH, MODEL), off=0.0) -> Report:
+    """Points of made-up classifiers: ``quality`` is algorithm → accuracy; the model's images are easier by ``off``."""
+    stresses, points, labels = draw_stresses(task, count=IMAGES), [], torch.arange(IMAGES) % 10
+    asked = [(OBSERVED, AS_OBSERVED, "", "")] + [(s, x.name, x.attribute, x.value_label) for x in stresses for s in sources]
+    for k, (source, name, attribute, value) in enumerate(asked):
+        for algorithm, good in quality.items():
+            for seed in seeds:
+                right = round(IMAGES * (good + (off if source == MODEL else 0) + 0.03 * seed - 0.02 * (k // len(sources) % 4)))
+                predicted = torch.where(torch.arange(IMAGES) < right, labels, (labels + 1) % 10)
+                points.append(Point(algorithm, seed, source, name, attribute, value, IMAGES, measure(torch.eye(10)[predicted], labels)))
+        points.append(Point(MAJORITY, None, source, name, attribute, value, IMAGES, measure(torch.zeros(IMAGES, 10), labels)))
+    return Report(Stressed(task, "test", 0, tuple(stresses), tuple(points), {}), dict.fromkeys(quality, "last: weights of the end"))
+
+
+def test_columns_are_means_over_seeds(task):
+    report = report_of(task, {"erm": 0.5, "irm": 0.7})
+    column = next(c for c in report.columns(TRUTH) if c.title == "do(thickness)")
+    values = [p.measured.values["accuracy"] for p in report.points
+              if (p.algorithm, p.source, p.stress) == ("irm", TRUTH, "do(thickness)")]
+    mean = sum(values) / 3
+    error = (sum((v - mean) ** 2 for v in values) / 2 / 3) ** 0.5
+    assert percent(mean, error) == f"{100 * mean:.1f} ± {100 * error:.1f}"
+    assert len(values) == 3 and column.cell("irm") == f"**{percent(mean, error)}**"
+    assert not column.cell("erm").startswith("**")
+    apart, apart_error = column.to_reference("irm")
+    assert 0.15 < apart < 0.25 and apart_error < error  # paired: what the seeds share cancels
+    assert column.to_reference("erm") is None and REFERENCE == "erm"
+    titles = [c.title for c in report.columns(TRUTH)]
+    assert titles == [AS_OBSERVED, "do(thickness)", "do(intensity)", "do(thickness, intensity)", "worst intervention"]
+    assert [c.title for c in report.behaviour(TRUTH)] == ["balanced accuracy", "AUROC", "calibration error"]  # no flips were measured
+
+
+def test_worst_intervention_is_of_each_seed(task):
+    report = report_of(task, {"erm": 0.5})
+    for attribute in ("", "thickness", "intensity"):
+        for seed, value in report.worst_interventions(TRUTH, attribute)["erm"].items():
+            assert value == min(p.measured.values["accuracy"] for p in report.points if p.algorithm == "erm" and p.seed == seed
+                                and p.source == TRUTH and p.value and attribute in ("", p.attribute))
+
+
+def test_table_says_how_it_came_about(task):
+    text = report_of(task, {"erm": 0.5, "irm": 0.7}).text()
+    for told in ("last: weights of the end (erm, irm)", "majority class", "Seeds, of weights and training order: 3",
+                 "32 images of distinct", "Difference of accuracy to erm on the same seeds", "worst intervention"):
+        assert told in text
+    one = report_of(task, {"erm": 0.5}, seeds=(0,), sources=(TRUTH,)).text()
+    assert "with one seed there is no standard error" in one and "Not asked: no model is given (--model RUN)." in one
+    assert "there is the model's test only" in report_of(task, {"erm": 0.5}, sources=(MODEL,)).text()
+
+
+def test_files(task, tmp_path):
+    report = report_of(task, {"erm": 0.4, "irm": 0.6}, off=0.1)
+    paths = report.save(tmp_path)
+    assert [p.name for p in paths] == ["robustness.md", "robustness.csv", "robustness.json", "robustness.png", "agreement.png"]
+    rows = list(csv.DictReader(paths[1].open()))
+    found = json.loads(paths[2].read_text())
+    assert len(rows) == len(found["rows"]) and found["about"]["rules"] == dict.fromkeys(("erm", "irm"), "last: weights of the end")
+    wanted = {"algorithm": "irm", "images_from": MODEL, "stress": "do(intensity)", "metric": "accuracy"}
+    row = next(r for r in found["rows"] if wanted.items() <= r.items())
+    column = next(c for c in report.columns(MODEL) if c.title == "do(intensity)")
+    assert row["values"] == {str(s): v for s, v in column.values["irm"].items()} and row["to_erm"] == column.to_reference("irm")[0]
+    worst = [r for r in rows if r["stress"] == "worst intervention" and r["algorithm"] == "erm" and r["images_from"] == TRUTH]
+    assert [r["attribute"] for r in worst] == ["", "thickness", "intensity"]
+    write_report(tmp_path / "r.html", "t", "l", [section(report, {p.stem: p for p in paths if p.suffix == ".png"})])
+    page = (tmp_path / "r.html").read_text()
+    assert page.count("<img") == 2 and "Which classifiers survive" in page and "**" not in page and "Spearman" in page
+
+
+# ---------------------------------------------------------------------------------------------------- agreement
+def test_agreement_against_scipy(task):
+    quality = {"erm": 0.3, "irm": 0.6, "vrex": 0.5}
+    report = report_of(task, quality, off=0.1)
+    found, true, model = report.agreement, {}, {}
+    for p in report.points:
+        if p.algorithm != MAJORITY and p.source in (TRUTH, MODEL):
+            (true if p.source == TRUTH else model).setdefault((p.algorithm, p.stress), []).append(p.measured.values["accuracy"])
+    x, y = ([sum(values) / 3 for values in side.values()] for side in (true, model))
+    assert len(found.pairs) == len(x) == 3 * 13 and found.spearman == pytest.approx(spearmanr(x, y).statistic)
+    assert found.difference == pytest.approx(sum(abs(a - b) for a, b in zip(x, y, strict=True)) / len(x))
+    assert found.bias == pytest.approx(0.1, abs=0.02) and found.within == 1.0
+    assert abs(found.worst.apart) == max(abs(a - b) for a, b in zip(x, y, strict=True))
+    assert found.worst.algorithm in found.told() and "too easy" in found.told()
+    assert len(agreement_figure(found).axes[0].collections) == 1 + 3
+
+
+def test_agreement_of_too_little(task):
+    assert agreement(report_of(task, {"erm": 0.5}, sources=(TRUTH,)).points) is None
+    same = [p for p in report_of(task, {"erm": 0.5}).points if p.stress == "do(thickness)"]
+    found = agreement(same)
+    assert found.spearman is None and found.within is None and "no rank correlation" in found.told()
+
+
+def test_nobody_to_test(task):
+    with pytest.raises(SchemaError, match="no classifier"):
+        stress_test(task, [])
+
+
+# ---------------------------------------------------------------------------------------------------- the command
+NET = """
+    import torch
+
+    def build(shape, classes):
+        torch.manual_seed(0)
+        return torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(shape[0] * shape[1] * shape[2], classes))
+"""
+
+
+@pytest.fixture
+def mine(tmp_path):
+    path = tmp_path / "mine.py"
+    path.write_text(textwrap.dedent(NET))
+    return f"{path}:build"
+
+
+@pytest.fixture(scope="module")
+def trained(tiny_run, tmp_path_factory):
+    """The tiny model's run, with classifiers of two seeds in it."""
+    from experiments.train import Options as Training
+    from experiments.train import main as train
+    from mechanisms.options import RunOptions
+
+    run = tmp_path_factory.mktemp("robust") / "run"
+    shutil.copytree(tiny_run, run)
+    given = Training(run=RunOptions(run), seeds=2, label="digit", spurious="intensity")
+    training = replace(given.training, network="mlp", hidden=8, steps=2, validations=1, device="cpu")
+    train(replace(given, data=replace(given.data, option=DATA), training=training))
+    return run
+
+
+def test_command(trained, mine, tmp_path, capsys):
+    main(Options(run=trained, classifier=(mine,), name=("my net",), count=20, out=tmp_path / "out", device="cpu"))
+    told = capsys.readouterr().out
+    assert "spurious attributes intensity. 20 images" in told and "as given (my net)" in told
+    assert "### Accuracy, the model's images" in told and "Over 12 points (2 algorithms × 6 stresses)" in told
+    found = json.loads((tmp_path / "out" / "robustness.json").read_text())
+    assert found["about"]["model"] == str(trained) and {r["algorithm"] for r in found["rows"]} == {"erm", "my net", MAJORITY}
+    assert {r["seeds"] for r in found["rows"] if r["algorithm"] == "erm"} == {2}
+
+
+def test_the_same_again(trained, mine, tmp_path):
+    options = Options(run=trained, classifier=(mine,), rule="iid", spurious="thickness", count=9, out=tmp_path, device="cpu")
+    first, again = robustness(options), robustness(options)
+    assert first.points == again.points and first.rules["erm"].startswith("iid: best on validation")
+    assert first.unconfounded(TRUTH) == "do(thickness)"
+
+
+def test_own_classifier_alone(mine, tmp_path, capsys):
+    given = Options(classifier=(mine,), label="digit", spurious="thickness", count=12, out=tmp_path / "o", device="cpu")
+    main(replace(given, data=replace(given.data, option=DATA)))
+    told = capsys.readouterr().out
+    assert "Each classifier was trained once, elsewhere." in told and "| mine " in told and "Difference of accuracy" not in told
+
+
+@pytest.mark.parametrize(("changes", "told"), [
+    ({}, "nothing to test: give --run"), ({"run": "R", "weights": ("w",)}, "--weights is given 1 times, --classifier 0 times"),
+    ({"run": "R", "algorithm": "svm"}, "has no classifier by svm; it has erm"), ({"run": "R", "label": "thickness"}, "different labels"),
+    ({"run": "R", "rule": "oracle"}, "has no weights by the rule 'oracle'"), ({"run": "R", "count": 999}, "count=999"),
+    ({"run": "nowhere"}, "run folder nowhere does not exist"), ({"run": "R", "model": "nowhere"}, "nowhere does not exist"),
+    ({"run": "R", "classifier": ("MINE", "MINE")}, "two classifiers are called 'mine'"),
+])
+def test_bad_input(trained, mine, tmp_path, changes, told):
+    from pathlib import Path
+
+    changes = {k: Path(trained if v == "R" else v) if k in ("run", "model") else v for k, v in changes.items()}
+    changes = {k: tuple(mine if w == "MINE" else w for w in v) if k == "classifier" else v for k, v in changes.items()}
+    with pytest.raises(UserError, match=told):
+        main(Options(out=tmp_path / "out", device="cpu", **changes))
+    assert not list((tmp_path / "out").glob("*")) if (tmp_path / "out").exists() else True
+
+
+def test_run_without_classifiers_says_how(tiny_run, tmp_path):
+    with pytest.raises(RunError, match="has no classifiers yet; train some: python -m experiments.train --run"):
+        main(Options(run=tiny_run, out=tmp_path, device="cpu"))
+    with pytest.raises(UserError, match="leave --dataset and its options out"):
+        given = Options(run=tiny_run)
+        replace(given, data=replace(given.data, dataset="colourmnist")).check()
+
+
+def test_model_of_other_data_is_refused(tiny_run, mine, tmp_path):
+    given = Options(classifier=(mine,), label="digit", spurious="thickness", model=tiny_run, out=tmp_path, device="cpu")
+    with pytest.raises(RunError, match="was trained on other data than the classifiers are tested on"):
+        main(replace(given, data=replace(given.data, option=("train_digits=80", *DATA[1:]))))
