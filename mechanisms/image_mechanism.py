@@ -30,6 +30,9 @@ thickness), additive embeddings of parents (nothing), importance weights towards
 learns faster than the features (each about a third of the way). A mediator's prior is one more network of the parents,
 and the same holds for it: where it saw all of them, do(intensity) was 1.95 instead of 0.59 and do(thickness) 2.25 instead
 of 2.22 after 1,000 updates. So an effect that is kept out of the features has no path through z either.
+Classes can be collinear too: where the digit tells the hue with probability .95 (Colour-MNIST, RGB), a feature network that
+sees the hue draws the digit that goes with it, and do(hue) of six images erred by 4.4 of 255 on average after 3,000
+updates (copying: 9.6); with the hue in the read-out only, by 0.4 after 2,000.
 """
 
 from __future__ import annotations

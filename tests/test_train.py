@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,17 +16,18 @@ from datasets.errors import UserError
 from datasets.registry import open_dataset
 from datasets.schema import SchemaError
 from datasets.task import task_of
+from experiments.algorithms.registry import ALGORITHMS
 from experiments.classifier import folder_of, list_trained, load_trained, results
 from experiments.resolve import resolve, settings_help
 from experiments.selection import criteria, halved, selection_split, shifts_of, worst_group
 from experiments.stacked import Stacked, can_stack, learn_stacked, pays
 from experiments.train import describe, main, train_classifiers
-from experiments.train_options import Options, TrainingFlags
+from experiments.train_options import ClassifierConfig, Options, TrainingFlags
 from experiments.trainer import Rows, Trainer
 from mechanisms.bookkeeping import MetricsLog
 from mechanisms.checkpoint import RunError, load, read_json
 from mechanisms.command import run_command
-from mechanisms.options import RunOptions
+from mechanisms.options import RunOptions, TrainingConfig
 
 TOY = '''
 from dataclasses import dataclass
@@ -223,7 +224,7 @@ def test_a_learned_model_makes_the_counterfactuals(tiny_run, tmp_path, capsys):
     record = read_json(tiny_run / "run.json")
     options = [word for key, value in record["options"].items() for word in ("--option", f"{key}={value}")]
     arguments = ["--dataset", record["dataset"], *options, "--label", "digit", "--spurious", "thickness", "--algorithm", "cf-consistency",
-                 "--seeds", "1", "--steps", "2", "--batch-size", "16", "--network", "mlp", "--hidden", "8", "--counterfactuals", "2", *COMMON]
+                 "--seeds", "1", "--steps", "2", "--network", "mlp", "--hidden", "8", "--counterfactuals", "2", *COMMON]
     run_command(Options, main, [*arguments, "--model", str(tiny_run), "--run", str(tmp_path)])
     made = load_trained(tmp_path, "cf-consistency", 0).description["counterfactuals"]
     assert made.endswith(", 2") and len(made) > 10 and "| cf-consistency" in capsys.readouterr().out
@@ -256,10 +257,11 @@ def test_a_recipe_that_sets_what_is_not_there(toy):
             type(dataset).recipes = kept
 
 
-def test_every_setting_has_a_help_text():
-    from experiments.algorithms.registry import ALGORITHMS
-
-    assert all(text for kind in ALGORITHMS.values() for text in settings_help(kind).values())
+def test_every_setting_has_a_help_text_and_a_name_of_its_own():
+    """A recipe names fields of the training, of the network and of the algorithm side by side."""
+    others = {f.name for kind in (TrainingConfig, ClassifierConfig) for f in fields(kind)}
+    for kind in ALGORITHMS.values():
+        assert all(settings_help(kind).values()) and not others & settings_help(kind).keys(), kind.name
 
 
 # ---------------------------------------------------------------------------------------------------- selection

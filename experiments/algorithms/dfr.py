@@ -26,8 +26,8 @@ class DFRSettings:
 
     updates: int = 500
     """Full-batch updates of the last layer."""
-    learning_rate: float = 0.01
-    """Of these, with Adam; it falls along a cosine."""
+    head_rate: float = 0.01
+    """Learning rate of these, with Adam; it falls along a cosine."""
     decay: float = 0.001
     """Weight of the sum of squares of the last layer's weights."""
 
@@ -49,7 +49,7 @@ class DFR(Algorithm):
     @classmethod
     def check(cls, settings: Any) -> None:
         require(settings.updates >= 1, "updates", settings.updates, "be at least 1")
-        require(0 < settings.learning_rate < math.inf, "learning_rate", settings.learning_rate, "be positive")
+        require(0 < settings.head_rate < math.inf, "head_rate", settings.head_rate, "be positive")
         require(0 <= settings.decay < math.inf, "decay", settings.decay, "not be negative")
 
     def __init__(self, *arguments, **named) -> None:
@@ -78,7 +78,7 @@ class DFR(Algorithm):
             model.network.head.bias.zero_()
         settings = trainer.settings
         return trainer.fit(model, train=fitted, valid=judged, steps=settings.updates, batch_size=len(fitted), optimizer="adam",
-                           learning_rate=settings.learning_rate, schedule="cosine", weight_decay=0.0, warmup=0)
+                           learning_rate=settings.head_rate, schedule="cosine", weight_decay=0.0, warmup=0)
 
     def read(self, batch: Batch) -> Tensor:
         """From features where the batch has them, as those of the frozen body need not be computed again."""
