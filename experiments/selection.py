@@ -16,6 +16,7 @@ from torch import Tensor
 from datasets.base import Split
 from datasets.task import Task
 from experiments.algorithms.base import Sizes
+from experiments.classifier_metrics import FEWEST
 from mechanisms.noise import seeded
 
 RULES = ("last", "iid", "worst-group", "oracle")
@@ -83,9 +84,13 @@ def criteria(split: Split, sizes: Sizes) -> dict[str, Callable[[Mapping[str, flo
 
 
 def worst_group(means: Mapping[str, float], split: Split) -> float:
-    """The least accuracy of a group that has rows in ``split``, of means that were taken on it."""
-    observed = split.attributes["shift"] == 0
-    return min(means[f"group_{g}"] for g in split.attributes["group"][observed].unique().tolist())
+    """The least accuracy of a group, of means that were taken on ``split``.
+
+    Groups of fewer than :data:`experiments.classifier_metrics.FEWEST` rows say nothing and are left out, unless all are such.
+    """
+    counts = torch.bincount(split.attributes["group"][split.attributes["shift"] == 0])
+    known = (counts >= min(FEWEST, int(counts.max()))).nonzero().flatten()
+    return min(means[f"group_{g}"] for g in known.tolist())
 
 
 def halved(split: Split, generator: torch.Generator) -> tuple[Split, Split]:

@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from datasets import Split
+from datasets.base import Split
 from datasets.errors import UserError
 from datasets.registry import open_dataset
 from datasets.schema import SchemaError
@@ -294,7 +295,19 @@ def test_criteria_prefer_what_they_say(toy):
     for rule, better in (("iid", {"accuracy": 0.81}), ("worst-group", groups), ("oracle", {"shift_0": 0.61})):
         assert rules[rule]({**base, **better}) < rules[rule](base)
         assert rules[rule]({**base, "loss": 0.4}) < rules[rule](base) == pytest.approx(rules[rule]({**base, "loss": 900.0}), abs=1e-6)
-    assert worst_group({**base, "group_2": 0.1}, rows.selection(96)) == 0.1
+    largest = int(torch.bincount(rows.selection(96).attributes["group"]).argmax())
+    assert worst_group({**base, f"group_{largest}": 0.1}, rows.selection(96)) == 0.1
+
+
+def test_a_group_of_few_rows_is_not_the_worst():
+    def split(*sizes):
+        group = torch.repeat_interleave(torch.arange(len(sizes)), torch.tensor(sizes))
+        return Split("valid", torch.zeros(len(group), 1, 2, 2), {"group": group, "shift": torch.zeros_like(group)})
+
+    means = {"group_0": 0.9, "group_1": 0.2, "group_2": 0.0}
+    assert worst_group(means, split(10, 10, 9)) == 0.2
+    assert worst_group(means, split(3, 2, 3)) == 0.0  # all are small: the largest count
+    assert worst_group(means, split(3, 0, 2)) == 0.9
 
 
 # ---------------------------------------------------------------------------------------------------- trainer
