@@ -6,6 +6,7 @@ known — the true counterfactual and a measurement of attributes on any image.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -18,6 +19,7 @@ from torch import Tensor
 from datasets.schema import Graph, SchemaError, Variable
 
 SPLITS = ("train", "valid", "test")
+_FINGERPRINTED = 64  # rows
 Shift = Callable[[Mapping[str, Tensor], torch.Generator], dict[str, Tensor]]
 
 
@@ -116,7 +118,8 @@ class CausalDataset:
     def environments(self, split: str) -> Tensor | None:
         """Which environment each row of a split comes from, ``(N,)`` integers from 0; None if there is only one.
 
-        Environments differ in how causes are distributed, not in how the label arises from them.
+        Environments differ in how causes are distributed, not in how the label arises from them. Read them through
+        :meth:`datasets.task.Task.environments`, which checks them.
         """
         return None
 
@@ -124,6 +127,7 @@ class CausalDataset:
         """Test distributions that are known by a name, as interventions: ``{name: (attributes, generator) → do}``.
 
         A shift is given the attributes ``{name: (B,)}`` of observed rows and returns the values to set, ``(B,)`` each.
+        Ask for them through :meth:`datasets.task.Task.shifted`, which checks them.
         """
         return {}
 
@@ -160,6 +164,17 @@ class CausalDataset:
     @property
     def title(self) -> str:
         return self.name or type(self).__name__
+
+    @cached_property
+    def training_fingerprint(self) -> str:
+        """A hash of the first training rows, images included, by which data of equal statistics are told apart."""
+        rows = self.split("train")
+        return fingerprint(rows, torch.arange(min(_FINGERPRINTED, len(rows))), lazy=True)
+
+    @property
+    def answered_by(self) -> CausalDataset:
+        """The data set whose models answer for this one: itself, unless its rows are a selection of another's."""
+        return self
 
     @cached_property
     def schema(self) -> Graph:
@@ -210,6 +225,24 @@ class CausalDataset:
             if len(values) != len(images):
                 raise SchemaError(f"{where} has {len(images)} images but {len(values)} values of {attribute!r}")
         return Split(name, images, attributes)
+
+
+def fingerprint(rows: Split, index: Tensor, lazy: bool = False) -> str:
+    """A hash of attributes and images of these rows.
+
+    Args:
+        lazy: whether also of images that are not in memory, each of which is then read.
+    """
+    contents = {name: values[index] for name, values in rows.attributes.items()}
+    if rows.in_memory:
+        contents["image"] = rows.images[index]
+    elif lazy:
+        contents["image"] = torch.stack([torch.as_tensor(rows.images[int(i)]) for i in index])
+    digest = hashlib.sha256()
+    for name, values in sorted(contents.items()):
+        digest.update(name.encode())
+        digest.update(values.contiguous().numpy().tobytes())
+    return digest.hexdigest()[:16]
 
 
 def is_array(images: Any) -> bool:

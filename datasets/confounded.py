@@ -90,6 +90,10 @@ class Confounded(CausalDataset):
     def title(self) -> str:
         return f"confounded {self.inner.title}"
 
+    @property
+    def answered_by(self) -> CausalDataset:
+        return self.inner.answered_by
+
     @cached_property
     def graph(self) -> Graph:
         """That of the other data set, with the statistics of all its training rows."""
@@ -121,7 +125,8 @@ class Confounded(CausalDataset):
         return {**{name: values[index] for name, values in rows.attributes.items()}, "image": images}
 
     def true_counterfactual(self, split: str, index: Tensor, do: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        return self.inner.true_counterfactual(split, self._index[split][torch.as_tensor(index).long()], do)
+        index, _ = self.intervened(split, index, do)
+        return self.inner.true_counterfactual(split, self._index[split][index], do)
 
     def measure(self, images: Tensor) -> dict[str, Tensor]:
         return self.inner.measure(images)
@@ -130,16 +135,28 @@ class Confounded(CausalDataset):
         found = self.inner.subjects(split)
         return None if found is None else torch.as_tensor(found)[self._index[split]]
 
+    def environments(self, split: str) -> Tensor | None:
+        """Those of the other data set."""
+        found = self.inner.environments(split)
+        return None if found is None else torch.as_tensor(found)[self._index[split]]
+
     def shifts(self) -> Mapping[str, Shift]:
-        """``reversed``: the tied attribute drawn from that half of its training values which does not go with the class."""
+        """The tied attribute drawn anew, from the other data set's training values.
+
+        ``independent``: from all of them; ``reversed``: from that half of them which does not go with the class.
+        """
         values = self.inner.split("train").attributes[self.tie]
         halves = [values[self._upper(self.tie, values) == upper] for upper in (False, True)]
+
+        def anew(attributes: Mapping[str, Tensor], generator: torch.Generator) -> dict[str, Tensor]:
+            return {self.tie: values[torch.randint(len(values), (len(attributes[self.label]),), generator=generator)]}
+
         if not all(map(len, halves)):
-            return {}
+            return {"independent": anew}
 
         def against(attributes: Mapping[str, Tensor], generator: torch.Generator) -> dict[str, Tensor]:
             label = attributes[self.label]
             drawn = [half[torch.randint(len(half), (len(label),), generator=generator)] for half in halves]
             return {self.tie: torch.where(self._upper(self.label, label), *drawn)}
 
-        return {"reversed": against}
+        return {"independent": anew, "reversed": against}

@@ -47,11 +47,23 @@ class Task:
 
     # ------------------------------------------------------------------------------------------------ environments
     def environments(self, split: str) -> Tensor:
-        """``(N,)``; 0 everywhere where there is only one environment."""
+        """``(N,)`` int64; 0 everywhere where there is only one environment.
+
+        Raises:
+            SchemaError: for what the data set returns if it is not one integer from 0 on for each row.
+        """
+        rows = self.dataset.split(split)
         if self.environment:
-            return self.dataset.split(split).attributes[self.environment]
-        found = self.dataset.environments(split)
-        return torch.zeros(len(self.dataset.split(split)), dtype=torch.long) if found is None else torch.as_tensor(found).long()
+            return rows.attributes[self.environment]
+        if (found := self.dataset.environments(split)) is None:
+            return torch.zeros(len(rows), dtype=torch.long)
+        found = torch.as_tensor(found)
+        where = f"environments({split!r}) of {self.dataset.title}"
+        if tuple(found.shape) != (len(rows),):
+            raise SchemaError(f"{where} has shape {tuple(found.shape)}; the split has {len(rows)} rows: return ({len(rows)},)")
+        if found.is_floating_point() or found.is_complex() or found.dtype == torch.bool or int(found.min()) < 0:
+            raise SchemaError(f"{where} holds {found.dtype}, from {found.min().item()} on; number environments 0..E-1, as integers")
+        return found.long()
 
     @cached_property
     def environment_count(self) -> int:
@@ -67,6 +79,27 @@ class Task:
         if empty := [str(e) for e, count in enumerate(counts.tolist()) if count == 0]:
             raise SchemaError(f"{needed_by} needs rows in every environment, but environment {', '.join(empty)} of "
                               f"{self.dataset.title} is empty in training; number them 0..E-1 without gaps")
+
+    # ------------------------------------------------------------------------------------------------ shifts
+    def shifted(self, name: str, attributes: Mapping[str, Tensor], generator: torch.Generator) -> dict[str, Tensor]:
+        """What the data set's shift ``name`` sets, ``{attribute: (B,)}``, given the attributes of B rows.
+
+        Raises:
+            SchemaError: for an unknown shift; for one that sets nothing, what is no attribute, values without support, or
+                not one value for each row.
+        """
+        shifts, rows = self.dataset.shifts(), len(attributes[self.label.name])
+        if name not in shifts:
+            raise SchemaError(f"unknown shift {name!r}; {self.dataset.title} has {', '.join(shifts) or 'none'}")
+        where, known = f"the shift {name!r} of {self.dataset.title}", [v.name for v in self.dataset.graph.attributes]
+        do = shifts[name](attributes, generator)
+        if not isinstance(do, Mapping) or not do or any(n not in known for n in do):
+            told = ", ".join(map(str, do)) or "nothing" if isinstance(do, Mapping) else f"a {type(do).__name__}"
+            raise SchemaError(f"{where} sets {told}; it must return values for some of {', '.join(known)}, {{name: (B,)}}")
+        do = {n: self.dataset.graph[n].check(value, where) for n, value in do.items()}
+        if wrong := next((n for n, value in do.items() if len(value) != rows), None):
+            raise SchemaError(f"{where} sets {len(do[wrong])} values of {wrong} for {rows} rows; return one for each")
+        return do
 
     # ------------------------------------------------------------------------------------------------ groups
     def parts(self, variable: Variable) -> tuple[str, ...]:

@@ -65,11 +65,13 @@ class Options:
 def values_of(do: tuple[str, ...], dataset: CausalDataset, split: str, seed: int) -> dict[str, dict[str, Tensor]]:
     """Label → ``{name: (N,)}``: the values that interventions set on each row of a split.
 
-    Drawn for all rows at once, so that those of a row do not depend on how many are exported, and by how many processes.
+    Drawn for all rows at once, so that those of a row do not depend on how many are exported, and by how many processes;
+    and from a stream of each intervention's own, so that they do not depend on which others are asked for.
 
     Raises:
         SchemaError: see :func:`pgm.interventions.parse_do`; for an intervention that is asked for twice.
     """
+    import hashlib
     import warnings
 
     from datasets.schema import SchemaError
@@ -77,10 +79,13 @@ def values_of(do: tuple[str, ...], dataset: CausalDataset, split: str, seed: int
     from pgm.interventions import parse_do, resolve_do
 
     rows, training, made = dataset.split(split), dataset.split("train").attributes, {}
-    for k, text in enumerate(do):
-        for label, action in parse_do(text, dataset.graph, training, seeded(seed, k)):
+    generator = seeded(seed)
+    for text in do:
+        for label, action in parse_do(text, dataset.graph, training, generator):
             if label in made:
                 raise SchemaError(f"--do {label} is given twice")
+            stream = int.from_bytes(hashlib.sha256(label.encode()).digest()[:6], "big")
+            generator.set_state(seeded(seed, stream).get_state())
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", UserWarning)  # the command reports what lies beyond the training data
                 made[label], _ = resolve_do(dataset.graph, action, rows.attributes, len(rows))

@@ -9,7 +9,10 @@ from __future__ import annotations
 
 import csv
 import hashlib
+import json
+import os
 import re
+import threading
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,15 +23,16 @@ from torch import Tensor
 
 from datasets.base import CausalDataset, Split
 from datasets.images import ImageFiles
-from dscm.export_files import COLUMNS, KIND, WRITERS, Shard, read_shard, read_table, shards
+from datasets.schema import DISCRETE
+from dscm.export_files import COLUMNS, KIND, WRITERS, Shard, check_files, parsed, read_shard, read_table, shards, synced
 from dscm.questions import fingerprint
-from mechanisms.checkpoint import RunError, read_json, replacing, versions, write_json
+from mechanisms.checkpoint import RunError, read_json, replacing, versions
 from mechanisms.noise import seeded
 
 if TYPE_CHECKING:
     from dscm.model import DSCM
 
-PROVENANCE, FORMAT = "provenance.json", 1
+PROVENANCE, FORMAT = "provenance.json", 2
 _BLOCK = 64  # rows that share a stream of noise, whatever the shards and processes
 _MAY_DIFFER = ("versions",)
 
@@ -91,10 +95,21 @@ class Export:
             "graph": self.dscm.graph.fingerprint(), "weights": weights_hash(self.dscm),
             "calibration": None if calibration is None else {k: dict(v) for k, v in calibration.spread.items()},
             "split": self.split, "count": self.count, "rows": fingerprint(rows, torch.arange(self.count)), "seed": self.seed,
-            "do": list(self.interventions), "folders": self.folders, "draws": self.draws, "temperature": self.temperature,
-            "truth": self.truth, "files": self.form, "shape": list(self.dataset.schema.image.shape), "shard_size": self.shard_size,
-            "attributes": [v.name for v in self.dataset.graph.attributes],
+            "do": list(self.interventions), "values": self._values(), "folders": self.folders, "draws": self.draws,
+            "temperature": self.temperature, "truth": self.truth, "files": self.form, "shape": list(self.dataset.schema.image.shape),
+            "shard_size": self.shard_size, "attributes": {v.name: v.kind for v in self.dataset.graph.attributes},
             "images": self.count * (self.draws or 1) * len(self.interventions), "versions": versions()}
+
+    def _values(self) -> dict[str, str]:
+        """Label → a hash of the values that are set, since a label such as ``thickness~marginal`` does not say which."""
+        hashes = {}
+        for label, do in self.interventions.items():
+            digest = hashlib.sha256()
+            for name, value in sorted(do.items()):
+                digest.update(f"{name} {value.dtype} ".encode())
+                digest.update(value[: self.count].cpu().contiguous().numpy().tobytes())
+            hashes[label] = digest.hexdigest()[:16]
+        return hashes
 
     def write(self, out: Path, rank: int = 0, world: int = 1) -> tuple[int, int]:
         """Write every ``world``-th shard, from number ``rank`` on, that is not there yet; returns how many were written and kept.
@@ -138,6 +153,7 @@ class Export:
             table.writerow(header)
             for k, (name, true_name) in enumerate(names):
                 table.writerow([name, true_name, label, int(index[k]), int(draw[k]), *(_number(value[k]) for value in state.values())])
+            synced(file)
 
     def _block(self, index: Tensor, do: Mapping[str, Tensor], number: int) -> dict[str, Tensor]:
         """Attributes ``(K, B)``, and images ``(K, B, C, H, W)`` uint8, of consecutive rows."""
@@ -176,13 +192,35 @@ def claim(out: Path, provenance: Mapping[str, Any]) -> None:
         if there:
             named = ", ".join(sorted(there)[:3]) + (", …" if len(there) > 3 else "")
             raise RunError(f"--out {out} is not empty ({named}) and has no {PROVENANCE}; nothing was touched. Choose an empty folder")
-        write_json(out / PROVENANCE, provenance)
-        return
+        if _created(out / PROVENANCE, provenance):
+            return
     found = read_json(out / PROVENANCE)
     found = found if isinstance(found, dict) else {}
     if changed := [key for key in provenance if key not in _MAY_DIFFER and found.get(key) != provenance[key]]:
         told = "; ".join(f"{key}: {_short(found.get(key))} there, {_short(provenance[key])} asked for" for key in changed)
         raise RunError(f"--out {out} holds images of other provenance ({told}); nothing was touched. Choose another folder")
+
+
+def _created(path: Path, value: Any) -> bool:
+    """Write a file that is not there yet, whole; False if another process has been faster, whose file stays as it is.
+
+    Raises:
+        RunError: if it cannot be written.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.{threading.get_ident()}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with open(temporary, "w", encoding="utf-8") as file:
+            file.write(json.dumps(value, indent=2, default=str) + "\n")
+            synced(file)
+        os.link(temporary, path)
+    except FileExistsError:
+        return False
+    except OSError as error:
+        raise RunError(f"cannot write {path}: {error}. Free some space or choose another place") from error
+    finally:
+        temporary.unlink(missing_ok=True)
+    return True
 
 
 def _short(value: Any) -> str:
@@ -224,17 +262,19 @@ def open_export(out: Path | str) -> Exported:
     if missing := [shard for shard in parts if not shard.complete]:
         raise RunError(f"{out} is not complete: {len(missing)} of {len(parts)} shards are missing, {missing[0].csv} first. The same "
                        "dscm.export command goes on where it stopped")
-    read = [(shard, read_table(shard.csv)) for shard in parts]
+    each, header = about["draws"] or 1, [*COLUMNS, *about["attributes"]]
+    read = [(shard, read_table(shard, header, len(shard.rows) * each)) for shard in parts]
     lines = [line for _, table in read for line in table]
-    discrete = {name for name in about["attributes"] if all(re.fullmatch(r"-?\d+", line[name]) for line in lines)}
-    attributes = {name: torch.tensor([(int if name in discrete else float)(line[name]) for line in lines])
-                  for name in about["attributes"]}
+    columns = {name: torch.cat([parsed(shard, table, name, kind in DISCRETE) for shard, table in read])
+               for name, kind in {"source": "categorical", "draw": "categorical", **about["attributes"]}.items()}
     if about["files"] == "png":
+        for shard, table in read:
+            check_files(shard, table, about["truth"])
         images, truth = (ImageFiles([shard.path.parent / line[column] for shard, table in read for line in table], tuple(about["shape"]))
                          if column == "file" or about["truth"] else None for column in ("file", "truth_file"))
     else:
-        held = [read_shard(shard.path, about["files"]) for shard in parts]
+        held = [read_shard(shard, about["files"], len(shard.rows) * each, tuple(about["shape"]), about["truth"]) for shard in parts]
         images = torch.cat([state["images"] for state in held])
         truth = torch.cat([state["truth"] for state in held]) if about["truth"] else None
-    source, draw = (torch.tensor([int(line[name]) for line in lines]) for name in ("source", "draw"))
-    return Exported(about["split"], images, attributes, source, draw, tuple(line["intervention"] for line in lines), truth, about)
+    source, draw = columns.pop("source"), columns.pop("draw")
+    return Exported(about["split"], images, columns, source, draw, tuple(line["intervention"] for line in lines), truth, about)

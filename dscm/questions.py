@@ -6,8 +6,6 @@ questions therefore carries its seed and a fingerprint of the rows that it conce
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from datasets.base import CausalDataset, Split
+from datasets.base import CausalDataset, fingerprint
 from datasets.schema import SchemaError, Variable
 from mechanisms.checkpoint import RunError, read_json, write_json
 from mechanisms.noise import seeded
@@ -164,17 +162,3 @@ def _other_classes(variable: Variable, pool: Tensor, present: Tensor, generator:
     if not (weights.sum(1) > 0).all():
         raise SchemaError(f"training shows one class of {variable.name} only, so there is no other to ask about; drop it from the graph")
     return torch.multinomial(weights, 1, generator=generator).squeeze(1)
-
-
-def fingerprint(rows: Split, index: Tensor) -> str:
-    """A hash of attributes and, where they are in memory, images of these rows."""
-    digest = hashlib.sha256()
-    for name, values in sorted(_contents(rows, index).items()):
-        digest.update(name.encode())
-        digest.update(values.contiguous().numpy().tobytes())
-    return digest.hexdigest()[:16]
-
-
-def _contents(rows: Split, index: Tensor) -> Mapping[str, Tensor]:
-    attributes = {name: values[index] for name, values in rows.attributes.items()}
-    return {**attributes, "image": rows.images[index]} if rows.in_memory else attributes

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 
 from dscm.figures import INK, PALE, page, tidy
 from experiments.aggregate import mean_over
-from experiments.stress_test import MAJORITY, MODEL, TRUTH, Point
+from experiments.stress_test import MAJORITY, MODEL, OBSERVED, TRUTH, Stressed
 
 COLORS = ("#1f6fb2", "#d9730d", "#3d8b4f", "#8659a8", "#a8324a", "#3aa0a0", "#8c6d31", "#5c6670")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
@@ -19,12 +19,13 @@ _FEWEST = 3  # points that a rank correlation needs to say anything
 
 @dataclass(frozen=True)
 class Pair:
-    """Accuracy of one algorithm under one stress, mean over seeds: on true images, and on those of the model."""
+    """Accuracy of one algorithm under one stress, mean over seeds: on true images, on those of the model, and as observed."""
 
     algorithm: str
     stress: str
     true: float
     model: float
+    observed: float
 
     @property
     def apart(self) -> float:
@@ -42,6 +43,8 @@ class Agreement:
             only hard stresses from easy ones. None where no stress has three algorithms of different accuracy.
         difference: mean absolute difference of accuracy.
         bias: mean difference, model minus truth: positive where the model's test is too easy.
+        floor, floor_spearman: difference and rank correlation of a model that returns every image as it was observed.
+        changed: share of the rows in which a stress sets something to what it was not, mean over stresses.
     """
 
     pairs: tuple[Pair, ...]
@@ -49,6 +52,9 @@ class Agreement:
     within: float | None
     difference: float
     bias: float
+    floor: float
+    floor_spearman: float | None
+    changed: float
 
     @property
     def worst(self) -> Pair:
@@ -69,33 +75,44 @@ class Agreement:
                 f"accuracy on the model's images against true images, {rank}, and the mean absolute difference is "
                 f"{100 * self.difference:.1f} points (the model's test is {abs(100 * self.bias):.1f} points too "
                 f"{'easy' if self.bias > 0 else 'hard'} on average).{inside} Largest disagreement: {worst.algorithm} under {worst.stress}, "
-                f"{100 * worst.true:.1f} in truth, {100 * worst.model:.1f} by the model.")
+                f"{100 * worst.true:.1f} in truth, {100 * worst.model:.1f} by the model. To beat: a model that returns every image as it "
+                f"was observed has {self._floor()}; a stress changes {100 * self.changed:.0f} % of the rows on average.")
+
+    def _floor(self) -> str:
+        rank = "no rank correlation" if self.floor_spearman is None else f"a rank correlation of {self.floor_spearman:.3f}"
+        return f"{rank} and a mean absolute difference of {100 * self.floor:.1f} points"
 
 
-def agreement(points: Sequence[Point]) -> Agreement | None:
-    """Of all points that both sources have; None if there are none."""
+def agreement(stressed: Stressed) -> Agreement | None:
+    """Of all points that both sources have, each question once; None if there are none."""
+    stresses = {stress.name: stress for stress in stressed.different()}
     seen: dict[tuple[str, str], dict[str, list[float]]] = {}
-    for p in points:
-        if p.algorithm != MAJORITY and p.source in (TRUTH, MODEL):
+    plain: dict[str, list[float]] = {}
+    for p in stressed.points:
+        if p.source == OBSERVED:
+            plain.setdefault(p.algorithm, []).append(p.measured.values["accuracy"])
+        elif p.algorithm != MAJORITY and p.stress in stresses:
             seen.setdefault((p.algorithm, p.stress), {}).setdefault(p.source, []).append(p.measured.values["accuracy"])
-    pairs = tuple(Pair(algorithm, stress, mean_over(found[TRUTH])[0], mean_over(found[MODEL])[0])
+    pairs = tuple(Pair(algorithm, stress, *(mean_over(values)[0] for values in (found[TRUTH], found[MODEL], plain[algorithm])))
                   for (algorithm, stress), found in seen.items() if len(found) == 2)
     if not pairs:
         return None
-    inside = [rank for stress in dict.fromkeys(p.stress for p in pairs)
-              if (rank := rank_correlation([p for p in pairs if p.stress == stress])) is not None]
+    asked = list(dict.fromkeys(p.stress for p in pairs))
+    inside = [rank for stress in asked if (rank := rank_correlation([p for p in pairs if p.stress == stress])) is not None]
     return Agreement(pairs, rank_correlation(pairs), mean_over(inside)[0] if inside else None,
-                     mean_over([abs(p.apart) for p in pairs])[0], mean_over([p.apart for p in pairs])[0])
+                     mean_over([abs(p.apart) for p in pairs])[0], mean_over([p.apart for p in pairs])[0],
+                     mean_over([abs(p.observed - p.true) for p in pairs])[0], rank_correlation(pairs, lambda p: p.observed),
+                     mean_over([stressed.changed(stresses[name]) for name in asked])[0])
 
 
-def rank_correlation(pairs: Sequence[Pair]) -> float | None:
-    """Spearman's, with mean ranks for ties; None for fewer than three pairs, or where one side is constant."""
+def rank_correlation(pairs: Sequence[Pair], told: Callable[[Pair], float] = lambda p: p.model) -> float | None:
+    """Spearman's, of what is told with the truth, mean ranks for ties; None for fewer than three pairs, or where one side is constant."""
     from scipy.stats import spearmanr
 
-    true, model = [p.true for p in pairs], [p.model for p in pairs]
-    if len(pairs) < _FEWEST or len(set(true)) < 2 or len(set(model)) < 2:
+    true, other = [p.true for p in pairs], [told(p) for p in pairs]
+    if len(pairs) < _FEWEST or len(set(true)) < 2 or len(set(other)) < 2:
         return None
-    return float(spearmanr(true, model).statistic)
+    return float(spearmanr(true, other).statistic)
 
 
 def agreement_figure(found: Agreement) -> Figure:
@@ -122,6 +139,7 @@ def agreement_figure(found: Agreement) -> Figure:
     axes.set_xlabel("accuracy on true intervened images, %", fontsize=8)
     axes.set_ylabel("accuracy on the model's, %", fontsize=8)
     rank = "" if found.spearman is None else f"Spearman {found.spearman:.3f}, "
-    axes.set_title(f"{rank}mean absolute difference {100 * found.difference:.1f} points", fontsize=8, loc="left", color=INK)
+    axes.set_title(f"{rank}mean absolute difference {100 * found.difference:.1f} points (as observed: {100 * found.floor:.1f})", fontsize=8,
+                   loc="left", color=INK)
     axes.legend(loc="upper left", bbox_to_anchor=(1.03, 1), frameon=False, fontsize=7.5, title="band: ± 2 points", title_fontsize=7)
     return figure

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from experiments.masking import weights_fingerprint
 from experiments.networks import Network, rebuild
 from experiments.selection import RULES
 from mechanisms.bookkeeping import WEIGHTS
@@ -58,8 +60,24 @@ def folder_of(run: Path, algorithm: str, seed: int) -> Path:
 
 def list_trained(run: Path) -> list[tuple[str, int]]:
     """``(algorithm, seed)`` of every finished classifier of a run, ERM first, then by name; empty without any."""
-    found = {(row["algorithm"], row["seed"]) for row in results(run) if (folder_of(run, row["algorithm"], row["seed"]) / WEIGHTS).exists()}
-    return sorted(found, key=lambda pair: (pair[0] != "erm", *pair))
+    found = {(row["algorithm"], row["seed"]) for row in results(run)}
+    return sorted((pair for pair in found if is_finished(run, *pair)), key=lambda pair: (pair[0] != "erm", *pair))
+
+
+def is_finished(run: Path, algorithm: str, seed: int) -> bool:
+    """Whether this classifier is there, and its weights are those whose row is among the results, not those of a later attempt."""
+    path = folder_of(run, algorithm, seed) / WEIGHTS
+    return path.exists() and not _lacking(run, algorithm, seed, load(path, "classifier"))
+
+
+def _lacking(run: Path, algorithm: str, seed: int, state: Mapping[str, Any]) -> str:
+    """Why the weights of a training are not to be used, with the remedy; empty if they are."""
+    again = f"python -m experiments.train --run {run} --algorithm {algorithm}"
+    if "diverged" in state:
+        return (f"has diverged at step {state['diverged']}; its weights are of step {state['step']}. Train it again with a lower "
+                f"--learning-rate: {again} --overwrite")
+    steps = [row["steps"] for row in results(run) if (row["algorithm"], row["seed"]) == (algorithm, seed)]
+    return "" if steps == [state["step"]] else f"is unfinished, at step {state['step']}; {again} --resume, with the same data set, goes on"
 
 
 def load_trained(run: Path, algorithm: str, seed: int, rule: str = "last", device: str | torch.device = "cpu") -> Trained:
@@ -67,7 +85,7 @@ def load_trained(run: Path, algorithm: str, seed: int, rule: str = "last", devic
 
     Raises:
         RunError: for an unknown rule, or one whose weights this training did not keep; for a classifier that was never
-            trained; for a damaged file or broken weights.
+            trained, is unfinished or has diverged; for a damaged file or broken weights.
     """
     if rule not in RULES:
         raise RunError(f"unknown selection rule {rule!r}; valid are {', '.join(RULES)}")
@@ -77,6 +95,8 @@ def load_trained(run: Path, algorithm: str, seed: int, rule: str = "last", devic
         raise RunError(f"{run} has no classifier {algorithm} of seed {seed}; there are: {there}. Train it: python -m experiments.train "
                        f"--run {run} --algorithm {algorithm}, with the same data set")
     state = load(path, "classifier")
+    if lacking := _lacking(run, algorithm, seed, state):
+        raise RunError(f"{algorithm} of seed {seed} in {run} {lacking}")
     kept = {"last": state, **state.get("selected", {})}
     if rule not in kept:
         raise RunError(f"{path} has no weights by the rule {rule!r}, only by {', '.join(kept)}: its data set has no named shift with true "
@@ -88,14 +108,49 @@ def load_trained(run: Path, algorithm: str, seed: int, rule: str = "last", devic
                    {name: value for name, value in state.items() if name not in ("weights", "selected")})
 
 
+def check_base(run: Path, trained: Trained, base: Trained) -> None:
+    """Raises RunError for a classifier that began with another ERM than ``base``, which is the one with its weights of the end."""
+    told = trained.description  # an older one tells of the newest weights only, which are ERM's where it was fine-tuned once
+    if told.get("base", told.get("begun_from")) != weights_fingerprint(base.network):
+        raise RunError(f"{trained.algorithm} of seed {trained.seed} in {run} began with another erm than the one that is there now; train "
+                       f"it again: python -m experiments.train --run {run} --algorithm {trained.algorithm} --overwrite")
+
+
 def results(run: Path) -> list[dict[str, Any]]:
     """Rows of ``results.jsonl``, one for each finished ``(algorithm, seed)``; see :func:`experiments.train.train_classifiers`."""
     return MetricsLog.read(Path(run) / FOLDER / RESULTS)
 
 
+
 def record(run: Path, row: Mapping[str, Any]) -> None:
-    """Add a row to ``results.jsonl``, in place of an earlier one of the same algorithm and seed."""
-    same = (row["algorithm"], row["seed"])
-    rows = [*(r for r in results(run) if (r["algorithm"], r["seed"]) != same), row]
-    with replacing(Path(run) / FOLDER / RESULTS) as temporary:
-        temporary.write_text("".join(json.dumps(r) + "\n" for r in rows), encoding="utf-8")
+    """Add a row to ``results.jsonl``, in place of an earlier one of the same algorithm and seed; what is there is not written again."""
+    _rewrite(run, lambda rows: rows if row in rows else [*_others(rows, row["algorithm"], row["seed"]), dict(row)])
+
+
+def forget(run: Path, algorithm: str, seed: int) -> None:
+    """Take the row of a classifier out of ``results.jsonl``: its weights are about to change."""
+    _rewrite(run, lambda rows: _others(rows, algorithm, seed))
+
+
+def _others(rows: list[dict[str, Any]], algorithm: str, seed: int) -> list[dict[str, Any]]:
+    return [row for row in rows if (row["algorithm"], row["seed"]) != (algorithm, seed)]
+
+
+def _rewrite(run: Path, change: Callable[[list[dict[str, Any]]], list[dict[str, Any]]]) -> None:
+    """Several commands may train into one run: who comes second waits, and sees what the first has written.
+
+    Raises:
+        RunError: where the run cannot be written.
+    """
+    path = Path(run) / FOLDER / RESULTS
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        lock = open(path.parent / ".results.lock", "w")  # noqa: SIM115  (held open for as long as the lock is)
+    except OSError as error:
+        raise RunError(f"cannot write into {path.parent}: {error}. Choose another --run") from error
+    with lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        before = results(run)
+        if (after := change(before)) != before:
+            with replacing(path) as temporary:
+                temporary.write_text("".join(json.dumps(row) + "\n" for row in after), encoding="utf-8")

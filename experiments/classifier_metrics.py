@@ -32,12 +32,14 @@ class Measured:
         group: the worst group's number; None where the groups that count hold less than :data:`COVERED` of the images.
         absent: classes without an image in the sample, over which nothing is averaged.
         small: groups with some images, but fewer than :data:`FEWEST`, which cannot be the worst.
+        group_images: how many images the worst group has; 0 where there is none.
     """
 
     values: Mapping[str, float]
     group: int | None
     absent: tuple[int, ...]
     small: tuple[int, ...]
+    group_images: int = 0
 
 
 def measure(logits: Tensor, labels: Tensor, groups: Tensor | None = None, observed: Tensor | None = None) -> Measured:
@@ -52,7 +54,7 @@ def measure(logits: Tensor, labels: Tensor, groups: Tensor | None = None, observ
     logits, right = logits.double(), logits.argmax(1) == labels
     values = {"accuracy": mean(right), "balanced_accuracy": balanced_accuracy(logits.argmax(1), labels),
               "ece": calibration_error(logits.softmax(1), labels)}
-    if (ranked := auroc(logits.softmax(1), labels)) is not None:
+    if (ranked := auroc(log_odds(logits), labels)) is not None:
         values["auroc"] = ranked
     worst, small = None, ()
     if groups is not None:
@@ -64,7 +66,8 @@ def measure(logits: Tensor, labels: Tensor, groups: Tensor | None = None, observ
         values["flip_rate"] = mean(logits.argmax(1) != observed.argmax(1))
         values["drop"] = mean(observed.argmax(1) == labels) - values["accuracy"]
     counts = torch.bincount(labels, minlength=logits.shape[1])
-    return Measured(values, worst, tuple((counts == 0).nonzero().flatten().tolist()), small)
+    absent = tuple((counts == 0).nonzero().flatten().tolist())
+    return Measured(values, worst, absent, small, 0 if worst is None else int((groups == worst).sum()))
 
 
 def mean(right: Tensor) -> float:
@@ -81,6 +84,16 @@ def group_accuracies(right: Tensor, groups: Tensor) -> tuple[dict[int, float], t
     counts = {int(g): int((groups == g).sum()) for g in groups.unique()}
     large = {g: mean(right[groups == g]) for g, count in counts.items() if count >= FEWEST}
     return large, tuple(g for g in counts if g not in large)
+
+
+def log_odds(logits: Tensor) -> Tensor:
+    """``l_k − log Σ_{j≠k} exp(l_j)``, ``(B, K)`` float64: in the order of the probability of k, also where that rounds to 0 or 1."""
+    ordered, place = logits.double().sort(1)  # sums in this order, so that images with the same logits in other places tie
+    ordered = ordered - ordered[:, -1:]
+    shares = ordered.log_softmax(1)
+    odds = shares - torch.log1p(-shares.exp())  # exact enough for all but the largest, whose share is at most one half
+    odds[:, -1] = -ordered[:, :-1].logsumexp(1)
+    return torch.empty_like(odds).scatter(1, place, odds)
 
 
 def auroc(scores: Tensor, labels: Tensor) -> float | None:

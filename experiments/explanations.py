@@ -10,15 +10,14 @@ from matplotlib.figure import Figure
 from torch import Tensor, nn
 
 from datasets.base import Split
-from datasets.errors import UserError
 from datasets.task import Task, task_of
 from dscm.figures import written
 from experiments.algorithms.masktune import MaskTune, MaskTuneSettings, next_masks, stage_name
 from experiments.algorithms.registry import algorithm
-from experiments.classifier import Trained, folder_of, list_trained, load_trained
+from experiments.classifier import Trained, check_base, folder_of, is_finished, list_trained, load_trained
 from experiments.explain import Options
 from experiments.explain_figure import Panel, explanation_figure, prediction_lines
-from experiments.masking import Masks, load_masks, masked, weights_fingerprint
+from experiments.masking import Masks, load_masks, masked
 from experiments.networks import rebuild
 from experiments.own_classifier import PROGRAM, open_own
 from experiments.xgradcam import evaluating, xgradcam
@@ -46,18 +45,17 @@ def explain(options: Options) -> Figure:
     panels = [_input(task, images)]
     if kind is MaskTune:
         before = load_trained(options.run, "erm", options.seed_of, "last", device)
-        if trained.description["settings"]["iterations"] == 1 and weights_fingerprint(before.network) != trained.description["begun_from"]:
-            raise RunError(f"masktune of seed {options.seed_of} in {options.run} began with another erm than the one that is there now; "
-                           f"train it again: python -m experiments.train --run {options.run} --algorithm masktune --overwrite")
-        masks = _masks(options, trained, before.network, images)
+        check_base(options.run, trained, before)
+        masks, seen = _masks(options, trained, before.network, images)
+        earlier = trained.description["settings"]["iterations"] - 1
         pixels = masked(images, masks).batch(slice(None))["image"]
         lines = [[f"{count} pixels dropped" if count else "nothing to drop"] for count in masks.counts.tolist()]
-        panels += [_heat(task, images, before.network, "before\nERM", options.layer),
+        panels += [_heat(task, images, seen, f"before\niteration {earlier}" if earlier else "before\nERM", options.layer),
                    Panel("masked\nas for fine-tuning", pixels, lines, outline=masks.dropped),
                    _heat(task, images, trained.network, "after\nMaskTune", options.layer)]
         notes[0] += "; orange line: dropped, black to the network"
     else:
-        if kind.name != "erm" and (folder_of(options.run, "erm", options.seed_of) / WEIGHTS).exists():
+        if kind.name != "erm" and is_finished(options.run, "erm", options.seed_of):
             erm = load_trained(options.run, "erm", options.seed_of, options.rule, device)
             panels.append(_heat(task, images, erm.network, "ERM", options.layer))
         panels.append(_heat(task, images, trained.network, kind.title, options.layer))
@@ -101,10 +99,8 @@ def _images(task: Task, options: Options) -> Split:
     index = torch.tensor(options.chosen(len(rows)))
     world = rows.batch(index)
     if options.shift:
-        if options.shift not in dataset.shifts():
-            raise UserError(f"unknown shift {options.shift!r}; {dataset.title} has {', '.join(dataset.shifts()) or 'none'}")
         attributes = {name: value for name, value in world.items() if name != "image"}
-        world = dataset.true_counterfactual(options.split, index, dataset.shifts()[options.shift](attributes, seeded(options.seed)))
+        world = dataset.true_counterfactual(options.split, index, task.shifted(options.shift, attributes, seeded(options.seed)))
     pixels = (world["image"] * 255).round().to(torch.uint8)
     return Split(options.split, pixels, {**{v.name: world[v.name] for v in dataset.graph.attributes}, "row": index})
 
@@ -113,23 +109,27 @@ def _where(task: Task, options: Options) -> str:
     return f"{options.split} images of {task.dataset.title}" + (f" under the shift {options.shift!r}" if options.shift else "")
 
 
-def _masks(options: Options, trained: Trained, before: nn.Module, images: Split) -> Masks:
-    """What fine-tuning drops of these images: of training images what it did drop, of others what it would have dropped."""
+def _masks(options: Options, trained: Trained, before: nn.Module, images: Split) -> tuple[Masks, nn.Module]:
+    """What fine-tuning drops of these images, and the network whose maps tell so, the newest before the last iteration.
+
+    Of training images it is what was dropped, of others what would have been.
+    """
     settings, folder = MaskTuneSettings(**trained.description["settings"]), folder_of(options.run, MaskTune.name, options.seed_of)
+    networks = [before]
+    for number in range(1, settings.iterations):
+        state = load(folder / stage_name(number) / WEIGHTS, "classifier")
+        network = rebuild(state)
+        network.load_state_dict(state["weights"])
+        networks.append(network.to(next(before.parameters()).device).eval())
     if options.split == "train" and not options.shift:
         if (used := load_masks(folder / f"masks-{settings.iterations}.pt")) is None:
             raise RunError(f"{folder} has no masks-{settings.iterations}.pt, which masktune trained with; train it again: "
                            f"python -m experiments.train --run {options.run} --algorithm masktune --overwrite")
-        return Masks(used.dropped[images.attributes["row"]], used.blank[images.attributes["row"]])
-    masks, network = None, before
-    for number in range(1, settings.iterations + 1):
+        return Masks(used.dropped[images.attributes["row"]], used.blank[images.attributes["row"]]), networks[-1]
+    masks = None
+    for number, network in enumerate(networks, 1):
         masks = next_masks(network, images, settings, options.seed_of, number, masks)
-        if number < settings.iterations:
-            state = load(folder / stage_name(number) / WEIGHTS, "classifier")
-            network = rebuild(state)
-            network.load_state_dict(state["weights"])
-            network.to(next(before.parameters()).device)
-    return masks
+    return masks, networks[-1]
 
 
 # -------------------------------------------------------------------------------------------------------- panels

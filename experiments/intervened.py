@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from datasets.base import Split
+from datasets.base import CausalDataset, Split
 from datasets.schema import SchemaError, Variable
 from datasets.task import Task
 from dscm.exported import weights_hash
@@ -23,11 +23,14 @@ from dscm.model import DSCM
 from dscm.questions import fingerprint
 from mechanisms.checkpoint import RunError, load, save
 from mechanisms.noise import seeded
+from mechanisms.runs import recorded
 
 QUANTILES = (0.1, 0.3, 0.5, 0.7, 0.9)
 """Of its training marginal: the values that a continuous attribute is set to."""
+AS_OBSERVED, WORST_INTERVENTION, WORST_GROUP = "observational", "worst intervention", "worst group"  # columns of tables
 LARGEST = 2**30  # bytes of the images of one stress, as floats
 _CHUNK = 512  # rows that are made at once; part of what a seed means, since noise is drawn for each chunk
+_ABDUCTION = 10**6  # the stream of latents' noise, apart from those of drawn values
 
 
 @dataclass(frozen=True)
@@ -70,8 +73,9 @@ def draw_stresses(task: Task, split: str = "test", count: int = 1000, seed: int 
     quantiles); the shifts that the data set names. A function of data set, split, count and seed alone.
 
     Raises:
-        SchemaError: without a spurious attribute or shift; for an intervention that would change the label; for a count
-            below 2, above the number of distinct subjects, or whose images would not fit in memory.
+        SchemaError: without a spurious attribute or shift; for an intervention that would change the label; for a shift
+            that does not return what it should, or is called as another column; for a count below 2, above the number of
+            distinct subjects, or whose images would not fit in memory.
     """
     rows, distinct = task.dataset.split(split), distinct_rows(task, split)
     where = f"the {split} split of {task.dataset.title}"
@@ -89,18 +93,20 @@ def draw_stresses(task: Task, split: str = "test", count: int = 1000, seed: int 
     for variable in task.spurious:
         for value, label in values_of(variable, training[variable.name]):
             made.append(Stress(f"do({variable.name}={label})", variable.name, label, index, {variable.name: value.expand(count).clone()}))
-    for k, (name, shift) in enumerate(task.dataset.shifts().items()):
-        do = shift(present, seeded(seed, len(task.spurious), k))
-        made.append(Stress(name, "", "", index, {n: task.dataset.graph[n].check(v, f"the shift {name!r}") for n, v in do.items()}))
+    for k, name in enumerate(task.dataset.shifts()):
+        if name in (AS_OBSERVED, WORST_INTERVENTION, WORST_GROUP, *(stress.name for stress in made)):
+            raise SchemaError(f"the shift {name!r} of {task.dataset.title} is called as another column of the table; give it another name")
+        made.append(Stress(name, "", "", index, task.shifted(name, present, seeded(seed, len(task.spurious), k))))
     if not made:
         raise SchemaError(f"nothing to stress: {task.dataset.title} names no spurious attribute and no shift. Set spurious in its file, or "
                           "name some: --spurious NAME")
     for stress in made:
-        _check_label(task, stress.do, stress.name)
+        check_label(task, stress.do, stress.name)
     return made
 
 
-def _check_label(task: Task, names: Mapping[str, Tensor] | Sequence[str], what: str) -> None:
+def check_label(task: Task, names: Mapping[str, Tensor] | Sequence[str], what: str) -> None:
+    """Raises SchemaError where ``do(names)``, told as ``what``, would change the label."""
     if task.label.name in names or task.label.name in task.dataset.schema.descendants(names):
         raise SchemaError(f"{what} of {task.dataset.title} would change the label {task.label.name!r} itself, so no classifier can be "
                           "asked to keep its answer; name other spurious attributes: --spurious NAME")
@@ -111,8 +117,9 @@ def values_of(variable: Variable, training: Tensor) -> list[tuple[Tensor, str]]:
     if variable.discrete:
         seen = torch.bincount(training, minlength=variable.cardinality) > 0
         return [(torch.tensor(k), variable.classes[k]) for k in range(variable.cardinality) if seen[k]]
-    values = torch.quantile(training.double()[: 2**24], torch.tensor(QUANTILES, dtype=torch.float64)).float()
-    return [(value, f"{float(value):.3g}") for value in values]
+    values = torch.quantile(training.double()[: 2**24], torch.tensor(QUANTILES, dtype=torch.float64)).float().unique()
+    short = [f"{float(value):.3g}" for value in values]
+    return list(zip(values, short if len(set(short)) == len(short) else [f"{float(value):.9g}" for value in values], strict=True))
 
 
 def _marginal(training: Tensor, count: int, generator: torch.Generator) -> Tensor:
@@ -120,6 +127,22 @@ def _marginal(training: Tensor, count: int, generator: torch.Generator) -> Tenso
 
 
 # -------------------------------------------------------------------------------------------------------- images
+def check_model(run: Path, dscm: DSCM, dataset: CausalDataset) -> None:
+    """That the model of a run folder was trained on this data set's images, or on those that its rows were selected from.
+
+    Raises:
+        RunError: for a model of another graph, training split, or rows; or of other images of the same rows.
+    """
+    inner = dataset.answered_by
+    if difference := dscm.graph.difference(inner.graph):
+        raise RunError(f"--model {run} was trained on other data than the classifiers are about (model against data): {difference}")
+    record = recorded(run)
+    if record.get("rows", inner.training_fingerprint) != inner.training_fingerprint:
+        began = ", ".join(f"{key}={value}" for key, value in record["options"].items()) or "no options"
+        raise RunError(f"--model {run} was trained on other images than those of {inner.title} here: it was begun with {record['dataset']} "
+                       f"({began}). Train one on the same data, with the same options")
+
+
 def observed_images(task: Task, stress: Stress, split: str) -> Tensor:
     """The rows as they were observed, float ``(B, C, H, W)``."""
     return task.dataset.split(split).batch(stress.index)["image"]
@@ -148,7 +171,7 @@ def model_images(dscm: DSCM, task: Task, stress: Stress, split: str, seed: int =
     rows, made = task.dataset.split(split), []
     for k, part in enumerate(torch.arange(len(stress)).split(_CHUNK)):
         do = {name: value[part] for name, value in stress.do.items()}
-        made.append(dscm.counterfactual(rows.batch(stress.index[part]), do, generator=seeded(seed, k)).image.cpu())
+        made.append(dscm.counterfactual(rows.batch(stress.index[part]), do, generator=seeded(seed, _ABDUCTION, k)).image.cpu())
     return torch.cat(made)
 
 
@@ -170,7 +193,7 @@ def training_counterfactuals(task: Task, source: DSCM | None, per_row: int = 1, 
     """
     names = [v.name for v in task.spurious]
     task.check_groups("training on counterfactuals")
-    _check_label(task, names, f"do({', '.join(names)})")
+    check_label(task, names, f"do({', '.join(names)})")
     if per_row < 1:
         raise SchemaError(f"per_row={per_row} must be at least 1")
     if source is None and not task.dataset.has_truth(names):
@@ -205,7 +228,7 @@ def _made(task: Task, source: DSCM | None, rows: Split, per_row: int, seed: int)
                 if source is None:
                     made = task.dataset.true_counterfactual("train", index, asked)["image"]
                 else:
-                    made = source.counterfactual(rows.batch(index), asked, generator=seeded(seed, m, k)).image.cpu()
+                    made = source.counterfactual(rows.batch(index), asked, generator=seeded(seed, m, _ABDUCTION, k)).image.cpu()
                 images[index, m] = (made * 255).round().to(torch.uint8)
                 bar.update(len(index))
     return images

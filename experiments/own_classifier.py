@@ -3,14 +3,22 @@
     def build(shape, classes):          # or build()
         return MyNetwork(...)           # float in [0, 1], (B, C, H, W) → logits (B, K); for two classes also (B,) or (B, 1)
 
-The file is executed, as any Python file that is imported; weights are read without executing anything.
+Both kinds of file are code, to be had from someone you trust: a Python file is imported, with its own folder on the path
+for as long as that takes, and of an exported program torch evaluates the graph's expressions. What torch would unpickle
+beside them is refused, which makes neither harmless. Weights are read without executing anything.
 """
 
 from __future__ import annotations
 
+import hashlib
 import importlib.util
 import inspect
-from collections.abc import Callable, Mapping
+import io
+import json
+import sys
+import zipfile
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -109,25 +117,39 @@ def _line(error: Exception) -> str:
 def _built(path: Path, function: str, shape: tuple[int, int, int], classes: int) -> nn.Module:
     if not function:
         raise RunError(f"--classifier {path}: name the function that builds the classifier: {path}:build")
-    found = importlib.util.spec_from_file_location(f"_otherwise_classifier_{path.stem}", path)
+    name = f"_otherwise_classifier_{path.stem}_{hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:8]}"
+    found = importlib.util.spec_from_file_location(name, path)
     if found is None:
         raise RunError(f"--classifier {path}: not a Python file; give file.py:function or an exported program file{PROGRAM}")
     module = importlib.util.module_from_spec(found)
-    try:
-        found.loader.exec_module(module)
-    except Exception as error:  # whatever a stranger's code raises
-        raise RunError(f"{path} cannot be imported: {_line(error)}") from error
-    build = getattr(module, function, None)
-    if not callable(build):
-        known = [n for n, v in vars(module).items() if callable(v) and getattr(v, "__module__", "") == module.__name__]
-        raise RunError(f"{path} has no function {function!r}; it has {', '.join(known) or 'none'}")
-    try:
-        network = build(shape, classes) if _takes(build, 2) else build()
-    except Exception as error:
-        raise RunError(f"{path}:{function} fails: {_line(error)}") from error
+    with _on_path(path.resolve().parent):
+        sys.modules[name] = module  # dataclasses and pickle look a class's module up there
+        try:
+            found.loader.exec_module(module)
+        except Exception as error:  # whatever a stranger's code raises
+            del sys.modules[name]
+            raise RunError(f"{path} cannot be imported: {_line(error)}") from error
+        build = getattr(module, function, None)
+        if not callable(build):
+            known = [n for n, v in vars(module).items() if callable(v) and getattr(v, "__module__", "") == name]
+            raise RunError(f"{path} has no function {function!r}; it has {', '.join(known) or 'none'}")
+        try:
+            network = build(shape, classes) if _takes(build, 2) else build()
+        except Exception as error:
+            raise RunError(f"{path}:{function} fails: {_line(error)}") from error
     if not isinstance(network, nn.Module):
         raise RunError(f"{path}:{function} returns a {type(network).__name__}; expected a torch.nn.Module")
     return network
+
+
+@contextmanager
+def _on_path(folder: Path) -> Iterator[None]:
+    """Modules beside a file can be imported, as when the file is run as a script."""
+    sys.path.insert(0, str(folder))
+    try:
+        yield
+    finally:
+        sys.path.remove(str(folder))
 
 
 def _takes(function: Callable[..., Any], count: int) -> bool:
@@ -146,9 +168,37 @@ def _takes(function: Callable[..., Any], count: int) -> bool:
 
 def _program(path: Path) -> nn.Module:
     try:
+        pickled = _pickled(path)
+    except Exception as error:  # zip, JSON or structure that is not torch's
+        raise RunError(f"{path} is damaged, or no program of torch.export.save ({_line(error)})") from error
+    if pickled:
+        raise RunError(f"{path} holds what torch would unpickle, which can run any code: {_listed(pickled)}. Export the network again "
+                       "with a recent torch and plain tensors, or give file.py:function and --weights")
+    try:
         return torch.export.load(path).module()
     except Exception as error:  # what a damaged archive makes torch raise has no common class
         raise RunError(f"{path} is damaged, or no program of torch.export.save ({_line(error)})") from error
+
+
+def _pickled(path: Path) -> list[str]:
+    """Parts of an exported program that torch reads with the full pickle: of older formats, of tensors saved so, of custom objects."""
+    with zipfile.ZipFile(path) as archive:
+        names = archive.namelist()
+        inner = [name.partition("/")[2] for name in names]  # below the archive's own name
+        found = [name for name in names if len(name.split("/")) == 1]  # the first format, before there were archives
+        found += [name for name, part in zip(names, inner, strict=True) if names.count(name) > 1 or part.startswith("data/aotinductor/")
+                  or (part.startswith(("data/weights/", "data/constants/")) and part.endswith(".pt"))]
+        for name, part in zip(names, inner, strict=True):
+            if part.startswith(("data/weights/", "data/constants/")) and part.endswith("_config.json"):
+                payloads = json.loads(archive.read(name))["config"].items()
+                found += [key for key, payload in payloads if payload["use_pickle"]
+                          or ("constants" in part and not payload["path_name"].startswith("tensor_"))]
+            elif part.startswith("data/sample_inputs/"):
+                try:
+                    torch.load(io.BytesIO(archive.read(name)), map_location="cpu", weights_only=True)
+                except Exception:  # torch would then read it without weights_only
+                    found.append(name)
+    return found
 
 
 # -------------------------------------------------------------------------------------------------------- weights

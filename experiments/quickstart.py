@@ -27,7 +27,6 @@ if TYPE_CHECKING:
     from torch import nn
 
     from datasets.base import CausalDataset
-    from datasets.schema import Variable
     from dscm.evaluation import Evaluation
     from dscm.model import DSCM
     from dscm.questions import Questions
@@ -40,7 +39,6 @@ STAGES = 8
 REPORT, METRICS, INTERVENTIONS = "report.html", "metrics.json", "interventions.json"
 MECHANISMS = ("pgm", "image", "predictors")  # folders of what is trained
 _PREDICTOR_MINUTES = 0.4
-_MOST_COLUMNS = 8  # of the grid's interventions, unless they are asked for
 
 
 @dataclass(frozen=True)
@@ -99,13 +97,14 @@ def quickstart(options: Options) -> Path:
     from rich.console import Console
     from rich.rule import Rule
 
+    from datasets.schema import SchemaError
     from dscm.calibrate import Options as Calibrate
     from dscm.calibrate import calibrate_run
     from dscm.evaluation_table import format_table
     from dscm.model import DSCM
     from dscm.questions import draw_questions
     from experiments.quickstart_classifiers import plan, stress_classifiers
-    from experiments.quickstart_figures import draw_figures
+    from experiments.quickstart_figures import default_do, draw_figures
     from experiments.report import write_report
     from mechanisms.devices import find_device
     from mechanisms.runs import claim
@@ -132,6 +131,11 @@ def quickstart(options: Options) -> Path:
         interventions = parse_do(wanted, dataset.graph, training.attributes, torch.Generator().manual_seed(options.seed))
         console.print(f"{dataset.title}: {len(training):,} images to train on, {len(test):,} to test. True counterfactuals are known "
                       f"under interventions on: {', '.join(known) or 'nothing'}.")
+        try:
+            chosen, why_not = plan(dataset, options), ""
+        except SchemaError as error:  # what the data cannot be asked is left out; the rest can
+            chosen, why_not = None, str(error)
+            console.print(f"No classifiers will be tested: {why_not}", markup=False, soft_wrap=True)
     with stage(2, "Attributes: fit their causal model"):
         train_attributes(dataset, options)
     with stage(3, "Image: fit its mechanism, " + ("a few updates" if options.smoke else f"{options.minutes:g} minutes")):
@@ -149,9 +153,9 @@ def quickstart(options: Options) -> Path:
         figures |= drawn
         console.print(format_table(evaluation), markup=False, soft_wrap=True)
     with stage(7, "Classifiers: trained where causes go together, tested where they do not"):
-        chosen, tested = plan(dataset, options), None
+        tested = None
         if chosen is None:
-            console.print("Left out: no class among the image's causes could be confounded with another cause.")
+            console.print(f"Left out: {why_not}", markup=False, soft_wrap=True)
         else:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", UserWarning)  # the tables say what lies beyond the training data
@@ -166,7 +170,7 @@ def quickstart(options: Options) -> Path:
                 f"for the image were fitted to the data of {dataset.title}; merged along its causal graph, they answer.")
         report = run / REPORT
         write_report(report, f"Counterfactual images: {dataset.title}", lead,
-                     compose(dataset, options, figures, interventions, known, evaluation, minutes, chosen, tested), facts)
+                     compose(dataset, options, figures, interventions, known, evaluation, minutes, chosen, tested or why_not), facts)
         console.print(str(report.resolve()), style="bold", markup=False, soft_wrap=True)
     console.print(f"Next: open the report; its section “Every step alone” has the commands. Another question:\n"
                   f"  python -m dscm.counterfactual {shlex.join(['--run', str(run), '--do', wanted[0]])} --count 8 --out grid.png\n"
@@ -215,37 +219,6 @@ def _train(folder: str, training: TrainingConfig, options: Options, fit: Callabl
     fit(RunOptions(options.folder, resume=resume, overwrite=options.overwrite))
 
 
-# ------------------------------------------------------------------------------------------------ looking
-def default_do(dataset: CausalDataset) -> tuple[str, ...]:
-    """A low and a high value of each attribute that can change the image; of many attributes, one value each.
-
-    Raises:
-        UserError: if no attribute can.
-    """
-    graph, training = dataset.graph, dataset.split("train").attributes
-    names = [v.name for v in graph.attributes if graph.image.name in graph.descendants([v.name])][:_MOST_COLUMNS]
-    if not names:
-        raise UserError(f"nothing to ask of {dataset.title}: in its graph, no attribute causes the image")
-    shares = (0.1, 0.9) if 2 * len(names) <= _MOST_COLUMNS else (0.9,)
-    texts = []
-    for name in names:
-        variable, values = graph[name], training[name]
-        if variable.discrete:
-            seen = [k for k, count in enumerate(variable.statistics.counts) if count]
-            words = [str(seen[round(share * (len(seen) - 1))]) for share in shares]
-        else:
-            words = [_rounded(variable, float(values.double().quantile(share))) for share in shares]
-        texts.append(f"{name}={','.join(dict.fromkeys(words))}")
-    return tuple(texts)
-
-
-def _rounded(variable: Variable, value: float) -> str:
-    """Rounded to about a tenth of the spread, but not out of what was seen in training."""
-    seen, digits = variable.statistics, -math.floor(math.log10(variable.statistics.std))
-    rounded = next((r for r in (round(value, digits), round(value, digits + 1)) if seen.minimum <= r <= seen.maximum), value)
-    return f"{rounded:.10g}"
-
-
 # ------------------------------------------------------------------------------------------------ scoring
 def score(dscm: DSCM, dataset: CausalDataset, questions: Questions, options: Options) -> tuple[Evaluation, dict[str, Path]]:
     """Every metric into ``metrics.json``, and its figures: ``{what it shows: path}``."""
@@ -267,9 +240,10 @@ def score(dscm: DSCM, dataset: CausalDataset, questions: Questions, options: Opt
 # ------------------------------------------------------------------------------------------------ telling
 def compose(dataset: CausalDataset, options: Options, figures: dict[str, Path], interventions: Sequence[tuple[str, Do]],
             known: Sequence[str], evaluation: Evaluation, minutes: float, chosen: Plan | None = None,
-            tested: tuple[Report, dict[str, Path]] | None = None) -> list[Section]:
-    """All sections of the report, in order; that on classifiers only where some were tested."""
+            tested: tuple[Report, dict[str, Path]] | str = "") -> list[Section]:
+    """All sections of the report, in order; ``tested`` may be why no classifiers were."""
     from experiments import sections
+    from experiments.quickstart_figures import default_do
     from mechanisms.bookkeeping import CONFIG
     from mechanisms.checkpoint import read_json, versions
 
@@ -291,7 +265,7 @@ def compose(dataset: CausalDataset, options: Options, figures: dict[str, Path], 
         sections.attributes(figures["attributes"]),
         sections.samples(figures["observed"], figures["sampled"], figures["sampled_mean"]),
         sections.training([figures[f"training_{name}"] for name in MECHANISMS], [options.folder / name for name in MECHANISMS]),
-        *([sections.robustness(*tested)] if tested else []),
+        sections.no_robustness(tested) if isinstance(tested, str) else sections.robustness(*tested),
         sections.every_metric(evaluation, {name: path for name, path in figures.items() if name.startswith("metrics_")}),
         sections.limits(known),
         sections.commands(options.data, options.folder, options.minutes, options.seed, options.do or default_do(dataset),

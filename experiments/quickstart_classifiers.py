@@ -14,9 +14,11 @@ from typing import TYPE_CHECKING
 
 from datasets.base import CausalDataset
 from datasets.options import DataOptions
-from datasets.schema import Graph
+from datasets.schema import Graph, SchemaError
+from datasets.task import Task, task_of
 from dscm.exported import weights_hash
 from experiments.classifier import list_trained, load_trained
+from experiments.intervened import distinct_rows, draw_stresses
 from experiments.robustness import Options as Robustness
 from experiments.robustness import robustness
 from experiments.train import train_classifiers
@@ -36,25 +38,41 @@ _FLAGS = TrainingFlags(network="mlp", hidden=128, steps=400, batch_size=128, opt
 
 @dataclass(frozen=True)
 class Plan:
-    """What classifiers are trained on, and into which run folder."""
+    """What classifiers are trained on, into which run folder, and how many images they are tested on."""
 
     data: DataOptions
     run: Path
     label: str
     tied: str
+    count: int
 
 
-def plan(dataset: CausalDataset, options: Options) -> Plan | None:
-    """The data set itself if it says what is spurious, else a confounded selection of it; None where nothing can be confounded."""
+def plan(dataset: CausalDataset, options: Options) -> Plan:
+    """The data set itself if it says what is spurious, else a confounded selection of it; what will be asked has been checked.
+
+    Raises:
+        SchemaError: where nothing can be confounded; for a label, spurious attributes, environments or shifts that a data set
+            declares and that make no task; see :func:`datasets.task.task_of` and :func:`experiments.intervened.draw_stresses`.
+    """
     if dataset.label and dataset.spurious:
-        return Plan(options.data, options.folder, dataset.label, dataset.spurious[0])
+        return Plan(options.data, options.folder, dataset.label, dataset.spurious[0], _count(task_of(dataset), options))
     if (pair := pair_of(dataset.graph, dataset)) is None:
-        return None
+        raise SchemaError("no class among the image's causes could be confounded with another cause")
     label, tied = pair
     given = options.data
     name = str(Path(given.dataset).resolve()) if given.dataset.endswith(".py") else given.dataset
     option = (f"of={name}", f"options={';'.join(given.option)}", f"predict={label}", f"tie={tied}")
-    return Plan(replace(given, dataset="confounded", option=option), options.folder / FOLDER, label, tied)
+    data = replace(given, dataset="confounded", option=option)
+    return Plan(data, options.folder / FOLDER, label, tied, _count(task_of(data.open()), options))
+
+
+def _count(task: Task, options: Options) -> int:
+    """How many images the classifiers are tested on; that the tests can be drawn is checked."""
+    for split in ("train", "valid"):
+        task.environments(split)
+    count = min(16 if options.smoke else 256, len(distinct_rows(task)))
+    draw_stresses(task, "test", count, options.seed)
+    return count
 
 
 def pair_of(graph: Graph, dataset: CausalDataset) -> tuple[str, str] | None:
@@ -77,11 +95,9 @@ def stress_classifiers(chosen: Plan, dscm: DSCM, options: Options) -> tuple[Repo
     where = RunOptions(chosen.run, resume=True, overwrite=options.overwrite or outdated(chosen.run, dscm))
     training = Training(chosen.data, where, ",".join(ALGORITHMS), seeds=1 if options.smoke else 3, seed=options.seed, training=flags,
                         model=options.folder)
-    dataset = chosen.data.open()
-    train_classifiers(dataset, training)
+    train_classifiers(chosen.data.open(), training)
     asked = Robustness(run=chosen.run, algorithm=",".join(ALGORITHMS), model=options.folder, seed=options.seed, device=options.device)
-    most = len(subjects.unique()) if (subjects := dataset.subjects("test")) is not None else len(dataset.split("test"))
-    report = robustness(replace(asked, count=min(16 if options.smoke else 256, most)))
+    report = robustness(replace(asked, count=chosen.count))
     return report, {path.stem: path for path in report.save(options.folder / "robustness") if path.suffix == ".png"}
 
 

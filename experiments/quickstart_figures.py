@@ -1,7 +1,8 @@
-"""What the quickstart shows of a model: counterfactuals, attributes, samples, training curves."""
+"""What the quickstart asks and shows of a model: interventions, counterfactuals, attributes, samples, training curves."""
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,6 +11,8 @@ import torch
 from torchvision.utils import make_grid, save_image
 
 from datasets.base import CausalDataset
+from datasets.errors import UserError
+from datasets.schema import Variable
 from dscm.counterfactual import answer
 from dscm.figures import attribute_figure, counterfactual_grid, save_figure, training_curves
 from dscm.model import DSCM
@@ -19,6 +22,7 @@ from mechanisms.noise import seeded
 from pgm.interventions import Do, resolve_do
 
 _TILES = 24  # observed and sampled images shown
+_MOST_COLUMNS = 8  # of the grid's interventions, unless they are asked for
 
 
 def draw_figures(dscm: DSCM, dataset: CausalDataset, interventions: Sequence[tuple[str, Do]], run: Path, trained: Sequence[str],
@@ -56,3 +60,33 @@ def save_tiles(images: torch.Tensor, path: Path) -> Path:
     with replacing(path) as temporary:
         save_image(tiles.repeat_interleave(scale, 1).repeat_interleave(scale, 2), temporary, format="png")
     return path
+
+
+def default_do(dataset: CausalDataset) -> tuple[str, ...]:
+    """A low and a high value of each attribute that can change the image; of many attributes, one value each.
+
+    Raises:
+        UserError: if no attribute can.
+    """
+    graph, training = dataset.graph, dataset.split("train").attributes
+    names = [v.name for v in graph.attributes if graph.image.name in graph.descendants([v.name])][:_MOST_COLUMNS]
+    if not names:
+        raise UserError(f"nothing to ask of {dataset.title}: in its graph, no attribute causes the image")
+    shares = (0.1, 0.9) if 2 * len(names) <= _MOST_COLUMNS else (0.9,)
+    texts = []
+    for name in names:
+        variable, values = graph[name], training[name]
+        if variable.discrete:
+            seen = [k for k, count in enumerate(variable.statistics.counts) if count]
+            words = [str(seen[round(share * (len(seen) - 1))]) for share in shares]
+        else:
+            words = [_rounded(variable, float(values.double().quantile(share))) for share in shares]
+        texts.append(f"{name}={','.join(dict.fromkeys(words))}")
+    return tuple(texts)
+
+
+def _rounded(variable: Variable, value: float) -> str:
+    """Rounded to about a tenth of the spread, but not out of what was seen in training."""
+    seen, digits = variable.statistics, -math.floor(math.log10(variable.statistics.std))
+    rounded = next((r for r in (round(value, digits), round(value, digits + 1)) if seen.minimum <= r <= seen.maximum), value)
+    return f"{rounded:.10g}"

@@ -26,15 +26,13 @@ def row_of(trainer: Trainer) -> dict[str, Any]:
     judged = trainer.judged or trainer.valid
     labels = judged.attributes["label"][judged.attributes["shift"] == 0]
     shifts = range(trainer.rows.sizes.shifts)
-    stages = [MetricsLog.read(path) for path in trainer.folder.rglob(METRICS)]
-    seconds = sum(stage[-1]["seconds"] for stage in stages if stage)
     rules = {}
     for rule, step in steps.items():
         means = log[step]["valid"]
         rules[rule] = {"step": step, "accuracy": means["accuracy"], "worst_group": worst_group(means, judged), "loss": means["loss"]}
         if shifts:
             rules[rule]["shifted"] = sum(means[f"shift_{k}"] for k in shifts) / len(shifts)
-    return {"algorithm": trainer.plan.kind.name, "seed": trainer.seed, "steps": last["step"], "seconds": round(seconds, 3),
+    return {"algorithm": trainer.plan.kind.name, "seed": trainer.seed, "steps": last["step"], "seconds": round(trainer.seconds, 3),
             "majority": float(torch.bincount(labels).max()) / len(labels), "rows": len(labels), "rules": rules}
 
 

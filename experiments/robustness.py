@@ -43,7 +43,8 @@ class Options:
     model: Path | None = None
     """Run folder of a trained model that makes the same stress tests; without it that of --run, if it holds one."""
     classifier: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = ()
-    """Your own classifier too: file.py:function, which builds a module, or an exported program file.pt2; may be repeated."""
+    """Your own classifier too: file.py:function, which builds a module, or an exported program file.pt2; may be repeated. Either is
+    code and is executed: give none from someone you do not trust."""
     weights: Annotated[tuple[Path, ...], tyro.conf.UseAppendAction] = ()
     """Weights of --classifier: .safetensors, or a state dict of torch; one for each, in the same order."""
     name: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = ()
@@ -67,6 +68,8 @@ class Options:
         """Raises UserError for a combination that makes no sense."""
         if self.run is None and not self.classifier:
             raise UserError("nothing to test: give --run, a folder with classifiers of experiments.train, or your own by --classifier")
+        if self.run is None and (flags := [f"--{n}" for n in ("rule", "algorithm") if getattr(self, n) != getattr(Options, n)]):
+            raise UserError(f"{' and '.join(flags)} chooses among the classifiers of a run: give --run, or leave it out")
         if self.run is not None and self.data != DataOptions():
             raise UserError(f"--run {self.run} says which data set is tested; leave --dataset and its options out")
         for flag, values in (("weights", self.weights), ("name", self.name)):
@@ -106,11 +109,11 @@ def find_model(options: Options, dataset: CausalDataset) -> tuple[DSCM | None, P
     """The learned model that makes stress tests, and its folder.
 
     Raises:
-        RunError: for a model of another data set.
+        RunError: for a model of another data set, or of other images.
     """
     from dscm.model import DSCM
+    from experiments.intervened import check_model
     from mechanisms.bookkeeping import WEIGHTS
-    from mechanisms.checkpoint import RunError
     from mechanisms.devices import find_device
     from mechanisms.images import FOLDER as IMAGE
     from pgm.train import FOLDER as ATTRIBUTES
@@ -121,8 +124,7 @@ def find_model(options: Options, dataset: CausalDataset) -> tuple[DSCM | None, P
     if folder is None:
         return None, None
     dscm = DSCM.load(folder, find_device(options.device))
-    if difference := dscm.graph.difference(dataset.graph):
-        raise RunError(f"--model {folder} was trained on other data than the classifiers are tested on (model against data): {difference}")
+    check_model(folder, dscm, dataset)
     return dscm, folder
 
 
@@ -163,7 +165,8 @@ def robustness(options: Options) -> Report:
     options.check()
     device = str(find_device(options.device))
     dataset = options.data.open() if options.run is None else dataset_of(options.run)
-    of_run = options.run is not None and bool(list_trained(options.run) or not options.classifier)
+    asked = bool(options.algorithm or options.rule != Options.rule or not options.classifier)  # for classifiers of the run
+    of_run = options.run is not None and (asked or bool(list_trained(options.run)))
     trained = load_contestants(options.run, options.algorithm, options.rule, device) if of_run else []
     task = task_for(options, dataset, trained)
     contestants: list[Contestant] = [Contestant(t.algorithm, t.seed, t.predict) for t in trained]
@@ -178,7 +181,7 @@ def robustness(options: Options) -> Report:
     count = min(COUNT, len(distinct_rows(task, options.split))) if options.count is None else options.count
     stressed = stress_test(task, contestants, dscm, options.split, count, options.seed, device)
     about: Mapping[str, Any] = {"run": None if options.run is None else str(options.run), "model": None if folder is None else str(folder),
-                                "rule": options.rule}
+                                "rule": options.rule if trained else None}
     return Report(stressed, rules, about)
 
 
@@ -192,8 +195,8 @@ def main(options: Options) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # values beyond training's come from the data set's own shifts
         report = robustness(options)
+    print(report.text(), flush=True)
     files = report.save(options.folder)
-    print(report.text())
     print("\nwrote " + ", ".join(map(str, files)))
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -12,18 +11,17 @@ from matplotlib.lines import Line2D
 
 from dscm.figures import BLUE, INK, ORANGE, PALE, page, tidy
 from experiments.aggregate import mean_over
-from experiments.stress_test import MAJORITY, MODEL, TRUTH
-
-if TYPE_CHECKING:
-    from experiments.robustness_table import Column
+from experiments.robustness_column import Column
+from experiments.stress_test import MAJORITY, MODEL, OBSERVED, TRUTH
 
 _ACROSS, _WIDE, _ROW = 5, 1.9, 0.19  # panels in a row, at most; inches of each; inches of an algorithm
 _STYLE = {TRUTH: (BLUE, "o", "accuracy in percent on true images, mean ± standard error and each seed"),
-          MODEL: (ORANGE, "D", "on the model's images")}
+          MODEL: (ORANGE, "D", "on the model's images"),
+          OBSERVED: (BLUE, "o", "percent on the images as observed, mean ± standard error and each seed")}
 
 
 def robustness_figure(columns: Mapping[str, Sequence[Column]], names: Sequence[str]) -> Figure:
-    """Accuracy in percent, mean and standard error, each seed a pale dot; the majority baseline is a dashed line.
+    """The columns in percent, mean and standard error, each seed a pale dot; the majority baseline is a dashed line.
 
     Args:
         columns: source of the images → columns of its table.
@@ -36,7 +34,7 @@ def robustness_figure(columns: Mapping[str, Sequence[Column]], names: Sequence[s
     left, tall = 0.25 + 0.075 * max(map(len, shown), default=0), 0.12 + _ROW * len(shown)
     width, height = max(left + across * _WIDE + 0.1, 9.0), 0.4 + down * (tall + 0.62)
     figure = page(width, height)
-    every = [100 * v for own in columns.values() for c in own for n in shown for v in c.values.get(n, {}).values()]
+    every = [100 * v for own in columns.values() for c in own for n in shown for v in c.values.get(n, {}).values()] or [0.0, 100.0]
     room = max(2.0, 0.06 * (max(every) - min(every)))
     low, high = max(-1.0, min(every) - room), min(102.5, max(every) + room)
     for k, title in enumerate(titles):
@@ -47,7 +45,7 @@ def robustness_figure(columns: Mapping[str, Sequence[Column]], names: Sequence[s
         axes.set_xlim(low, high)
     handles = [Line2D([], [], color=_STYLE[s][0], marker=_STYLE[s][1], markersize=4, linewidth=1, label=_STYLE[s][2]) for s in columns]
     baseline = [100 * v for own in columns.values() for c in own for v in c.values.get(MAJORITY, {}).values() if v]
-    beyond = f", {baseline[0]:.0f} (not shown)" if baseline and not low < baseline[0] < high else ""
+    beyond = f", {baseline[0]:.0f} (not shown)" if baseline and not any(low < value < high for value in baseline) else ""
     handles.append(Line2D([], [], color=INK, linestyle="--", linewidth=0.9, label=f"majority class{beyond}"))
     figure.legend(handles=handles, loc="upper left", ncols=len(handles), frameon=False, fontsize=7.5)
     return figure

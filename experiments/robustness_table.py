@@ -9,63 +9,22 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from scipy.stats import t as student
-
 from dscm.figures import save_figure
 from dscm.tables import markdown
-from experiments.aggregate import best_of, difference, mean_over
+from experiments.aggregate import mean_over
 from experiments.agreement import Agreement, agreement, agreement_figure
 from experiments.classifier_metrics import COVERED, MEANINGS
+from experiments.intervened import AS_OBSERVED, WORST_GROUP, WORST_INTERVENTION
+from experiments.robustness_column import NOTHING, REFERENCE, Column, percent
 from experiments.robustness_figure import robustness_figure
-from experiments.stress_test import AS_OBSERVED, MAJORITY, MODEL, OBSERVED, TRUTH, Point, Stressed
+from experiments.stress_test import MAJORITY, MODEL, OBSERVED, TRUTH, Point, Stressed
 from mechanisms.checkpoint import replacing, write_json
 
 NAME, FORMAT, KIND = "robustness", 1, "robustness"
-NOTHING, REFERENCE = "–", "erm"
 SOURCES = {TRUTH: "true images", MODEL: "the model's images"}
 TITLES = {"flip_rate": "flip rate", "balanced_accuracy": "balanced accuracy", "auroc": "AUROC", "ece": "calibration error"}
-WORST_INTERVENTION, WORST_GROUP = "worst intervention", "worst group"
 CSV = ("algorithm", "images_from", "stress", "attribute", "value", "metric", "better", "mean", "error", "seeds", "images", "to_erm",
        "to_erm_error")
-
-Values = Mapping[int | None, float]  # seed → value, in [0, 1]
-
-
-@dataclass(frozen=True)
-class Column:
-    """One figure of every algorithm: algorithm → seed → value."""
-
-    title: str
-    better: str
-    values: Mapping[str, Values]
-
-    @cached_property
-    def best(self) -> str | None:
-        return best_of({name: v for name, v in self.values.items() if name != MAJORITY}, self.better)
-
-    def cell(self, name: str) -> str:
-        """Mean ± standard error in percent; bold for the best, and for what is not significantly behind it on the same seeds."""
-        if name not in self.values:
-            return NOTHING
-        text = percent(*mean_over(list(self.values[name].values())))
-        return f"**{text}**" if name != MAJORITY and len(self.values) > 2 and self._near(name) else text
-
-    def _near(self, name: str) -> bool:
-        if name == self.best:
-            return True
-        mean, error = difference(self.values[name], self.values[self.best], self.better) or (1.0, None)
-        return mean <= 0 or (error is not None and mean < student.ppf(0.975, len(self.values[name]) - 1) * error)
-
-    def to_reference(self, name: str) -> tuple[float, float | None] | None:
-        """Mean of the difference to ERM on the same seeds, and its standard error; None without a common seed."""
-        if name in (REFERENCE, MAJORITY) or name not in self.values or REFERENCE not in self.values:
-            return None
-        return difference(self.values[name], self.values[REFERENCE], "lower")
-
-
-def percent(mean: float, error: float | None = None, sign: bool = False) -> str:
-    """``70.8 ± 0.9``."""
-    return (f"{100 * mean:{'+' if sign else ''}.1f}" + ("" if error is None else f" ± {100 * error:.1f}")).replace("-", "−")
 
 
 @dataclass(frozen=True)
@@ -92,11 +51,16 @@ class Report:
 
     @cached_property
     def agreement(self) -> Agreement | None:
-        return agreement(self.points)
+        return agreement(self.stressed)
 
     @property
     def sources(self) -> list[str]:
         return [source for source in SOURCES if any(p.source == source for p in self.points)]
+
+    @property
+    def grouped(self) -> list[tuple[str, str]]:
+        """Source and stress of what is told beyond accuracy; the images as observed where there are no others."""
+        return [(source, self.unconfounded(source)) for source in self.sources] or [(OBSERVED, AS_OBSERVED)]
 
     # ------------------------------------------------------------------------------------------------ columns
     def values(self, source: str, stress: str, metric: str) -> dict[str, dict[int | None, float]]:
@@ -127,6 +91,13 @@ class Report:
         made = [Column(title, MEANINGS[metric][0], self.values(source, under, metric)) for metric, title in TITLES.items()]
         return [column for column in made if column.values]
 
+    def as_observed(self) -> list[Column]:
+        """What there is where nobody can make intervened images: accuracy and the rest on the images as they are."""
+        titles = {"accuracy": "accuracy", **TITLES, "worst_group": WORST_GROUP}
+        made = [Column(title, MEANINGS[metric][0], self.values(OBSERVED, AS_OBSERVED, metric)) for metric, title in titles.items()
+                if metric != "flip_rate"]  # against these very images
+        return [column for column in made if column.values]
+
     def each_value(self, source: str) -> list[Column]:
         made = [Column(s.name, "higher", self.values(source, s.name, "accuracy")) for s in self.stressed.stresses if s.value_label]
         return [column for column in made if column.values]
@@ -149,12 +120,13 @@ class Report:
             f"{task.dataset.title}: label {task.label.name} ({task.classes} classes), spurious attributes {spurious}. "
             f"{done.images:,} images of distinct subjects of the {done.split} split, the same for all (seed {done.seed}).",
             f"Figures are in percent. {self._seeds()} {done.images:,} images add a sampling error of up to "
-            f"{50 / done.images ** 0.5:.1f} points that all algorithms share.",
+            f"{50 / done.images ** 0.5:.1f} points of accuracy that all algorithms share{self._group_error()}.",
             "Selection of the weights: " + "; ".join(f"{rule} ({', '.join(names)})" for rule, names in self._by_rule().items()) + ".",
-            "do(a): a drawn from its training values without regard to the image."
-            + (f" {WORST_INTERVENTION}: the least accuracy over all do(a=v)." if task.spurious else "")
-            + (f" {WORST_GROUP}: {MEANINGS['worst_group'][1]}, under {self._where()}." if self._has_groups() else ""),
         ]
+        words = ["do(a): a drawn from its training values without regard to the image."] if self.sources else []
+        words += [f"{WORST_INTERVENTION}: the least accuracy over all do(a=v)."] if self.sources and task.spurious else []
+        words += [f"{WORST_GROUP}: {MEANINGS['worst_group'][1]}, {self._where()}."] if self._has_groups() else []
+        lines += [" ".join(words)] if words else []
         if bold and len(self.names) > 2:
             lines.append("Bold: the best, and those not significantly behind it on the same seeds (t-test, 5 %; of few seeds it is blunt).")
         return [*lines, *self.notes()]
@@ -168,10 +140,18 @@ class Report:
         return f"Seeds, of weights and training order: {told}; {spread}"
 
     def _has_groups(self) -> bool:
-        return any(self.values(source, self.unconfounded(source), "worst_group") for source in self.sources)
+        return any(self.values(source, stress, "worst_group") for source, stress in self.grouped)
 
     def _where(self) -> str:
-        return " or ".join(dict.fromkeys(self.unconfounded(source) for source in self.sources)) or "no stress"
+        return " or ".join(dict.fromkeys(f"under {stress}" if source != OBSERVED else "as observed" for source, stress in self.grouped))
+
+    def _group_error(self) -> str:
+        """What the worst groups' own numbers of images add, in words."""
+        sizes = {p.measured.group_images for p in self.points if (p.source, p.stress) in self.grouped} - {0}
+        if not sizes:
+            return ""
+        told = f"{min(sizes):,}" if len(sizes) == 1 else f"{min(sizes):,} to {max(sizes):,}"
+        return f"; a worst group has {told}, which add up to {50 / min(sizes) ** 0.5:.1f} points"
 
     def _by_rule(self) -> dict[str, list[str]]:
         found: dict[str, list[str]] = {}
@@ -186,7 +166,7 @@ class Report:
         if absent:
             named = ", ".join(task.label.classes[k] for k in sorted(absent))
             told.append(f"No image of class {named}: balanced accuracy and AUROC are means over the other classes.")
-        small = {g for p in self.points if p.stress in (self.unconfounded(source) for source in self.sources) for g in p.measured.small}
+        small = {g for p in self.points if (p.source, p.stress) in self.grouped for g in p.measured.small}
         if small:
             left = "" if self._has_groups() else f" {WORST_GROUP} is left out: the others hold less than {COVERED:.0%} of the images."
             told.append(f"Groups with too few images to be the worst: {len(small)} of {len(task.group_names)}.{left} --count takes more.")
@@ -199,6 +179,8 @@ class Report:
 
     def tables(self) -> Iterator[tuple[str, list[str], list[list[str]]]]:
         """Heading, header and lines of each table that is read."""
+        if not self.sources:
+            yield "As observed", *self._lines(self.as_observed())
         for source in self.sources:
             words, under = SOURCES[source], self.unconfounded(source)
             yield f"Accuracy, {words}", *self._lines(self.columns(source))
@@ -235,7 +217,9 @@ class Report:
             return self.agreement.told()
         if MODEL in self.sources:
             return "It cannot be told: no true image is known under these interventions, so that there is the model's test only."
-        return "Not asked: no model is given (--model RUN)." if self.sources else "There are neither true images nor a model's."
+        return "Not asked: no model is given (--model RUN)." if self.sources else (
+            "Nobody can make intervened images here: the true process is not known, and no model is given (--model RUN). The table says "
+            "nothing about robustness.")
 
     # ------------------------------------------------------------------------------------------------ files
     def save(self, folder: Path) -> list[Path]:
@@ -248,7 +232,8 @@ class Report:
             writer.writeheader()
             writer.writerows({key: row[key] for key in CSV} for row in self.rows())
         write_json(paths[2], self.to_dict())
-        save_figure(robustness_figure({source: self.columns(source) for source in self.sources}, self.names), paths[3])
+        drawn = {source: self.columns(source) for source in self.sources} or {OBSERVED: self.as_observed()}
+        save_figure(robustness_figure(drawn, self.names), paths[3])
         if self.agreement is not None:
             paths.append(save_figure(agreement_figure(self.agreement), folder / "agreement.png"))
         return paths

@@ -161,6 +161,11 @@ def robustness(report: Report, figures: Mapping[str, Path]) -> Section:
             (TITLES.get(name, name.replace("_", " ")), f"{meaning}; {better} is better") for name, (better, meaning) in FIGURES.items()))))
 
 
+def no_robustness(why: str) -> Section:
+    """In its place where no classifiers could be tested."""
+    return Section("Which classifiers survive when causes change?", note(f"Left out, since the data cannot be asked: {why}"))
+
+
 def attributes(drawn: Path) -> Section:
     """What the attributes' model has learned."""
     return Section("Attributes, observed and sampled", (

@@ -30,7 +30,7 @@ def shifts_of(task: Task, split: str = "valid") -> list[str]:
     """Names of the data set's shifts whose true images are known."""
     dataset = task.dataset
     attributes = {name: value[:1] for name, value in dataset.split(split).attributes.items()}
-    return [name for name, shift in dataset.shifts().items() if dataset.has_truth(list(shift(attributes, seeded(0))))]
+    return [name for name in dataset.shifts() if dataset.has_truth(list(task.shifted(name, attributes, seeded(0))))]
 
 
 def selection_split(task: Task, count: int, seed: int = 0) -> Split:
@@ -49,7 +49,7 @@ def selection_split(task: Task, count: int, seed: int = 0) -> Split:
     images = [(seen.pop("image") * 255).round().to(torch.uint8)]
     columns = [{**seen, "shift": torch.zeros(len(index), dtype=torch.long)}]
     for k, name in enumerate(shifts_of(task), 1):
-        do = task.dataset.shifts()[name]({n: value[index] for n, value in attributes.items()}, seeded(seed, k))
+        do = task.shifted(name, {n: value[index] for n, value in attributes.items()}, seeded(seed, k))
         told = [task.dataset.true_counterfactual("valid", index[part], {n: value[part] for n, value in do.items()})
                 for part in torch.arange(len(index)).split(_CHUNK)]
         images += [(world["image"] * 255).round().to(torch.uint8) for world in told]

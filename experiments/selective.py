@@ -66,7 +66,7 @@ def sets_of(task: Task, seed: int) -> Iterator[tuple[str, Tensor, Tensor]]:
     index = torch.arange(len(rows))
     yield "observed", rows.batch(index)["image"], rows.attributes[task.label.name]
     for k, name in enumerate(shifts_of(task, "test"), 1):
-        do = dataset.shifts()[name](rows.attributes, seeded(seed, k))
+        do = task.shifted(name, rows.attributes, seeded(seed, k))
         worlds = [dataset.true_counterfactual("test", part, {n: v[part] for n, v in do.items()}) for part in index.split(_CHUNK)]
         yield name, *(torch.cat([world[key] for world in worlds]) for key in ("image", task.label.name))
 
@@ -75,11 +75,11 @@ def selective(run: Path, rule: str, wanted: Sequence[float], seed: int = 0, devi
     """One row for each seed, test set and wanted coverage: the fields of :class:`experiments.coverage.Coverage`, ``seed``, ``test``.
 
     Raises:
-        RunError: for a run without masktune, or without the erm that it began with.
+        RunError: for a run without masktune, or without the very erm that it began with.
     """
     from dataclasses import asdict
 
-    from experiments.classifier import list_trained, load_trained
+    from experiments.classifier import check_base, list_trained, load_trained
     from experiments.coverage import agreed, coverage_table
     from experiments.explanations import trained_task
     from mechanisms.checkpoint import RunError
@@ -95,6 +95,8 @@ def selective(run: Path, rule: str, wanted: Sequence[float], seed: int = 0, devi
 
     task = trained_task(run, load_trained(run, "masktune", seeds[0], rule))
     pairs = {n: (load_trained(run, "erm", n, "last", place), load_trained(run, "masktune", n, rule, place)) for n in seeds}
+    for erm, masktune in pairs.values():
+        check_base(run, masktune, erm)
     valid = task.dataset.split("valid").batch(slice(None))["image"]
     known, rows = {n: sure(pair, valid) for n, pair in pairs.items()}, []
     for test, images, labels in sets_of(task, seed):

@@ -24,12 +24,14 @@ from torch import Tensor, nn
 from torch.func import functional_call, stack_module_state
 
 from experiments.algorithms.base import Algorithm, Batch
+from experiments.classifier import forget
 from experiments.selection import criteria
 from experiments.trainer import Trainer
 from mechanisms.bookkeeping import CHECKPOINT, CONFIG, METRICS, WEIGHTS
 from mechanisms.checkpoint import MetricsLog, load, locked, save, write_json
 from mechanisms.devices import find_device
 from mechanisms.noise import Noise
+from mechanisms.resuming import finished_training
 from mechanisms.training import fit
 
 _NEVER = 1e6  # clip and skip above this touch no update, which would be one for all seeds
@@ -69,7 +71,7 @@ def can_stack(trainer: Trainer) -> bool:
     config = trainer.config
     return (trainer.plan.kind.stackable and not any(True for _ in trainer.network().buffers()) and PartialState().num_processes == 1
             and config.minutes is None and config.patience is None and min(config.clip, config.skip) >= _NEVER and trainer.train.in_memory
-            and (trainer.options.overwrite or not (trainer.folder / CHECKPOINT).exists()))
+            and (trainer.overwrites(trainer.folder) or not (trainer.folder / CHECKPOINT).exists()))
 
 
 def pays(trainer: Trainer) -> bool:
@@ -93,14 +95,18 @@ def learn_stacked(trainers: Sequence[Trainer]) -> list[int]:
     folder = first.folder.parent / f"seeds-{'-'.join(map(str, seeds))}"
     models = [one.build() for one in together]
     config = replace(first.config, validation_rows=len(first.valid))
-    options = replace(first.options, resume=first.options.resume or first.finished(folder, config, first.train))
+    total = first.updates(config, first.train)
+    options = replace(first.options, resume=first.options.resume or finished_training(folder, config, total) is not None)
     own = criteria(first.valid, first.rows.sizes)
     rules = {f"{rule}{_AT}{seed}": _of_seed(criterion, seed) for rule, criterion in own.items() for seed in seeds}
     stacked = Stacked(models, seeds)
+    for one in together:
+        forget(one.options.run, one.plan.kind.name, one.seed)
     fit(stacked, first.train, first.valid, config, folder, {**first.describe(models[0]), "seeds": seeds}, options, rules=rules,
-        restarts=models[0].restarts(first.updates(config, first.train)), seeds=seeds)
+        restarts=models[0].restarts(total), seeds=seeds)
     for k, (one, model) in enumerate(zip(together, models, strict=True)):
         _take_out(k, one, model, len(seeds), folder)
+        one.rows.trained.add(one.folder)
     shutil.rmtree(folder)
     return seeds
 

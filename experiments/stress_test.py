@@ -12,10 +12,10 @@ from datasets.schema import SchemaError
 from datasets.task import Task
 from dscm.model import DSCM
 from experiments.classifier_metrics import Measured, majority, measure
-from experiments.intervened import Stress, draw_stresses, has_truth, model_images, observed_images, true_images
+from experiments.intervened import AS_OBSERVED, Stress, draw_stresses, has_truth, model_images, observed_images, true_images
 
 OBSERVED, TRUTH, MODEL = "observed", "truth", "model"  # where images come from
-AS_OBSERVED, MAJORITY = "observational", "majority class"
+MAJORITY = "majority class"
 _BATCH = 500
 
 
@@ -65,6 +65,20 @@ class Stressed:
     @property
     def images(self) -> int:
         return len(self.stresses[0])
+
+    def different(self) -> list[Stress]:
+        """Stresses of which no two ask the same; of those that do, the first."""
+        kept: list[Stress] = []
+        for stress in self.stresses:
+            if not any(stress.do.keys() == s.do.keys() and all(torch.equal(v, s.do[n]) for n, v in stress.do.items()) for s in kept):
+                kept.append(stress)
+        return kept
+
+    def changed(self, stress: Stress) -> float:
+        """Share of the rows in which a stress sets something to what it was not."""
+        observed = self.task.dataset.split(self.split).attributes
+        other = [value != observed[name][stress.index] for name, value in stress.do.items()]
+        return float(torch.stack(other).any(0).double().mean())
 
 
 def stress_test(task: Task, contestants: Sequence[Contestant], dscm: DSCM | None = None, split: str = "test", count: int = 1000,

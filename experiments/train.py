@@ -22,7 +22,7 @@ def task_for(dataset: CausalDataset, options: Options) -> Task:
 
 
 def algorithms(options: Options) -> list[str]:
-    """Names that ``--algorithm`` lists, each once.
+    """Names that ``--algorithm`` lists, each once; ERM first, since others begin with it.
 
     Raises:
         RunError: for an unknown one.
@@ -30,13 +30,15 @@ def algorithms(options: Options) -> list[str]:
     from experiments.algorithms.registry import ALGORITHMS, algorithm
 
     named = [name.strip() for name in options.algorithm.split(",") if name.strip()]
-    return list(ALGORITHMS) if named == ["all"] else list(dict.fromkeys(algorithm(name).name for name in named))
+    names = list(ALGORITHMS) if named == ["all"] else list(dict.fromkeys(algorithm(name).name for name in named))
+    return sorted(names, key=lambda name: name != "erm")
 
 
 def train_classifiers(dataset: CausalDataset, options: Options) -> list[dict[str, Any]]:
     """Train what is asked for into ``run/classifiers``; rows of ``results.jsonl``, of the algorithms and seeds that were asked for.
 
-    A row: ``algorithm``, ``seed``, ``steps``, ``seconds`` (of all its stages, without an ERM that it begins with), ``rows``
+    A row: ``algorithm``, ``seed``, ``steps``, ``seconds`` (of all its stages, masks and features included, without an ERM that
+    it begins with, which has a row of its own), ``rows``
     of the validation split that were looked at, ``majority`` (accuracy of always naming their commonest class), and under
     ``rules`` for each selection rule its ``step``, validation ``accuracy``, ``worst_group``, ``loss`` and, where the data set
     has shifts, the accuracy when ``shifted``.
@@ -47,9 +49,7 @@ def train_classifiers(dataset: CausalDataset, options: Options) -> list[dict[str
     """
     from accelerate import PartialState
 
-    from experiments.classifier import record
     from experiments.resolve import resolve
-    from experiments.results import row_of
     from experiments.stacked import learn_stacked
     from experiments.trainer import Trainer
     from mechanisms.devices import make_accelerator
@@ -68,36 +68,35 @@ def train_classifiers(dataset: CausalDataset, options: Options) -> list[dict[str
         first.check()
         make_accelerator(first.config.device, first.config.precision)  # a device that is not there is known at once
     claim(options.run.run, dataset, options.data)
-    main_process, results = PartialState().is_main_process, []
+    results = []
     for name, ours in trainers.items():
-        if main_process:
+        if PartialState().is_main_process:
             print(f"{name}: {ours[0].plan}", flush=True)
         if options.vectorize:
             learn_stacked(ours)
         for one in ours:
             one.learn()
-            if main_process:
-                results.append(row_of(one))
-                record(options.run.run, results[-1])
+            if one.row:
+                results.append(one.row)
     return results
 
 
 def rows_for(task: Task, options: Options) -> Rows:
     """The task's rows, with what makes counterfactuals of them, if anything was named."""
-    from experiments.trainer import FOLDER, Rows
+    from experiments.classifier import FOLDER
+    from experiments.trainer import Rows
 
     if options.model is None and not options.truth:
         return Rows(task)
 
     from dscm.exported import weights_hash
     from dscm.model import DSCM
-    from experiments.intervened import training_counterfactuals
-    from mechanisms.checkpoint import RunError
+    from experiments.intervened import check_model, training_counterfactuals
     from mechanisms.devices import find_device
 
     dscm = None if options.model is None else DSCM.load(options.model, find_device(options.training.device))
-    if dscm is not None and (difference := dscm.graph.difference(task.dataset.graph)):
-        raise RunError(f"--model {options.model} is of another graph or training split than {task.dataset.title} ({difference})")
+    if dscm is not None:
+        check_model(options.model, dscm, task.dataset)
     made_by = f"{'the true process' if dscm is None else weights_hash(dscm)}, {options.counterfactuals}"
     return Rows(task, lambda: training_counterfactuals(task, dscm, options.counterfactuals, folder=options.run.run / FOLDER), made_by)
 

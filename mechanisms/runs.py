@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,18 +19,26 @@ def claim(run: Path, dataset: CausalDataset, data: DataOptions) -> None:
     """Mark ``run`` as belonging to this graph and data set, or check that it does.
 
     Raises:
-        RunError: if the folder holds mechanisms of another graph or of other statistics.
+        RunError: if the folder holds mechanisms of another graph, of other statistics, or of other rows or images.
     """
-    graph = dataset.graph
-    if (run / RUN).exists():
-        stored = Graph.from_dict(read_json(run / RUN)["graph"])
-        if stored.fingerprint() != graph.fingerprint():
-            raise RunError(f"{run} belongs to another graph or training split ({stored.difference(graph)}); choose another --run")
-        return
+    graph, rows = dataset.graph, dataset.training_fingerprint
     # absolute paths, so that the run can be used from any folder
     name = str(Path(data.dataset).resolve()) if data.dataset.endswith(".py") else data.dataset
     options = {key: str(value.resolve() if isinstance(value, Path) else value) for key, value in data.as_dict().items()}
-    write_json(run / RUN, {"dataset": name, "options": options, "graph": graph.to_dict()})
+    if (run / RUN).exists():
+        record = read_json(run / RUN)
+        stored = Graph.from_dict(record["graph"])
+        if stored.fingerprint() != graph.fingerprint():
+            raise RunError(f"{run} belongs to another graph or training split ({stored.difference(graph)}); choose another --run")
+        if record.get("rows", rows) != rows:  # folders may have moved, so it is not options that are compared
+            raise RunError(f"{run} belongs to other training images: it was begun with {_named(record['dataset'], record['options'])}, and "
+                           f"this is {_named(name, options)}. Give the options that it was begun with, or choose another --run")
+        return
+    write_json(run / RUN, {"dataset": name, "options": options, "graph": graph.to_dict(), "rows": rows})
+
+
+def _named(dataset: str, options: Mapping[str, str]) -> str:
+    return f"{dataset} ({', '.join(f'{key}={value}' for key, value in options.items()) or 'no options'})"
 
 
 def recorded(run: Path) -> dict[str, Any]:

@@ -30,9 +30,9 @@ from mechanisms.checkpoint import RunError, load, locked, save, write_json
 from mechanisms.devices import agree, make_accelerator
 from mechanisms.noise import Noise, seeded
 from mechanisms.options import RunOptions, TrainingConfig
+from mechanisms.resuming import check_same, find_training, finished_training
 
 Criterion = Callable[[Mapping[str, float]], float]  # of a validation's means of terms; the less the better
-_MAY_CHANGE = {"epochs", "steps", "minutes", "patience", "device", "workers", "checkpoint_seconds"}
 _REWIND = 5  # skipped updates in a row before weights go back to their average
 _MAX_SKIPPED = 50
 
@@ -55,7 +55,8 @@ def fit(
     """Train ``model`` into ``folder`` and return it with the kept weights, in eval mode.
 
     Leaves ``config.json``, ``metrics.jsonl`` (one row per validation), ``checkpoint.pt`` (to resume) and
-    ``mechanism.pt`` (to use: ``description`` and the averaged weights).
+    ``mechanism.pt`` (to use: ``description`` and the averaged weights; ``diverged``, an update, if it did before its first
+    checkpoint). On resume, a training whose budget is spent is only read.
 
     Args:
         description: what rebuilds the model, plain values only: ``kind``, ``graph``, ``config``, ….
@@ -78,10 +79,15 @@ def fit(
     rank, world, device = accelerator.process_index, accelerator.num_processes, accelerator.device
     size = global_batch(config, len(train), world)
     per_epoch = len(train) // size
-    total = config.steps or (math.ceil(config.epochs * per_epoch) if config.epochs else None)
+    total = updates_of(config, len(train), world)
+    if options.resume and not options.overwrite and (state := finished_training(folder, config, total)):
+        check_same(state, folder / CHECKPOINT, config, total, description)
+        model.to(device).load_state_dict(state["model"])
+        kept.load_state_dict(load(folder / WEIGHTS)["weights"])
+        return kept.eval()
 
     with locked(folder) if rank == 0 else nullcontext():
-        resumed = _find_training(folder, config, description, options)
+        resumed = find_training(folder, config, total, description, options)
         model.to(device)
         optimizer = make_optimizer(model, config, device)
         average = Average(model, config.ema)
@@ -174,9 +180,9 @@ def fit(
                     try:
                         update(accelerator, model, optimizer, config, at, average)
                     except RunError as error:
-                        kept_at = ""
+                        kept_at = ". The last checkpoint is kept" if (folder / CHECKPOINT).exists() else ""
                         if good and rank == 0 and not (folder / WEIGHTS).exists():  # what came after may be finite and broken
-                            save(folder / WEIGHTS, {**description, **good})
+                            save(folder / WEIGHTS, {**description, **good, "diverged": at.step})
                             kept_at = f". Weights of step {good['step']}, the last that validation found sound, are in {folder / WEIGHTS}"
                         raise RunError(f"{folder}: {error}{kept_at}") from None
                     meter.add(terms)
@@ -213,6 +219,11 @@ def fall(config: TrainingConfig, progress: float) -> float:
     return 0.5 * (1 + math.cos(math.pi * progress))
 
 
+def updates_of(config: TrainingConfig, rows: int, world: int) -> int | None:
+    """How many updates the budget amounts to; None where it is a time."""
+    return config.steps or (math.ceil(config.epochs * (rows // global_batch(config, rows, world))) if config.epochs else None)
+
+
 def global_batch(config: TrainingConfig, rows: int, world: int) -> int:
     """Rows per update over all processes: no more than there are, and as many for each process.
 
@@ -232,7 +243,7 @@ def update(accelerator: Accelerator, model: nn.Module, optimizer: torch.optim.Op
     Where one skip follows another, the last step led astray: weights go back to their average and momentum is dropped.
 
     Raises:
-        RunError: where even that does not help; the checkpoint on disk is from before.
+        RunError: where even that does not help.
     """
     norm = float(accelerator.clip_grad_norm_(model.parameters(), config.clip))
     if math.isfinite(norm) and (at.norm == 0 or norm < config.skip * at.norm):
@@ -250,8 +261,8 @@ def update(accelerator: Accelerator, model: nn.Module, optimizer: torch.optim.Op
                 if state.get(name) is not None:
                     state[name].zero_()
     if at.in_a_row >= _MAX_SKIPPED:
-        raise RunError(f"training diverged at step {at.step} (gradient norm {norm:g}, {at.in_a_row} updates skipped in a row). "
-                       "The last checkpoint is kept; lower --learning-rate or raise --warmup")
+        raise RunError(f"training diverged at step {at.step} (gradient norm {norm:g}, {at.in_a_row} updates skipped in a row); "
+                       "lower --learning-rate or raise --warmup")
 
 
 @torch.no_grad()
@@ -273,30 +284,3 @@ def evaluate(model: nn.Module, split: Split, count: int, size: int, noise: Noise
 
 def copy_state(model: nn.Module) -> dict[str, Tensor]:
     return {name: value.detach().clone() for name, value in model.state_dict().items()}
-
-
-def _find_training(folder: Path, config: TrainingConfig, description: Mapping[str, Any], options: RunOptions) -> dict[str, Any] | None:
-    """The checkpoint to continue from, or nothing to begin anew; refuses to overwrite or to mix trainings.
-
-    Raises:
-        RunError: without ``--resume`` or ``--overwrite`` in a folder that holds one; on resume, for another model or
-            another configuration (budget, device and the like may change).
-    """
-    path = folder / CHECKPOINT
-    if not path.exists():
-        if options.resume:
-            print(f"nothing to resume in {folder}: beginning anew", file=sys.stderr)
-        return None
-    if options.overwrite:
-        return None
-    if not options.resume:
-        raise RunError(f"{folder} already holds a training; --resume continues it, --overwrite begins anew")
-    state = load(path, "training")
-    if state["description"] != dict(description):
-        keys = [k for k in description if state["description"].get(k) != description[k]]
-        raise RunError(f"{path} is of another model (its {', '.join(keys)} differ); choose another --run, or --overwrite")
-    then, now = {**asdict(TrainingConfig()), **state["config"]}, asdict(config)  # a field that is younger than the file has its default
-    changed = [f"{k} {then[k]} → {now[k]}" for k in now if k not in _MAY_CHANGE and then[k] != now[k]]
-    if changed:
-        raise RunError(f"cannot resume {path} with another configuration: {'; '.join(changed)}")
-    return state

@@ -218,10 +218,21 @@ def test_the_optimiser_restarts_where_the_penalty_sets_in():
 
 
 def test_the_unbiased_penalty_is_unbiased():
-    """Slopes N(0.5, 2²) on few rows: the square's mean is 0.25 + 4/n, the product's 0.25."""
-    slopes = 0.5 + 2 * torch.randn(20_000, 8, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    square, product = slopes.mean(1).square().mean(), (slopes[:, ::2].mean(1) * slopes[:, 1::2].mean(1)).mean()
-    assert square == pytest.approx(0.75, abs=0.03) and product == pytest.approx(0.25, abs=0.03)
+    """Of slopes d with mean m and variance v, over batches of 8 rows: the square's mean is m² + v/8, the product's m²."""
+    generator = torch.Generator().manual_seed(0)
+    logits, labels = 2 * torch.randn(16_000, 8, 3, generator=generator), torch.randint(3, (16_000, 8), generator=generator)
+    slopes, found = slope(logits.flatten(0, 1), labels.flatten()), {}
+    for unbiased in (False, True):
+        model = built("irm", TOY, algorithm("irm").settings(unbiased=unbiased))
+        model.sizes = Sizes(3, 2)
+        batches = ({"label": row, "environment": torch.zeros(8, dtype=torch.long)} for row in labels[:4000])
+        penalties = [model.penalty(torch.zeros(8, 1), rows, batch, torch.zeros(2), torch.tensor([8, 0]))
+                     for rows, batch in zip(logits[:4000], batches, strict=True)]
+        found[unbiased] = torch.stack(penalties)
+    expected, spread = slopes.mean().square().item(), slopes.var().item() / 8
+    errors = {key: (values.std() / math.sqrt(len(values))).item() for key, values in found.items()}
+    assert abs(found[True].mean().item() - expected) < 4 * errors[True] and spread > 10 * errors[True]
+    assert abs(found[False].mean().item() - expected - spread) < 4 * errors[False]
 
 
 @pytest.mark.parametrize("name", ["irm", "vrex", "fishr", "coral"])
@@ -244,16 +255,47 @@ def test_group_weights_balance_groups():
 
 def test_groupdro_follows_algorithm_1():
     model, batch = built("groupdro", TOY, algorithm("groupdro").settings(eta=0.5)), toy_batch(*TOYS[TOY][1:])
+    batch = {name: value[(batch["group"] != 1) & (batch["group"] != 8)] for name, value in batch.items()}
     model.network.eval()
     losses, q = cross_entropy(model.network(batch["image"]), batch["label"]), torch.full((9,), 1 / 9)
-    risks = torch.stack([losses[batch["group"] == g].mean() if (batch["group"] == g).any() else torch.zeros(()) for g in range(9)])
+    there = torch.tensor([bool((batch["group"] == g).any()) for g in range(9)])
+    risks = torch.stack([losses[batch["group"] == g].mean() if there[g] else torch.zeros(()) for g in range(9)])
+    assert there.sum() == 7
     for _ in range(3):
-        q = q * torch.exp(0.5 * risks)
+        q = q * torch.exp(0.5 * torch.where(there, risks, risks[there].mean()))  # of those that were never seen: nothing is known
         q = q / q.sum()
         loss = model.objective(batch, 0.0, Noise(0))["loss"]
         torch.testing.assert_close(loss, q @ risks)
     torch.testing.assert_close(model.q, q.detach())
-    assert "q" in model.state_dict()
+    assert {"q", "latest"} <= model.state_dict().keys()
+
+
+def test_groupdro_remembers_a_group_that_a_batch_lacks():
+    model, batch = built("groupdro", TOY, algorithm("groupdro").settings(eta=0.5)), toy_batch(*TOYS[TOY][1:])
+    model.network.eval()
+    model.objective(batch, 0.0, Noise(0))
+    rare = int(torch.bincount(batch["group"])[1:].argmax()) + 1
+    latest, q = model.latest[rare].clone(), model.q.clone()
+    without = {name: value[batch["group"] != rare] for name, value in batch.items()}
+    model.objective(without, 0.0, Noise(0))
+    expected = q * torch.exp(0.5 * torch.where(model.latest >= 0, model.latest, model.latest[model.latest >= 0].mean()))
+    assert model.latest[rare] == latest > 0
+    torch.testing.assert_close(model.q, expected / expected.sum())
+
+
+def test_equal_risks_leave_groupdro_as_it_is_however_rare_a_group():
+    model = built("groupdro", TOY, algorithm("groupdro").settings(eta=0.1))
+    torch.nn.init.zeros_(model.network.head.weight)
+    torch.nn.init.zeros_(model.network.head.bias)
+    generator, missed = torch.Generator().manual_seed(0), 0
+    frequent = torch.tensor([0.1, 0.3, 0.05, 0.1, 0.2, 0.1, 0.1, 0.04, 0.01])
+    for _ in range(50):
+        group = torch.multinomial(frequent, 16, replacement=True, generator=generator)
+        missed += int((torch.bincount(group, minlength=9) == 0).sum())
+        images = torch.rand(16, *TOYS[TOY][1], generator=generator)
+        model.objective({"image": images, "label": group // 3, "group": group}, 0.0, Noise(0))
+    assert missed > 100
+    torch.testing.assert_close(model.q, torch.full((9,), 1 / 9))
 
 
 @pytest.mark.parametrize("classes, domains", [(2, 2), (3, 4), (2, 1)])

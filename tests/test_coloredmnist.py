@@ -76,6 +76,7 @@ def test_recipes_are_those_of_the_paper(colored):
     from mechanisms.training import fall
 
     assert colored.recipes["irm"]["anneal"] * colored.recipes["*"]["steps"] == pytest.approx(190)
+    assert [colored.recipes[name]["penalty"] / colored.recipes["irm"]["penalty"] for name in ("vrex", "fishr")] == [4, 2]
     assert colored.recipes["irm"]["hidden"] == 390 and colored.recipes["*"]["hidden"] == 256
     names = TrainingConfig.__dataclass_fields__
     training = TrainingConfig(**{k: v for k, v in colored.recipes["*"].items() if k in names})

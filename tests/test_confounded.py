@@ -59,6 +59,32 @@ def test_the_shift_is_against_the_class(session_cache):
     assert task_of(dataset).classes == 10
 
 
+def test_the_shift_without_regard_to_the_class(session_cache):
+    dataset = open_dataset("confounded", {"options": "train_digits=96;valid_digits=32;test_digits=32;renderings=40"})
+    rows = dataset.split("valid").attributes
+    drawn = dataset.shifts()["independent"](rows, torch.Generator().manual_seed(0))["thickness"]
+    upper = drawn > dataset.inner.split("train").attributes["thickness"].median()
+    assert torch.isin(drawn, dataset.inner.split("train").attributes["thickness"]).all()
+    for half in (rows["digit"] < 5, rows["digit"] >= 5):
+        assert abs(float(upper[half].double().mean()) - 0.5) < 0.1  # 0.95 and 0.05 as observed
+
+
+def test_rows_that_it_does_not_have(session_cache):
+    dataset = open_dataset("confounded", {"options": TINY})
+    size = len(dataset.split("train"))
+    for row in (-1, size):  # which the other data set has
+        with pytest.raises(SchemaError, match=f"no such row in the train split of confounded morphomnist, which has {size}"):
+            dataset.true_counterfactual("train", torch.tensor([row]), {"thickness": torch.tensor([2.0])})
+
+
+def test_environments_are_those_of_the_rows(session_cache):
+    dataset = open_dataset("confounded", {**COLOURS, "predict": "digit"})
+    inner = dataset.inner.environments("train")
+    assert torch.equal(dataset.environments("train"), inner[dataset._index["train"]]) and len(inner.unique()) == 2
+    assert task_of(dataset).environment_count == 2
+    assert open_dataset("confounded", {"options": TINY}).environments("train") is None
+
+
 def test_images_may_be_read_one_by_one(session_cache):
     dataset = open_dataset("confounded", {"options": TINY})
     inner, index = dataset.inner.split("train"), dataset._index["train"]

@@ -11,15 +11,16 @@ import torch
 
 from datasets.options import DataOptions
 from dscm.figures import ORANGE, save_figure
-from experiments import explain, explanations, selective
+from experiments import classifier, explain, explanations, selective
 from experiments.classifier import load_trained
 from experiments.explain import Options
 from experiments.explain_figure import Panel, explanation_figure, heated, outline, prediction_lines
-from experiments.masking import load_masks
+from experiments.masking import load_masks, weights_fingerprint
+from experiments.networks import rebuild
 from experiments.train import train_classifiers
 from experiments.train_options import Options as TrainOptions
 from experiments.train_options import TrainingFlags
-from mechanisms.checkpoint import RunError
+from mechanisms.checkpoint import RunError, load
 from mechanisms.command import run_command
 from mechanisms.options import RunOptions
 
@@ -101,9 +102,13 @@ def test_masktune_before_and_after(run, tmp_path, monkeypatch):
     assert torch.equal(hidden.images, image.images.masked_fill(dropped[:, None], 0))
     rows = DATA.open().split("train").batch([3, 0, 7])
     assert torch.equal(image.images, rows["image"])
-    for panel, name in ((before, "erm"), (after, "masktune")):
-        trained = load_trained(run, name, 0)
-        probabilities = trained.predict(rows["image"]).softmax(1)
+    after_one = load(run / "classifiers/masktune/seed-0/iteration-1/mechanism.pt")
+    earlier = rebuild(after_one)
+    earlier.load_state_dict(after_one["weights"])
+    assert before.heading == "before\niteration 1"
+    for panel, network in ((before, earlier.eval()), (after, load_trained(run, "masktune", 0).network)):  # the last masks' own network
+        with torch.no_grad():
+            probabilities = network(rows["image"]).softmax(1)
         assert [line[0] for line in panel.lines] == [line[0] for line in prediction_lines(probabilities, ("0-4", "5-9"))]
         assert torch.equal(panel.wrong, probabilities.argmax(1) != rows["label"])
         assert panel.heat.shape == (3, 28, 28) and not torch.equal(before.heat, after.heat)
@@ -114,8 +119,9 @@ def test_masks_of_other_images_are_what_they_would_have_been(run):
     options = Options(run, count=20, split="train")
     before, trained = load_trained(run, "erm", 0), load_trained(run, "masktune", 0)
     images = explanations._images(explanations.trained_task(run), options)
-    kept = explanations._masks(options, trained, before.network, images)
-    fresh = explanations._masks(Options(run, count=20, split="test"), trained, before.network, images)
+    kept, seen = explanations._masks(options, trained, before.network, images)
+    fresh, again = explanations._masks(Options(run, count=20, split="test"), trained, before.network, images)
+    assert weights_fingerprint(seen) == weights_fingerprint(again) == trained.description["begun_from"]
     assert (kept.dropped != fresh.dropped).float().mean() < 2e-3 and kept.counts.sum() > 0  # rounding
 
 
@@ -194,12 +200,20 @@ def test_nothing_to_explain(capsys):
 
 def test_a_masktune_whose_erm_is_another_one_now(run, monkeypatch):
     trained = load_trained(run, "masktune", 0)
-    changed = {**trained.description, "settings": {**trained.description["settings"], "iterations": 1}, "begun_from": "0"}
+    changed = {**trained.description, "base": "0"}
     other = explanations.Trained(trained.algorithm, 0, "last", trained.network, 1, changed)
     original = load_trained
     monkeypatch.setattr(explanations, "load_trained", lambda r, name, *rest: other if name == "masktune" else original(r, name, *rest))
     with pytest.raises(RunError, match="began with another erm"):
         explanations.explain(Options(run))
+
+
+def test_selective_refuses_a_masktune_of_another_erm(run, monkeypatch):
+    """The ERM of another seed stands for one that was trained anew."""
+    original = classifier.load_trained
+    monkeypatch.setattr(classifier, "load_trained", lambda r, name, n, *rest: original(r, name, 1 if name == "erm" else n, *rest))
+    with pytest.raises(RunError, match="masktune of seed 0 in .* began with another erm"):
+        selective.selective(run, "last", [1.0])
 
 
 # ---------------------------------------------------------------------------------------------------- selective classification

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import csv
 import json
+import multiprocessing
 import os
 import subprocess
 import sys
+import threading
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +19,7 @@ from PIL import Image
 
 from dscm.counterfactual import open_run
 from dscm.export import Options, main, values_of
-from dscm.exported import PROVENANCE, Export, open_export, weights_hash
+from dscm.exported import PROVENANCE, Export, claim, open_export, weights_hash
 from mechanisms.checkpoint import RunError
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -143,6 +146,102 @@ def test_another_models_images_are_not_mixed_in(export, model, tmp_path):
     assert export().write(tmp_path) == (0, 6)
 
 
+def test_other_values_under_the_same_label_are_not_mixed_in(export, tmp_path):
+    made = export()
+    made.write(tmp_path)
+    moved = {label: {name: value + 1e-3 for name, value in do.items()} for label, do in made.interventions.items()}
+    with pytest.raises(RunError, match="other provenance.*values"):
+        replace(made, interventions=moved).write(tmp_path)
+    beyond = {label: {name: torch.cat([value[:10], value[10:] + 1]) for name, value in do.items()}
+              for label, do in made.interventions.items()}
+    assert replace(made, interventions=beyond).write(tmp_path) == (0, 6)  # rows that are not exported do not matter
+
+
+def test_values_of_an_intervention_do_not_depend_on_the_others(model):
+    dataset = model[1]
+    asked = ("intensity~marginal", "thickness~marginal", "thickness=2")
+    alone, among = values_of(asked[1:2], dataset, "test", 0), values_of(asked, dataset, "test", 0)
+    assert torch.equal(alone["thickness~marginal"]["thickness"], among["thickness~marginal"]["thickness"])
+    assert not torch.equal(alone["thickness~marginal"]["thickness"],
+                           values_of(asked, dataset, "test", 1)["thickness~marginal"]["thickness"])
+    training = dataset.split("train").attributes
+    rows = {name: [int((training[name] == v).nonzero()[0]) for v in among[f"{name}~marginal"][name]] for name in ("thickness", "intensity")}
+    assert rows["thickness"] != rows["intensity"]  # each from a stream of its own
+
+
+def _claim(out: str, seed: int, ready, told) -> None:
+    ready.wait()
+    try:
+        claim(Path(out), {"seed": seed, "more": ["x"] * 1000})
+        told.put((seed, ""))
+    except RunError as error:
+        told.put((seed, str(error)))
+
+
+def test_two_claims_in_a_race(tmp_path):
+    """One wins, the other is told, and nobody ever sees half a file."""
+    context = multiprocessing.get_context("fork")
+    for number in range(10):
+        out, ready, told = tmp_path / str(number), context.Barrier(2), context.Queue()
+        both = [context.Process(target=_claim, args=(str(out), seed, ready, told)) for seed in (1, 2)]
+        for process in both:
+            process.start()
+        answers = dict(told.get(timeout=20) for _ in both)
+        for process in both:
+            process.join()
+        winner = json.loads((out / PROVENANCE).read_text())["seed"]
+        assert answers[winner] == "" and "other provenance (seed:" in answers[3 - winner]
+        assert [path.name for path in out.iterdir()] == [PROVENANCE]
+
+
+def test_the_loser_of_a_race_compares(tmp_path, monkeypatch):
+    """The other process claims after this one has found nothing."""
+    link = os.link
+
+    def late(source, target):
+        thread = threading.Thread(target=lambda: (monkeypatch.setattr(os, "link", link), claim(tmp_path, {"seed": 2})))
+        thread.start()
+        thread.join()
+        link(source, target)
+
+    monkeypatch.setattr(os, "link", late)
+    with pytest.raises(RunError, match="seed: 2 there, 1 asked for"):
+        claim(tmp_path, {"seed": 1})
+    assert json.loads((tmp_path / PROVENANCE).read_text()) == {"seed": 2}
+
+
+def test_kinds_come_from_the_graph(export, tmp_path):
+    """A continuous attribute all of whose values are whole stays a float."""
+    made = export(draws=None)
+    replace(made, interventions={"both": {"thickness": torch.full((32,), 2.0), "intensity": torch.full((32,), 100.0)}}).write(tmp_path)
+    found = open_export(tmp_path).attributes
+    assert {name: value.dtype for name, value in found.items()} == {
+        "digit": torch.int64, "thickness": torch.float32, "intensity": torch.float32}
+    assert (found["thickness"] == 2).all() and found.keys() == {v.name for v in made.dataset.graph.attributes}
+
+
+@pytest.mark.parametrize("form", ["pt", "npz", "png"])
+def test_damage_is_noticed_and_mended(export, tmp_path, form):
+    export(form=form).write(tmp_path)
+    shard = tmp_path / export().folders[0] / "00001"
+    table, images = shard.with_suffix(".csv"), shard.with_suffix(f".{form}") if form != "png" else next(shard.glob("*.png"))
+    whole = table.read_text()
+
+    def cut() -> None:
+        images.unlink() if form == "png" else images.write_bytes(images.read_bytes()[:200])
+
+    lines = whole.splitlines(keepends=True)
+    for damage in (lambda: table.write_text("".join(lines[:-1])), lambda: table.write_text("".join(lines)[:-30]),
+                   lambda: table.write_text(whole.replace("thickness", "weight", 1)), lambda: table.write_text(""),
+                   lambda: table.write_text(whole.replace(",4,0,", ",four,0,")), cut):
+        damage()
+        with pytest.raises(RunError, match=f"00001 is damaged: .*Remove {table} and give the same dscm.export command again"):
+            open_export(tmp_path)
+        table.write_text(whole)
+    table.unlink()
+    assert export(form=form).write(tmp_path) == (1, 5) and len(open_export(tmp_path)) == 40
+
+
 def test_what_cannot_be_written_or_read_is_said(export, tmp_path):
     export(truth=False).write(tmp_path / "out")
     assert open_export(tmp_path / "out").truth is None
@@ -153,7 +252,7 @@ def test_what_cannot_be_written_or_read_is_said(export, tmp_path):
         open_export(tmp_path)
     shard = next((tmp_path / "out").rglob("*.pt"))
     shard.write_bytes(shard.read_bytes()[:100])
-    with pytest.raises(RunError, match="truncated"):
+    with pytest.raises(RunError, match="is damaged: .*truncated"):
         open_export(tmp_path / "out")
 
 

@@ -10,14 +10,16 @@ import pytest
 import torch
 
 from datasets.base import Split
+from datasets.options import DataOptions
 from datasets.registry import open_dataset
-from datasets.schema import SchemaError
+from datasets.schema import SchemaError, Variable
 from datasets.task import task_of
 from dscm.counterfactual import open_run
 from experiments import intervened
 from experiments.classifier_metrics import majority
 from experiments.intervened import (
     QUANTILES,
+    check_model,
     distinct_rows,
     draw_stresses,
     has_truth,
@@ -27,7 +29,8 @@ from experiments.intervened import (
     true_images,
 )
 from experiments.stress_test import AS_OBSERVED, MAJORITY, MODEL, OBSERVED, TRUTH, Contestant, stress_test
-from mechanisms.checkpoint import RunError
+from mechanisms.checkpoint import RunError, read_json, write_json
+from mechanisms.runs import claim
 
 DIGITS = {"train_digits": 96, "valid_digits": 32, "test_digits": 32, "renderings": 1}
 
@@ -98,6 +101,26 @@ def test_named_shifts_and_labels_that_would_change(task):
         draw_stresses(replace(task, spurious=()), count=4)
 
 
+def test_shifts_are_not_called_as_other_columns(task):
+    class Shifted(type(task.dataset)):
+        pass
+
+    for name in ("do(intensity)", "do(intensity=80)", AS_OBSERVED, "worst group", "worst intervention"):
+        Shifted.shifts = lambda self, name=name: {name: lambda attributes, generator: {"intensity": 80 + 0 * attributes["intensity"]}}
+        values = torch.full((96,), 80.0)
+        shifted = task_of(Shifted(**DIGITS), "digit", ("intensity",))
+        shifted.dataset.split("train").attributes["intensity"] = values
+        with pytest.raises(SchemaError, match="is called as another column of the table; give it another name"):
+            draw_stresses(shifted, count=4)
+
+
+def test_each_value_of_a_continuous_attribute_is_asked_once():
+    variable = Variable("x", "real")
+    assert [label for _, label in intervened.values_of(variable, torch.tensor([1.0] * 9 + [5.0]))] == ["1", "1.4"]
+    close = intervened.values_of(variable, 1000 + torch.arange(11) / 1000)
+    assert len({label for _, label in close}) == len(close) == 5
+
+
 def test_memory_is_guarded(task, monkeypatch):
     monkeypatch.setattr(intervened, "LARGEST", 10 * 4 * 32 * 32)
     with pytest.raises(SchemaError, match="do not fit in .* MiB; take at most 10"):
@@ -121,6 +144,45 @@ def test_setting_what_is_there_changes_nothing(task, dscm):
     observed = observed_images(task, same, "test")
     assert torch.equal(model_images(dscm, task, same, "test"), observed)
     assert torch.equal(true_images(task, same, "test"), observed)
+
+
+def test_noise_of_images_and_drawn_values_are_different_streams(task, monkeypatch):
+    keys = []
+    monkeypatch.setattr(intervened, "seeded", lambda *key: keys.append(key) or torch.Generator().manual_seed(0))
+
+    class Model:
+        def counterfactual(self, rows, do, generator):
+            return replace_image(rows["image"])
+
+    def replace_image(image):
+        return type("Answer", (), {"image": image})
+
+    stress = draw_stresses(task, count=20)[0]
+    drawn, keys[:] = set(keys), []
+    model_images(Model(), task, stress, "test")
+    assert keys and not drawn & set(keys)
+    keys.clear()
+    training_counterfactuals(task, Model(), per_row=2)
+    assert len(keys) == len(set(keys)) == 2 * (2 + 1)  # of each copy: two attributes, one chunk
+
+
+def test_a_model_of_other_images_is_refused(task, dscm, tiny_run, tmp_path):
+    check_model(tiny_run, dscm, task.dataset)
+    chosen = open_dataset("confounded", {"options": ";".join(f"{k}={v}" for k, v in DIGITS.items())})
+    assert chosen.answered_by.title == "morphomnist" and len(chosen.split("train")) < 96
+    check_model(tiny_run, dscm, chosen)  # the model of what its rows were selected from
+    other = open_dataset("morphomnist", DIGITS)
+    rows = other.split("train")
+    other._splits["train"] = Split("train", 255 - rows.images, rows.attributes)  # the same graph and statistics
+    claim(tmp_path, task.dataset, DataOptions("morphomnist"))
+    with pytest.raises(RunError, match=r"was trained on other images than those of morphomnist here: it was begun with morphomnist"):
+        check_model(tmp_path, dscm, other)
+    record = read_json(tmp_path / "run.json")
+    assert record["rows"] == task.dataset.training_fingerprint != other.training_fingerprint
+    write_json(tmp_path / "run.json", {key: value for key, value in record.items() if key != "rows"})
+    check_model(tmp_path, dscm, other)  # an older run does not say
+    with pytest.raises(RunError, match=r"was trained on other data than the classifiers are about \(model against data\)"):
+        check_model(tiny_run, dscm, open_dataset("morphomnist", {**DIGITS, "train_digits": 80}))
 
 
 # ---------------------------------------------------------------------------------------------------- stress test

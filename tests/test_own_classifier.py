@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import json
+import pickle
+import sys
 import textwrap
+import zipfile
 
 import pytest
 import torch
@@ -120,6 +124,87 @@ def test_exported_program(task, built, tmp_path):
         open_own(str(tmp_path / "broken.pt2"), task)
     with pytest.raises(RunError, match="leave :function and --weights out"):
         open_own(f"{tmp_path / 'net.pt2'}:build", task)
+
+
+def patched(path, change):
+    """A copy of an archive whose files are what ``change(name, bytes)`` makes of them: None leaves one out, a dict adds some."""
+    out = path.with_name("patched.pt2")
+    with zipfile.ZipFile(path) as old, zipfile.ZipFile(out, "w") as new:
+        for name in old.namelist():
+            made = change(name, old.read(name))
+            for key, held in (made if isinstance(made, dict) else {name: made}).items():
+                new.writestr(key, held)
+    return str(out)
+
+
+class Evil:
+    """Unpickled, it leaves a mark."""
+
+    def __reduce__(self):
+        return exec, ("import sys; sys.modules['pwned_by_a_classifier'] = sys",)
+
+
+def test_pickles_in_a_program_are_not_read(task, built, tmp_path):
+    path = tmp_path / "net.pt2"
+    torch.export.save(torch.export.export(built, (torch.rand(2, 1, 32, 32),), dynamic_shapes=({0: torch.export.Dim("batch")},)), path)
+
+    def pickled_weight(name, held):
+        if name.endswith("weights/model_weights_config.json"):
+            config = json.loads(held)
+            config["config"]["head.bias"]["use_pickle"] = True
+            return json.dumps(config)
+        return pickle.dumps(Evil()) if "/weights/weight_" in name else held
+
+    def custom_constant(name, held):
+        payload = {"path_name": "opaque_obj_0", "is_param": False, "use_pickle": False, "tensor_meta": None}
+        if name.endswith("constants/model_constants_config.json"):
+            return {name: json.dumps({"config": {"evil": payload}}), name.replace("model_constants_config.json", "opaque_obj_0"):
+                    pickle.dumps(Evil())}
+        return held
+
+    def sample_inputs(name, held):
+        return pickle.dumps(Evil()) if "/sample_inputs/" in name else held
+
+    def older_weights(name, held):
+        older = name.replace("model_weights_config.json", "model.pt")
+        return {name: held, older: pickle.dumps(Evil())} if older != name else held
+
+    def first_format(name, held):
+        return {"version": "8.8", "serialized_state_dict.pt": pickle.dumps(Evil())} if name.endswith("archive_version") else held
+
+    for change, told in ((pickled_weight, "head.bias"), (custom_constant, "evil"), (sample_inputs, "sample_inputs/model.pt"),
+                         (older_weights, "weights/model.pt"), (first_format, "serialized_state_dict.pt")):
+        with pytest.raises(RunError, match=f"would unpickle, which can run any code: .*{told}"):
+            open_own(patched(path, change), task)
+        assert "pwned_by_a_classifier" not in sys.modules
+    assert open_own(patched(path, lambda name, held: held), task).predict(torch.rand(3, 1, 32, 32)).shape == (3, 10)
+
+
+def test_what_lies_beside_the_file_can_be_imported(task, tmp_path):
+    """And dataclasses with postponed annotations work, which look their module up."""
+    (tmp_path / "layers_of_mine.py").write_text("from torch import nn\nbody = lambda n, k: nn.Sequential(nn.Flatten(), nn.Linear(n, k))\n")
+    (tmp_path / "net.py").write_text(textwrap.dedent("""
+        from __future__ import annotations
+        from dataclasses import dataclass
+        from typing import ClassVar
+        from layers_of_mine import body
+
+        @dataclass
+        class Config:
+            size: ClassVar[int] = 1024
+            classes: int = 10
+
+        def build():
+            return body(Config.size, Config().classes)
+    """))
+    before, known = list(sys.path), set(sys.modules)
+    assert open_own(f"{tmp_path / 'net.py'}:build", task).predict(torch.rand(2, 1, 32, 32)).shape == (2, 10)
+    assert sys.path == before
+    assert len([name for name in set(sys.modules) - known if name.startswith("_otherwise_classifier_net")]) == 1
+    (tmp_path / "broken.py").write_text("import layers_of_mine\nraise ValueError('no')")
+    with pytest.raises(RunError, match="broken.py cannot be imported: ValueError: no"):
+        open_own(f"{tmp_path / 'broken.py'}:build", task)
+    assert sys.path == before and not [name for name in sys.modules if name.startswith("_otherwise_classifier_broken")]
 
 
 def test_two_classes_from_one_number():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import re
 import subprocess
 import sys
@@ -14,12 +15,13 @@ import torch
 
 from datasets.errors import UserError
 from datasets.options import DataOptions
-from datasets.schema import Graph, Variable
+from datasets.schema import Graph, SchemaError, Variable
 from dscm.evaluation import Evaluation
 from dscm.questions import Questions
 from experiments.classifier import list_trained
-from experiments.quickstart import Options, default_do, quickstart
+from experiments.quickstart import Options, quickstart
 from experiments.quickstart_classifiers import plan
+from experiments.quickstart_figures import default_do
 from experiments.report import Section, bullets, graph_svg, prose, table, write_report
 from mechanisms.checkpoint import MetricsLog, RunError, load
 
@@ -152,7 +154,7 @@ def test_users_file_without_truth_or_measure(tmp_path: Path) -> None:
     check_self_contained(page)
     evaluation = Evaluation.load(tmp_path / "run" / "metrics.json")
     assert not evaluation.find("truth_l1") and evaluation.find("effectiveness_predicted") and evaluation.find("free_energy")
-    assert "Which classifiers survive" not in page  # nothing could be confounded
+    assert "Left out, since the data cannot be asked: no class among the image's causes could be confounded" in html.unescape(page)
     for expected in ("What could not be computed", "measures nothing on images", "does not define <code>true_counterfactual</code>",
                      "&lt;b&gt;mm &amp; more&lt;/b&gt;", "&lt;i&gt;dog&lt;/i&gt;", "my scm.py"):
         assert expected in page
@@ -178,7 +180,32 @@ def test_what_classifiers_are_trained_on(tmp_path: Path) -> None:
     assert made.title == "confounded morphomnist" and made.inner.train_digits == 96
     (tmp_path / "scm.py").write_text(MINE)
     mine = DataOptions(str(tmp_path / "scm.py"))
-    assert plan(mine.open(), Options(data=mine, run=tmp_path)) is None  # size causes kind, and nothing else causes the image
+    with pytest.raises(SchemaError, match="no class among the image's causes"):  # size causes kind, and nothing else causes the image
+        plan(mine.open(), Options(data=mine, run=tmp_path))
+
+
+@pytest.mark.parametrize(("declared", "told"), [
+    ('label, spurious = "kind", ("size",)', "do(size) of Mine would change the label 'kind' itself"),
+    ('label, spurious = "kind", ("weight",)', "unknown spurious attribute 'weight'"),
+    ('label, spurious = "size", ("site",)', "the label 'size' is a number, not a class"),
+    ('label, spurious = "kind", ("site",)\n    def subjects(self, split):\n        return torch.zeros(40)',
+     "has 1 images of distinct subjects"),
+])
+def test_what_a_file_declares_is_checked_first(tmp_path: Path, declared: str, told: str) -> None:
+    (tmp_path / "scm.py").write_text(MINE.replace("class Mine(CausalDataset):\n", f"class Mine(CausalDataset):\n    {declared}\n"))
+    data = DataOptions(str(tmp_path / "scm.py"))
+    with pytest.raises(SchemaError, match=re.escape(told)):
+        plan(data.open(), Options(data=data, run=tmp_path))
+
+
+def test_a_task_that_makes_no_sense_costs_that_section_only(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    declared = MINE.replace("class Mine(CausalDataset):\n", 'class Mine(CausalDataset):\n    label, spurious = "kind", ("size",)\n')
+    (tmp_path / "scm.py").write_text(declared)
+    data = DataOptions(str(tmp_path / "scm.py"))
+    page = quickstart(Options(data=data, run=tmp_path / "run", smoke=True, device="cpu", count=2)).read_text()
+    assert "do(size) of Mine would change the label 'kind' itself" in html.unescape(page)
+    assert capsys.readouterr().out.count("do(size) of Mine would change the label 'kind' itself") == 2  # at once, and in its place
+    assert "python -m experiments.robustness" not in page and (tmp_path / "run" / "metrics.json").exists()
 
 
 def test_help_needs_no_torch() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import math
 import shutil
 import textwrap
 from dataclasses import replace
@@ -18,11 +19,13 @@ from datasets.registry import open_dataset
 from datasets.schema import SchemaError
 from datasets.task import task_of
 from experiments.agreement import agreement, agreement_figure
-from experiments.classifier_metrics import FEWEST, calibration_error, group_accuracies, measure
+from experiments.classifier_metrics import FEWEST, auroc, calibration_error, group_accuracies, log_odds, measure
 from experiments.intervened import draw_stresses
 from experiments.report import write_report
 from experiments.robustness import Options, main, robustness
-from experiments.robustness_table import REFERENCE, Report, percent
+from experiments.robustness_column import REFERENCE, Column, percent
+from experiments.robustness_figure import robustness_figure
+from experiments.robustness_table import Report
 from experiments.sections import robustness as section
 from experiments.stress_test import AS_OBSERVED, MAJORITY, MODEL, OBSERVED, TRUTH, Point, Stressed, stress_test
 from mechanisms.checkpoint import RunError
@@ -57,6 +60,19 @@ def test_as_torchmetrics_has_it(classes):
     }
     for name, value in expected.items():
         assert values[name] == pytest.approx(float(value), abs=1e-5), name
+
+
+def test_saturated_answers_are_still_ranked():
+    """softmax rounds the share of class 1 to 1 for all of these; the logits are in perfect order all the same."""
+    labels, right = torch.arange(40) % 2, torch.linspace(50, 60, 40)
+    sure = torch.stack([torch.zeros(40), right + 20 * (labels == 1)], 1)
+    assert auroc(sure.double().softmax(1), labels) == 0.75 and measure(sure, labels).values["auroc"] == 1
+    generator = torch.Generator().manual_seed(0)
+    logits, far = torch.randn(50, 4, generator=generator), torch.randn(50, 4, generator=generator) * 1000
+    expected = torch.tensor([[math.log(p / (1 - p)) for p in row] for row in logits.double().softmax(1).tolist()], dtype=torch.float64)
+    torch.testing.assert_close(log_odds(logits), expected)
+    others = torch.stack([torch.cat([far[:, :k], far[:, k + 1 :]], 1).double().logsumexp(1) for k in range(4)], 1)
+    torch.testing.assert_close(log_odds(far), far.double() - others)
 
 
 def test_classes_without_an_image_are_told_not_invented():
@@ -108,7 +124,7 @@ def report_of(task, quality, seeds=(0, 1, 2), sources=(TRUTH, MODEL), off=0.0) -
     for k, (source, name, attribute, value) in enumerate(asked):
         for algorithm, good in quality.items():
             for seed in seeds:
-                right = round(IMAGES * (good + (off if source == MODEL else 0) + 0.03 * seed - 0.02 * (k // len(sources) % 4)))
+                right = round(IMAGES * (good + (off if source == MODEL else 0) + 0.03 * seed - 0.02 * (k // max(len(sources), 1) % 4)))
                 predicted = torch.where(torch.arange(IMAGES) < right, labels, (labels + 1) % 10)
                 points.append(Point(algorithm, seed, source, name, attribute, value, IMAGES, measure(torch.eye(10)[predicted], labels)))
         points.append(Point(MAJORITY, None, source, name, attribute, value, IMAGES, measure(torch.zeros(IMAGES, 10), labels)))
@@ -131,6 +147,36 @@ def test_columns_are_means_over_seeds(task):
     titles = [c.title for c in report.columns(TRUTH)]
     assert titles == [AS_OBSERVED, "do(thickness)", "do(intensity)", "do(thickness, intensity)", "worst intervention"]
     assert [c.title for c in report.behaviour(TRUTH)] == ["balanced accuracy", "AUROC", "calibration error"]  # no flips were measured
+
+
+def test_bold_looks_at_the_common_seeds_only():
+    """Two common seeds leave one degree of freedom (t = 12.7), however many others there are."""
+    best = {k: 0.8 + 0.01 * k for k in range(2)}
+    other = {0: 0.70, 1: 0.73, **{k: 0.7 for k in range(10, 30)}}
+    column = Column("c", "higher", {"a": best, "b": other, "c": {0: 0.1, 1: 0.1}})
+    assert column.best == "a" and column.cell("b").startswith("**")  # 0.09 ± 0.01 behind
+    third = Column("c", "higher", {"a": {**best, 2: 0.815}, "b": {**other, 2: 0.725}, "c": {0: 0.1, 1: 0.1}})
+    assert not third.cell("b").startswith("**")
+
+
+def test_errors_are_those_of_their_own_numbers_of_images(task):
+    report = report_of(task, {"erm": 0.5, "irm": 0.7})
+    assert "a sampling error of up to 8.8 points of accuracy that all algorithms share." in report.text()
+    points = [replace(p, measured=replace(p.measured, values={**p.measured.values, "worst_group": 0.1}, group_images=10 + (p.seed or 0)))
+              for p in report.points]
+    told = replace(report, stressed=replace(report.stressed, points=tuple(points))).text()
+    assert "that all algorithms share; a worst group has 10 to 12, which add up to 15.8 points." in told
+
+
+def test_as_observed_where_nobody_makes_images(task, tmp_path):
+    report = report_of(task, {"erm": 0.5, "irm": 0.7}, sources=())
+    (heading, header, lines), = report.tables()
+    assert heading == "As observed" and header == ["", "accuracy", "balanced accuracy", "AUROC", "calibration error"]
+    assert [line[0] for line in lines] == ["erm", "irm", f"*{MAJORITY}*"]
+    assert "says nothing about robustness" in report.text() and "do(a):" not in report.text()
+    assert all(path.stat().st_size > 100 for path in report.save(tmp_path))
+    assert len(robustness_figure({OBSERVED: report.as_observed()}, report.names).axes) == 4
+    assert not robustness_figure({}, report.names).axes
 
 
 def test_worst_intervention_is_of_each_seed(task):
@@ -187,10 +233,44 @@ def test_agreement_against_scipy(task):
 
 
 def test_agreement_of_too_little(task):
-    assert agreement(report_of(task, {"erm": 0.5}, sources=(TRUTH,)).points) is None
-    same = [p for p in report_of(task, {"erm": 0.5}).points if p.stress == "do(thickness)"]
-    found = agreement(same)
+    assert agreement(report_of(task, {"erm": 0.5}, sources=(TRUTH,)).stressed) is None
+    stressed = report_of(task, {"erm": 0.5}).stressed
+    found = agreement(replace(stressed, points=tuple(p for p in stressed.points if p.stress in ("do(thickness)", AS_OBSERVED))))
     assert found.spearman is None and found.within is None and "no rank correlation" in found.told()
+
+
+def test_floor_of_the_agreement_is_the_observed_image(task):
+    stressed = report_of(task, {"erm": 0.3, "irm": 0.6, "vrex": 0.5}, off=0.1).stressed
+    found, plain, true = agreement(stressed), {}, {}
+    for p in stressed.points:
+        if p.algorithm != MAJORITY and p.source in (TRUTH, OBSERVED):
+            place = plain.setdefault(p.algorithm, []) if p.source == OBSERVED else true.setdefault((p.algorithm, p.stress), [])
+            place.append(p.measured.values["accuracy"])
+    x = [sum(values) / 3 for values in true.values()]
+    y = [sum(plain[algorithm]) / 3 for algorithm, _ in true]
+    assert found.floor == pytest.approx(sum(abs(a - b) for a, b in zip(x, y, strict=True)) / len(x))
+    assert found.floor_spearman == pytest.approx(spearmanr(x, y).statistic)
+    assert f"mean absolute difference of {100 * found.floor:.1f} points" in found.told()
+    same = [p for p in stressed.points if p.source != MODEL]
+    copied = tuple([*same, *(replace(q, source=MODEL, measured=next(p.measured for p in same if (p.algorithm, p.seed, p.source) == (
+        q.algorithm, q.seed, OBSERVED))) for q in same if q.source == TRUTH)])
+    copy = agreement(replace(stressed, points=copied))  # a model that returns what it is given is on its floor
+    assert copy.difference == pytest.approx(copy.floor) and copy.spearman == copy.floor_spearman
+
+
+def test_the_same_question_counts_once(task):
+    stressed = report_of(task, {"erm": 0.3, "irm": 0.6}).stressed
+    again = replace(stressed.stresses[0], name="again")
+    twice = replace(stressed, stresses=(*stressed.stresses, again), points=(
+        *stressed.points, *(replace(p, stress="again") for p in stressed.points if p.stress == again.name or p.stress == "do(thickness)")))
+    assert agreement(twice) == agreement(stressed) and len(twice.different()) == len(stressed.stresses)
+
+
+def test_share_of_rows_that_change(task):
+    stressed = report_of(task, {"erm": 0.3}).stressed
+    first, present = stressed.stresses[0], task.dataset.split("test").attributes["thickness"][:IMAGES]
+    half = replace(first, do={"thickness": torch.where(torch.arange(IMAGES) < IMAGES // 2, present, present + 1)})
+    assert stressed.changed(half) == 0.5 and stressed.changed(replace(first, do={"thickness": present})) == 0
 
 
 def test_nobody_to_test(task):
@@ -254,7 +334,35 @@ def test_own_classifier_alone(mine, tmp_path, capsys):
     assert "Each classifier was trained once, elsewhere." in told and "| mine " in told and "Difference of accuracy" not in told
 
 
+UNKNOWN = '''
+    import torch
+    from datasets import CausalDataset, Variable
+
+    class Mine(CausalDataset):
+        label, spurious = "kind", ("site",)
+        variables = (Variable("kind", "binary"), Variable("site", "binary", parents=("kind",)),
+                     Variable("image", "image", parents=("kind", "site"), shape=(1, 8, 8)))
+
+        def load(self, split):
+            kind = torch.arange(60) % 2
+            return {"kind": kind, "site": (torch.arange(60) // 2) % 2, "image": torch.rand(60, 8, 8)}
+'''
+
+
+def test_command_without_truth_and_without_a_model(mine, tmp_path, capsys):
+    (tmp_path / "scm.py").write_text(textwrap.dedent(UNKNOWN))
+    given = Options(classifier=(mine,), out=tmp_path / "out", device="cpu")
+    main(replace(given, data=replace(given.data, dataset=str(tmp_path / "scm.py"))))
+    told = capsys.readouterr().out
+    assert "flip rate" not in told and "spurious attributes, of those with 10 images or more, as observed." in told
+    assert "### As observed" in told and "Nobody can make intervened images here" in told and "| worst group" in told
+    assert told.index("### As observed") < told.index("wrote ") and "a worst group has 15" in told
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {f"robustness.{ending}" for ending in ("md", "csv", "json", "png")}
+
+
 @pytest.mark.parametrize(("changes", "told"), [
+    ({"classifier": ("MINE",), "rule": "iid"}, "--rule chooses among the classifiers of a run: give --run"),
+    ({"classifier": ("MINE",), "algorithm": "erm"}, "--algorithm chooses among"),
     ({}, "nothing to test: give --run"), ({"run": "R", "weights": ("w",)}, "--weights is given 1 times, --classifier 0 times"),
     ({"run": "R", "algorithm": "svm"}, "has no classifier by svm; it has erm"), ({"run": "R", "label": "thickness"}, "different labels"),
     ({"run": "R", "rule": "oracle"}, "has no weights by the rule 'oracle'"), ({"run": "R", "count": 999}, "count=999"),
@@ -281,5 +389,5 @@ def test_run_without_classifiers_says_how(tiny_run, tmp_path):
 
 def test_model_of_other_data_is_refused(tiny_run, mine, tmp_path):
     given = Options(classifier=(mine,), label="digit", spurious="thickness", model=tiny_run, out=tmp_path, device="cpu")
-    with pytest.raises(RunError, match="was trained on other data than the classifiers are tested on"):
+    with pytest.raises(RunError, match="was trained on other data than the classifiers are about"):
         main(replace(given, data=replace(given.data, option=("train_digits=80", *DATA[1:]))))

@@ -75,6 +75,48 @@ def test_environments_that_a_data_set_defines():
     task.check_environments("IRM")
 
 
+@pytest.mark.parametrize(("environments", "told"), [
+    (torch.zeros(3, dtype=torch.long), r"environments\('train'\) of given has shape \(3,\); the split has 8 rows"),
+    (torch.zeros(8, 1, dtype=torch.long), r"has shape \(8, 1\)"), (torch.zeros(8), "holds torch.float32"),
+    (torch.zeros(8, dtype=torch.bool), "holds torch.bool"), (torch.arange(8) - 1, "from -1 on; number environments 0..E-1"),
+])
+def test_environments_that_make_no_sense(environments, told):
+    dataset = data()
+    type(dataset).environments = lambda self, split: environments
+    with pytest.raises(SchemaError, match=told):
+        task_of(dataset).environments("train")
+
+
+def test_environments_may_be_a_list():
+    dataset = data()
+    type(dataset).environments = lambda self, split: [0, 1] * 4
+    assert task_of(dataset).environment_count == 2
+
+
+@pytest.mark.parametrize(("returned", "told"), [
+    ({"k": torch.zeros(3, dtype=torch.long)}, "sets 3 values of k for 8 rows; return one for each"),
+    ({"k": torch.tensor(1)}, "sets 1 values of k for 8 rows"), ({"w": torch.zeros(8)}, "the shift 'dark' of given sets w; it must return"),
+    ({"image": torch.zeros(8)}, "sets image; it must return values for some of "), ({}, "sets nothing; it must"),
+    (torch.zeros(8), "sets a Tensor; it must"), ({"k": torch.full((8,), 7)}, "k=7"), ({"x": torch.full((8,), torch.nan)}, "x=nan"),
+])
+def test_shifts_that_make_no_sense(returned, told):
+    dataset = data()
+    type(dataset).shifts = lambda self: {"dark": lambda attributes, generator: returned}
+    task = task_of(dataset)
+    attributes, generator = dataset.split("test").attributes, torch.Generator()
+    with pytest.raises(SchemaError, match=told):
+        task.shifted("dark", attributes, generator)
+    with pytest.raises(SchemaError, match="unknown shift 'light'; given has dark"):
+        task.shifted("light", attributes, generator)
+
+
+def test_shifts_are_given_rows_and_checked():
+    dataset = data()
+    type(dataset).shifts = lambda self: {"dark": lambda attributes, generator: {"k": 2.0 * attributes["y"], "x": [1] * 3}}
+    do = task_of(dataset).shifted("dark", {"y": torch.tensor([0, 1, 1])}, torch.Generator())
+    assert do["k"].tolist() == [0, 2, 2] and do["k"].dtype == torch.int64 and do["x"].dtype == torch.float32
+
+
 def test_other_tasks_on_the_same_data():
     task = task_of(data(), label="k", spurious=("y",))
     assert task.classes == 3 and [v.name for v in task.spurious] == ["y"] and len(task.group_names) == 6

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
+import threading
+import time
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
@@ -11,22 +14,23 @@ from typing import Any
 import pytest
 import torch
 
-from datasets import Split
-from datasets.base import Split
+from datasets.base import Split, fingerprint
 from datasets.errors import UserError
 from datasets.registry import open_dataset
 from datasets.schema import SchemaError
 from datasets.task import task_of
+from experiments.algorithms import dfr
 from experiments.algorithms.registry import ALGORITHMS
-from experiments.classifier import folder_of, list_trained, load_trained, results
+from experiments.classifier import folder_of, list_trained, load_trained, record, results
 from experiments.resolve import resolve, settings_help
 from experiments.selection import criteria, halved, selection_split, shifts_of, worst_group
 from experiments.stacked import Stacked, can_stack, learn_stacked, pays
 from experiments.train import describe, main, train_classifiers
 from experiments.train_options import ClassifierConfig, Options, TrainingFlags
 from experiments.trainer import Rows, Trainer
+from mechanisms import training
 from mechanisms.bookkeeping import MetricsLog
-from mechanisms.checkpoint import RunError, load, read_json
+from mechanisms.checkpoint import RunError, load, read_json, write_json
 from mechanisms.command import run_command
 from mechanisms.options import RunOptions, TrainingConfig
 
@@ -53,6 +57,7 @@ class Toy(CausalDataset):
     size: int = 96
     parted: bool = True
     alike: bool = False
+    dim: float = 0.3
 
     def environments(self, split):
         return torch.arange(self.size) % 2 if self.parted else None
@@ -74,7 +79,7 @@ class Toy(CausalDataset):
         light = do.get("light", torch.where(u[:, 1] < 0.85, shape, 1 - shape))
         x = torch.arange(16) - 7.5
         distance = torch.where(shape[:, None, None] == 1, torch.maximum(x.abs()[:, None], x.abs()), torch.hypot(x[:, None], x[None]))
-        image = (distance < 3 + 2 * u[:, 2, None, None]).float() * (0.3 + 0.6 * light[:, None, None])
+        image = (distance < 3 + 2 * u[:, 2, None, None]).float() * (self.dim + 0.6 * light[:, None, None])
         return {"shape": shape, "light": light, "image": image[:, None]}
 '''
 
@@ -152,13 +157,32 @@ def test_logged_accuracies_are_those_of_the_classifier(trained, toy):
     assert min(groups) == pytest.approx(row["rules"]["last"]["worst_group"], abs=1e-6)
 
 
+def files(folder: Path) -> dict[Path, tuple[int, bytes]]:
+    """All that is written, with its time."""
+    every = (path for path in folder.rglob("*") if path.is_file() and not path.name.startswith("."))
+    return {path: (path.stat().st_mtime_ns, path.read_bytes()) for path in every}
+
+
+def counted(monkeypatch) -> list[str]:
+    """The folder of every training that is begun from now on, in ``<run>/classifiers``."""
+    begun, genuine = [], training.fit
+
+    def fit(model, train, valid, config, folder, description, options, **named):
+        before = files(folder) if folder.exists() else None
+        result = genuine(model, train, valid, config, folder, description, options, **named)
+        if before is None or files(folder) != before:
+            begun.append("/".join(folder.parts[folder.parts.index("classifiers") + 1 :]))
+        return result
+
+    for module in ("trainer", "stacked"):
+        monkeypatch.setattr(f"experiments.{module}.fit", fit)
+    return begun
+
+
 def test_what_is_finished_is_not_trained_again(trained, toy, capsys):
-    before = {name: (folder_of(trained, "irm", 0) / name).stat().st_mtime_ns for name in ("metrics.jsonl", "config.json")}
-    weights = load(folder_of(trained, "irm", 0) / "mechanism.pt")["weights"]
-    log = (folder_of(trained, "irm", 0) / "metrics.jsonl").read_text()
-    command(toy, trained, "--algorithm", "irm", "--seeds", "2")
-    assert same(load(folder_of(trained, "irm", 0) / "mechanism.pt")["weights"], weights) and before
-    assert (folder_of(trained, "irm", 0) / "metrics.jsonl").read_text() == log and len(results(trained)) == 26
+    before = files(trained)
+    command(toy, trained, "--algorithm", "irm,groupdro,jtt,dfr,erm", "--seeds", "2", "--set", "dfr.updates=20")
+    assert files(trained) == before and len(before) > 26 * 4
     out = capsys.readouterr().out
     assert "irm: network mlp (recipe), hidden 8 (recipe)" in out and "| irm              | last " in out
     assert "(majority class)" in out and "selected by" in out.lower() and "Of 96 validation images" in out
@@ -210,6 +234,34 @@ def test_an_empty_environment_is_named(tmp_path):
     path.write_text(TOY.replace("torch.arange(self.size) % 2 if", "torch.arange(self.size) % 2 * 2 if"))
     with pytest.raises(SchemaError, match="environment 1 of Toy is empty in training"):
         train_classifiers(open_dataset(str(path)), Options(algorithm="vrex", run=RunOptions(tmp_path / "run"), training=FLAGS))
+
+
+def test_other_images_of_the_same_statistics_are_refused(toy, tmp_path, capsys):
+    arguments = ("--algorithm", "erm", "--seeds", "1", "--option", "size=64")
+    command(toy, tmp_path / "run", *arguments)
+    (tmp_path / "run").rename(tmp_path / "moved")
+    command(toy, tmp_path / "moved", *arguments)
+    before = files(tmp_path)
+    with pytest.raises(SystemExit):
+        command(toy, tmp_path / "moved", *arguments, "--option", "dim=0.2")
+    error = " ".join(capsys.readouterr().err.split())
+    assert "belongs to other training images: it was begun with" in error and "toy.py (size=64)" in error and files(tmp_path) == before
+    assert "toy.py (size=64, dim=0.2). Give the options that it was begun with, or choose another --run" in error
+    record = read_json(tmp_path / "moved" / "run.json")
+    write_json(tmp_path / "moved" / "run.json", {name: value for name, value in record.items() if name != "rows"})
+    command(toy, tmp_path / "moved", *arguments)  # older ones say nothing of rows
+
+
+def test_images_that_are_read_one_by_one_are_told_apart():
+    class Lazy(list):
+        pass
+
+    def split(value: int) -> Split:
+        return Split("train", Lazy(torch.full((1, 2, 2), value, dtype=torch.uint8) for _ in range(3)), {"x": torch.zeros(3)})
+
+    index = torch.arange(3)
+    assert fingerprint(split(1), index, lazy=True) == fingerprint(split(1), index, lazy=True) != fingerprint(split(2), index, lazy=True)
+    assert fingerprint(split(1), index) == fingerprint(split(2), index)
 
 
 def test_describe_trains_nothing_and_tells_all(toy, capsys, tmp_path):
@@ -318,12 +370,102 @@ def test_networks_of_a_seed_are_alike_whatever_was_drawn_before(toy, tmp_path):
     assert not same(first, trainer(toy, tmp_path, "erm", 4).network().state_dict())
 
 
-def test_the_base_is_trained_once_and_shared(toy, tmp_path):
-    base = trainer(toy, tmp_path, "jtt").base()
-    path = folder_of(tmp_path, "erm", 0) / "mechanism.pt"
-    weights = path.read_bytes() and load(path)["weights"]
+def test_the_base_is_trained_once_and_shared(toy, tmp_path, monkeypatch):
+    """And it is one of the run's classifiers."""
+    begun, base = counted(monkeypatch), trainer(toy, tmp_path, "jtt").base()
+    assert begun == ["erm/seed-0"] and list_trained(tmp_path) == [("erm", 0)] and not base.training
+    before = files(tmp_path)
     assert same(trainer(toy, tmp_path, "dfr").base().network.state_dict(), base.network.state_dict())
-    assert same(load(path)["weights"], weights) and not base.training
+    again = trainer(toy, tmp_path, "dfr", options=RunOptions(tmp_path, overwrite=True)).base()
+    assert same(again.network.state_dict(), base.network.state_dict()) and files(tmp_path) == before and begun == ["erm/seed-0"]
+    trainer(toy, tmp_path, "dfr", options=RunOptions(tmp_path, overwrite=True), steps=15).base()  # another plan
+    assert begun == ["erm/seed-0"] * 2 and results(tmp_path)[0]["steps"] == 15
+
+
+def test_overwriting_trains_each_once(toy, tmp_path, monkeypatch):
+    """Also with seeds that are stacked, algorithms that begin with others, and these named last."""
+    flags = ("--seeds", "1", "--network", "smallcnn", "--hidden", "8", "--steps", "4")
+    arguments = ("--algorithm", "dfr,erm,masktune", *flags, "--set", "dfr.updates=20")
+    command(toy, tmp_path, *arguments)
+    weights, begun = load(folder_of(tmp_path, "erm", 0) / "mechanism.pt")["weights"], counted(monkeypatch)
+    command(toy, tmp_path, *arguments, "--overwrite")
+    assert begun == ["erm/seed-0", "dfr/seed-0", "masktune/seed-0"]
+    assert same(weights, load(folder_of(tmp_path, "erm", 0) / "mechanism.pt")["weights"])
+    begun.clear()
+    command(toy, tmp_path, "--algorithm", "dfr", *flags, "--set", "dfr.updates=10", "--overwrite")
+    assert begun == ["dfr/seed-0"] and len(list_trained(tmp_path)) == 3
+    begun.clear()
+    for again in ((), ("--overwrite",)):
+        command(toy, tmp_path / "stacked", "--algorithm", "erm,dfr", "--seeds", "2", "--set", "dfr.updates=20", *again)
+    assert begun == ["erm/seeds-0-1", "dfr/seed-0", "dfr/seed-1"] * 2
+
+
+def test_what_was_begun_anew_does_not_count_until_it_is_finished(toy, tmp_path, monkeypatch):
+    command(toy, tmp_path, "--algorithm", "erm,groupdro", "--seeds", "1")
+    for name, options in (("groupdro", {"overwrite": True}), ("erm", {"resume": True})):
+        calls = []
+        with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+            patch.setattr("mechanisms.training.agree", lambda v, *_, calls=calls: (v[0], len(calls) > 2 or calls.append(1), v[2]))
+            trainer(toy, tmp_path, name, options=RunOptions(tmp_path, **options), steps=12 if name == "groupdro" else 20).learn()
+        with pytest.raises(RunError, match=f"{name} of seed 0 in .* is unfinished, at step .*--resume"):
+            load_trained(tmp_path, name, 0)
+    assert list_trained(tmp_path) == []
+    assert [row["algorithm"] for row in results(tmp_path)] == ["erm"]  # its twelve updates were there, their weights are not
+    trainer(toy, tmp_path, "groupdro", options=RunOptions(tmp_path, resume=True)).learn()
+    assert list_trained(tmp_path) == [("groupdro", 0)]
+
+
+def test_fewer_updates_than_there_were_are_refused(toy, tmp_path):
+    trainer(toy, tmp_path, "erm").learn()
+    before = files(tmp_path)
+    for options in (RunOptions(tmp_path), RunOptions(tmp_path, resume=True)):
+        with pytest.raises(RunError, match="already trained for 12 updates, and 5 are asked for; choose another --run, or --overwrite"):
+            trainer(toy, tmp_path, "erm", options=options, steps=5).learn()
+    assert files(tmp_path) == before
+
+
+def test_a_head_on_another_body_is_refused(toy, tmp_path):
+    trainer(toy, tmp_path, "dfr").learn()
+    trainer(toy, tmp_path, "erm", options=RunOptions(tmp_path, overwrite=True), steps=13).learn()
+    with pytest.raises(RunError, match="begun_from, base differ"):
+        trainer(toy, tmp_path, "dfr", steps=13, options=RunOptions(tmp_path, resume=True)).learn()
+
+
+def test_seconds_hold_what_is_done_between_stages(toy, tmp_path, monkeypatch):
+    genuine = dfr.with_features
+    monkeypatch.setattr(dfr, "with_features", lambda *given: time.sleep(0.2) or genuine(*given))
+    one = trainer(toy, tmp_path, "dfr", steps=2)
+    one.learn()
+    rows = {row["algorithm"]: row["seconds"] for row in results(tmp_path)}
+    logged = MetricsLog.read(one.folder / "metrics.jsonl")[-1]["seconds"]
+    assert logged + 0.4 <= rows["dfr"] == one.row["seconds"] < logged + 1.4 and rows["erm"] > 0
+    shutil.rmtree(one.folder)
+    (one.folder / "earlier").mkdir(parents=True)
+    (one.folder / "earlier" / "metrics.jsonl").write_text('{"step": 1, "seconds": 1000}')  # no stage of this one
+    again = trainer(toy, tmp_path, "dfr", steps=2)
+    again.learn()
+    assert again.row["seconds"] < 100
+
+
+def test_rows_of_two_commands_are_all_there(tmp_path):
+    def write(k: int) -> None:
+        for seed in range(20):
+            record(tmp_path, {"algorithm": f"a{k}", "seed": seed})
+
+    threads = [threading.Thread(target=write, args=(k,)) for k in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(results(tmp_path)) == 80
+
+
+def test_empty_groups_are_named_once(tmp_path, capsys):
+    path = tmp_path / "gap.py"
+    path.write_text(TOY.replace("torch.where(u[:, 1] < 0.85, shape, 1 - shape)", "torch.where(u[:, 1] < 0.85, shape, 1)"))
+    command(str(path), tmp_path / "run", "--algorithm", "groupdro,lisa,reweighting,erm", "--seeds", "1")
+    told = capsys.readouterr().err
+    assert told.count("warning: ") == 1 and "the train split of Toy has no rows of: shape=square, light=no\n" in told
 
 
 def test_interrupted_and_resumed_is_uninterrupted(toy, tmp_path, monkeypatch):
@@ -355,7 +497,9 @@ def test_a_diverged_training_stops_and_keeps_what_was_good(toy, tmp_path):
         trainer(toy, tmp_path, "vrex", steps=200, learning_rate=1e15, warmup=100_000_000, validations=200).learn()
     state = load(folder_of(tmp_path, "vrex", 0) / "mechanism.pt", "classifier")
     assert 0 < state["step"] < 150 and all(w.isfinite().all() for w in state["weights"].values())
-    assert list_trained(tmp_path) == []
+    assert list_trained(tmp_path) == [] and state["diverged"] >= state["step"]
+    with pytest.raises(RunError, match=f"vrex of seed 0 in .* has diverged at step {state['diverged']}; .* lower --learning-rate"):
+        load_trained(tmp_path, "vrex", 0, "iid")
 
 
 def test_a_schedule_runs_and_modes_are_right(toy, tmp_path):

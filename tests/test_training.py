@@ -250,7 +250,7 @@ def test_existing_training_needs_a_word(tmp_path):
 
 def test_resume_refuses_another_configuration_or_model(tmp_path):
     train(tmp_path)
-    with pytest.raises(RunError, match="another configuration: learning_rate 0.1 → 0.2"):
+    with pytest.raises(RunError, match="another configuration: learning_rate 0.1 → 0.2; choose another --run, or --overwrite"):
         train(tmp_path, options=RESUME, learning_rate=0.2)
     with pytest.raises(RunError, match="batch_size 16 → 8; seed 0 → 1"):
         train(tmp_path, options=RESUME, batch_size=8, seed=1)
@@ -266,12 +266,32 @@ def test_resume_without_a_training_begins_one(tmp_path, capsys):
     assert "nothing to resume" in capsys.readouterr().err and (tmp_path / "mechanism.pt").exists()
 
 
-@pytest.mark.parametrize("steps, more", [(80, [48, 56, 64, 72, 80]), (20, [])])
-def test_budget_may_change_on_resume(tmp_path, steps, more):
+def test_budget_may_grow_on_resume(tmp_path):
     train(tmp_path)
-    train(tmp_path, options=RESUME, steps=steps)
+    train(tmp_path, options=RESUME, steps=80)
     found = [row["step"] for row in MetricsLog.read(tmp_path / "metrics.jsonl")]
-    assert found == [4, 8, 12, 16, 20, 24, 28, 32, 36, 40, *more]
+    assert found == [4, 8, 12, 16, 20, 24, 28, 32, 36, 40, 48, 56, 64, 72, 80]
+
+
+def files(folder):
+    return {path.name: (path.stat().st_mtime_ns, path.read_bytes()) for path in folder.iterdir()}
+
+
+def test_what_is_finished_is_only_read(tmp_path):
+    """Also the files that do not change when they are written again."""
+    weight, before = train(tmp_path).weight.item(), files(tmp_path)
+    assert train(tmp_path, options=RESUME).weight.item() == weight and files(tmp_path) == before
+    with pytest.raises(RunError, match="checkpoint.pt is already trained for 40 updates, and 20 are asked for; choose another"):
+        train(tmp_path, options=RESUME, steps=20)
+    assert files(tmp_path) == before
+
+
+def test_weights_that_were_not_written_in_the_end_are(tmp_path):
+    """Killed between the last checkpoint and its weights."""
+    weight = train(tmp_path).weight.item()
+    state = load(tmp_path / "mechanism.pt")
+    torch.save({**state, "step": 36, "weights": {"weight": torch.tensor(0.0)}}, tmp_path / "mechanism.pt")
+    assert train(tmp_path, options=RESUME).weight.item() == weight and load(tmp_path / "mechanism.pt")["step"] == 40
 
 
 def test_overwriting_leaves_nothing_of_the_old_training(tmp_path):
@@ -473,9 +493,15 @@ def test_broken_rows_do_not_destroy_the_weights(tmp_path):
 def test_divergence_says_what_to_do_and_keeps_the_checkpoint(tmp_path):
     train(tmp_path)
     kept = (tmp_path / "checkpoint.pt").read_bytes()
-    with pytest.raises(RunError, match="diverged at step 89 .*50 updates skipped in a row.*lower --learning-rate or raise --warmup"):
+    with pytest.raises(RunError, match="step 89 .*50 updates skipped in a row.*--learning-rate or raise --warmup. The last checkpoint"):
         train(tmp_path, train=rows(float("nan")), options=RESUME, steps=200)
-    assert (tmp_path / "checkpoint.pt").read_bytes() == kept
+    assert (tmp_path / "checkpoint.pt").read_bytes() == kept and "diverged" not in load(tmp_path / "mechanism.pt")
+
+
+def test_divergence_before_a_checkpoint_promises_none(tmp_path):
+    with pytest.raises(RunError, match="raise --warmup$"):
+        train(tmp_path, train=rows(float("nan")), steps=200, validations=1)
+    assert not (tmp_path / "checkpoint.pt").exists() and not (tmp_path / "mechanism.pt").exists()
 
 
 def test_second_interrupt_stops_at_once():

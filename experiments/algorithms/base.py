@@ -55,6 +55,8 @@ class Algorithm(nn.Module):
         defaults: fields of the training or of the network that it is best trained with, where no recipe says otherwise.
         stackable: whether several seeds may be trained at once, because its objective draws no noise, keeps no state
             and trains in one stage; see :mod:`experiments.stacked`.
+        grouped: the split whose groups it uses, if it needs any.
+        begun_from: fingerprint of the weights that it began with, if these were trained; stored with those that it ends with.
 
     Args:
         l2: weight of Σ‖w‖² over all parameters in the loss.
@@ -67,6 +69,8 @@ class Algorithm(nn.Module):
     settings: ClassVar[type] = NoSettings
     defaults: ClassVar[Mapping[str, Any]] = {}
     stackable: ClassVar[bool] = False
+    grouped: ClassVar[str] = "train"
+    begun_from: str = ""
 
     def __init__(self, network: Network, sizes: Sizes, settings: Any = None, l2: float = 0.0) -> None:
         super().__init__()
@@ -151,8 +155,9 @@ class Algorithm(nn.Module):
 
     def describe(self) -> dict[str, Any]:
         """Plain values that tell this algorithm and its network from any other; stored with the weights."""
+        begun = {"begun_from": self.begun_from} if self.begun_from else {}
         return {"kind": "classifier", "algorithm": self.name, "settings": asdict(self.options), "l2": self.l2,
-                "sizes": asdict(self.sizes), **self.network.describe()}
+                "sizes": asdict(self.sizes), **self.network.describe(), **begun}
 
 
 def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:

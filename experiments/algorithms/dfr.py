@@ -45,6 +45,7 @@ class DFR(Algorithm):
     assumes = "ERM's features tell the label already, and a small set with known spurious attributes is at hand"
     needs = frozenset({"groups"})
     settings = DFRSettings
+    grouped = "valid"
 
     @classmethod
     def check(cls, settings: Any) -> None:
@@ -69,7 +70,7 @@ class DFR(Algorithm):
         from experiments.trainer import with_columns
 
         model = trainer.build(trainer.base().network)
-        fitted, judged = halved(trainer.valid, seeded(trainer.seed, 11))
+        fitted, judged = halved(trainer.valid, seeded(trainer.seed, 11, 0))
         groups = fitted.attributes["group"]
         weight = balanced(groups, model.sizes.groups)[groups]
         fitted, judged = (with_features(model, split) for split in (with_columns(fitted, weight=weight), judged))

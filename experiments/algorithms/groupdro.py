@@ -10,7 +10,9 @@ import torch
 from torch import Tensor
 
 from experiments.algorithms.base import Algorithm, Batch, Draw, cross_entropy, require
-from experiments.algorithms.parallel import means_by
+from experiments.algorithms.parallel import mean_of_present, means_by
+
+_UNKNOWN = -1.0  # no cross-entropy is negative
 
 
 @dataclass(frozen=True)
@@ -24,7 +26,9 @@ class GroupDROSettings:
 class GroupDRO(Algorithm):
     """GroupDRO (Sagawa et al. 2020, algorithm 1): q_g ∝ q_g·exp(η·R_g), then the loss Σ_g q_g·R_g.
 
-    The weights q, ``(G,)``, are a buffer, so they are saved and resumed. A group that the batch has no rows of has R_g = 0.
+    A group that the batch has no rows of keeps the risk that it had in the last batch with some; until there was one, it has
+    the mean risk of the others, so that it is not outweighed for being rare. The weights q and the latest risks, ``(G,)``
+    each, are buffers, so they are saved and resumed.
     """
 
     name = "groupdro"
@@ -36,6 +40,7 @@ class GroupDRO(Algorithm):
     def __init__(self, *arguments, **named) -> None:
         super().__init__(*arguments, **named)
         self.register_buffer("q", torch.full((self.sizes.groups,), 1 / self.sizes.groups))
+        self.register_buffer("latest", torch.full((self.sizes.groups,), _UNKNOWN))
 
     @classmethod
     def check(cls, settings: Any) -> None:
@@ -45,7 +50,9 @@ class GroupDRO(Algorithm):
         losses = cross_entropy(self.read(batch), batch["label"])
         risks, counts = means_by(losses, batch["group"], self.sizes.groups)
         with torch.no_grad():
-            q = self.q * torch.exp(self.options.eta * risks)
+            self.latest.copy_(torch.where((counts > 0) & risks.isfinite(), risks, self.latest))
+            known = self.latest >= 0
+            q = self.q * torch.exp(self.options.eta * torch.where(known, self.latest, mean_of_present(self.latest, known)))
             self.q.copy_(q / q.sum())
         worst = torch.where(counts > 0, risks, -torch.inf).amax()
         return {"loss": self.q.clone() @ risks + self.penalty_of_weights(), "risk": losses, "worst": worst}

@@ -8,7 +8,7 @@ from __future__ import annotations
 import copy
 import sys
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from accelerate import PartialState
 
@@ -55,9 +55,6 @@ class MaskTune(ERM):
     the maps are of, in train mode (batch norm included), with the first stage's optimiser, begun anew, at its last
     learning rate. Masks are kept in ``masks-<iteration>.pt`` with a fingerprint of these weights, and are made anew if that
     is not the one of the weights at hand.
-
-    Attributes:
-        begun_from: fingerprint of the weights that fine-tuning began with; stored with the weights that it ends with.
     """
 
     name = "masktune"
@@ -66,7 +63,6 @@ class MaskTune(ERM):
     needs = frozenset({"camera"})
     settings = MaskTuneSettings
     stackable = False
-    begun_from: str = ""
 
     @classmethod
     def check(cls, settings: MaskTuneSettings) -> None:
@@ -75,9 +71,6 @@ class MaskTune(ERM):
         require(0 < settings.tune_epochs < float("inf"), "tune_epochs", settings.tune_epochs, "be positive")
         rate = settings.tune_learning_rate
         require(rate is None or 0 < rate < float("inf"), "tune_learning_rate", rate, "be positive")
-
-    def describe(self) -> dict[str, Any]:
-        return {**super().describe(), "begun_from": self.begun_from}
 
     @classmethod
     def learn(cls, trainer: Trainer) -> Algorithm:
@@ -95,9 +88,7 @@ class MaskTune(ERM):
         masks = None
         for number in range(1, settings.iterations + 1):
             masks = stored_masks(trainer, model.network, number, masks)
-            begun_from = weights_fingerprint(model.network)
             model = trainer.build(copy.deepcopy(model.network))
-            model.begun_from = begun_from
             stage = "" if number == settings.iterations else stage_name(number)
             model = trainer.fit(model, stage, masked(trainer.train, masks), epochs=settings.tune_epochs, learning_rate=rate,
                                 schedule="constant", warmup=0, patience=None, validations=min(_VALIDATIONS, trainer.config.validations),
