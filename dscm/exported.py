@@ -21,12 +21,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from datasets.base import CausalDataset, Split
+from datasets.base import CausalDataset, Split, fingerprint
 from datasets.images import ImageFiles
 from datasets.schema import DISCRETE
 from dscm.export_files import COLUMNS, KIND, WRITERS, Shard, check_files, parsed, read_shard, read_table, shards, synced
-from dscm.questions import fingerprint
-from mechanisms.checkpoint import RunError, read_json, replacing, versions
+from mechanisms.checkpoint import RunError, read_json, replacing, versions, weights_fingerprint
 from mechanisms.noise import seeded
 
 if TYPE_CHECKING:
@@ -39,12 +38,7 @@ _MAY_DIFFER = ("versions",)
 
 def weights_hash(dscm: DSCM) -> str:
     """A hash of every weight of both mechanisms; models with the same one give the same answers."""
-    digest = hashlib.sha256()
-    for part in (dscm.attributes, dscm.image):
-        for name, value in sorted(part.state_dict().items()):
-            digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
-            digest.update(value.detach().cpu().contiguous().view(-1).numpy().tobytes())
-    return digest.hexdigest()[:16]
+    return weights_fingerprint(dscm.attributes, dscm.image)
 
 
 # -------------------------------------------------------------------------------------------------------- writing

@@ -12,11 +12,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from experiments.masking import weights_fingerprint
 from experiments.networks import Network, rebuild
 from experiments.selection import RULES
 from mechanisms.bookkeeping import WEIGHTS
-from mechanisms.checkpoint import MetricsLog, RunError, check_finite, load, replacing
+from mechanisms.checkpoint import MetricsLog, RunError, check_finite, load, replacing, weights_fingerprint
 
 FOLDER = "classifiers"
 RESULTS = "results.jsonl"
@@ -119,7 +118,6 @@ def check_base(run: Path, trained: Trained, base: Trained) -> None:
 def results(run: Path) -> list[dict[str, Any]]:
     """Rows of ``results.jsonl``, one for each finished ``(algorithm, seed)``; see :func:`experiments.train.train_classifiers`."""
     return MetricsLog.read(Path(run) / FOLDER / RESULTS)
-
 
 
 def record(run: Path, row: Mapping[str, Any]) -> None:

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
+from scipy.stats import rankdata
 from torch import Tensor
 
 BINS = 15  # of the calibration error
@@ -107,17 +108,10 @@ def auroc(scores: Tensor, labels: Tensor) -> float | None:
     areas = []
     for k in present:
         positive = labels == k
-        rank = _mid_ranks(scores[:, k])
+        rank = torch.from_numpy(rankdata(scores[:, k].numpy()))  # ties share the mean of their ranks
         n, m = int(positive.sum()), int((~positive).sum())
         areas.append((float(rank[positive].sum()) - n * (n + 1) / 2) / (n * m))  # Mann and Whitney's U
     return sum(areas) / len(areas)
-
-
-def _mid_ranks(values: Tensor) -> Tensor:
-    """Ranks from 1, ties sharing the mean of theirs, ``(B,)``."""
-    _, inverse, counts = values.unique(return_inverse=True, return_counts=True)
-    last = counts.cumsum(0).double()
-    return (last - (counts.double() - 1) / 2)[inverse]
 
 
 def calibration_error(probabilities: Tensor, labels: Tensor, bins: int = BINS) -> float:

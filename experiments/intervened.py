@@ -15,12 +15,11 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from datasets.base import CausalDataset, Split
+from datasets.base import CausalDataset, Split, fingerprint
 from datasets.schema import SchemaError, Variable
 from datasets.task import Task
 from dscm.exported import weights_hash
 from dscm.model import DSCM
-from dscm.questions import fingerprint
 from mechanisms.checkpoint import RunError, load, save
 from mechanisms.noise import seeded
 from mechanisms.runs import recorded
@@ -161,9 +160,7 @@ def true_images(task: Task, stress: Stress, split: str) -> Tensor:
     """
     if not stress.do:
         return observed_images(task, stress, split)
-    parts = torch.arange(len(stress)).split(_CHUNK)
-    return torch.cat([task.dataset.true_counterfactual(split, stress.index[p], {n: v[p] for n, v in stress.do.items()})["image"]
-                      for p in parts])
+    return task.dataset.true_worlds(split, stress.index, stress.do)["image"]
 
 
 def model_images(dscm: DSCM, task: Task, stress: Stress, split: str, seed: int = 0) -> Tensor:

@@ -5,7 +5,6 @@ Asgari et al. 2022, *MaskTune*, §3: of each image's map, the values above mean 
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -118,15 +117,6 @@ class _MaskedImages:
 
 
 # -------------------------------------------------------------------------------------------------------- on disk
-def weights_fingerprint(network: nn.Module) -> str:
-    """A hash of all parameters and buffers."""
-    digest = hashlib.sha256()
-    for name, value in sorted(network.state_dict().items()):
-        digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
-        digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()[:16]
-
-
 def save_masks(path: Path, masks: Masks, origin: Mapping[str, Any]) -> None:
     """Write masks, one bit a pixel, with what they come from, whole or not at all."""
     packed = torch.from_numpy(np.packbits(masks.dropped.flatten(1).numpy(), axis=1))

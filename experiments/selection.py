@@ -23,7 +23,6 @@ RULES = ("last", "iid", "worst-group", "oracle")
 MEANING = {"last": "weights of the end", "iid": "best on validation images as observed",
            "worst-group": "best worst group of validation images", "oracle": "best under the test's own shifts, on validation images"}
 _TIE = 1e-9  # per nat of loss: far less than one row
-_CHUNK = 4096  # images that the true process renders at once
 
 
 def shifts_of(task: Task, split: str = "valid") -> list[str]:
@@ -50,10 +49,8 @@ def selection_split(task: Task, count: int, seed: int = 0) -> Split:
     columns = [{**seen, "shift": torch.zeros(len(index), dtype=torch.long)}]
     for k, name in enumerate(shifts_of(task), 1):
         do = task.shifted(name, {n: value[index] for n, value in attributes.items()}, seeded(seed, k))
-        told = [task.dataset.true_counterfactual("valid", index[part], {n: value[part] for n, value in do.items()})
-                for part in torch.arange(len(index)).split(_CHUNK)]
-        images += [(world["image"] * 255).round().to(torch.uint8) for world in told]
-        values = {v.name: torch.cat([world[v.name] for world in told]) for v in task.dataset.graph.attributes}
+        values = task.dataset.true_worlds("valid", index, do)
+        images.append((values["image"] * 255).round().to(torch.uint8))
         columns.append({**seen, "label": values[task.label.name], "group": task.groups(values), "shift": torch.full_like(index, k)})
     joined = {name: torch.cat([c[name] for c in columns]) for name in columns[0]}
     return Split("valid", torch.cat(images), {**joined, **_weights(joined["group"], joined["shift"])})

@@ -18,7 +18,6 @@ if TYPE_CHECKING:
 
 COVERAGES = (0.5, 0.7, 0.8, 0.9, 0.95, 1.0)
 _FILE = "selective.json"
-_CHUNK = 4096  # images that the true process renders at once
 
 
 @dataclass(frozen=True)
@@ -67,8 +66,8 @@ def sets_of(task: Task, seed: int) -> Iterator[tuple[str, Tensor, Tensor]]:
     yield "observed", rows.batch(index)["image"], rows.attributes[task.label.name]
     for k, name in enumerate(shifts_of(task, "test"), 1):
         do = task.shifted(name, rows.attributes, seeded(seed, k))
-        worlds = [dataset.true_counterfactual("test", part, {n: v[part] for n, v in do.items()}) for part in index.split(_CHUNK)]
-        yield name, *(torch.cat([world[key] for world in worlds]) for key in ("image", task.label.name))
+        world = dataset.true_worlds("test", index, do)
+        yield name, world["image"], world[task.label.name]
 
 
 def selective(run: Path, rule: str, wanted: Sequence[float], seed: int = 0, device: str = "cpu") -> list[dict[str, Any]]:

@@ -19,13 +19,12 @@ from datasets.schema import SchemaError
 from datasets.task import Task
 from experiments.algorithms.base import Algorithm, Sizes
 from experiments.classifier import folder_of, forget, record, results
-from experiments.masking import weights_fingerprint
 from experiments.networks import Network, build_network
 from experiments.resolve import Plan
 from experiments.results import row_of
 from experiments.selection import criteria, selection_split, shifts_of
 from mechanisms.bookkeeping import CHECKPOINT, METRICS
-from mechanisms.checkpoint import MetricsLog, RunError
+from mechanisms.checkpoint import MetricsLog, RunError, weights_fingerprint
 from mechanisms.options import RunOptions, TrainingConfig
 from mechanisms.resuming import difference, finished_training
 from mechanisms.training import fit, updates_of
@@ -83,7 +82,6 @@ class Rows:
         if "camera" in kind.needs and not network.cam_layer:
             raise RunError(f"{name} draws class-activation maps, but --network {network.name} has no layer of maps; take --network "
                            "smallcnn")
-
 
     def warn_of_empty_groups(self, split: str, needed_by: str) -> None:
         """Say once which groups the split has no rows of: nothing can be learned about these combinations from it."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import hashlib
 import json
 import os
 import platform
@@ -87,6 +88,16 @@ def check_finite(module: torch.nn.Module, path: Path, remedy: str) -> None:
             wrong = int((~torch.isfinite(tensor)).sum())
             raise RunError(f"{path}: {wrong} of {tensor.numel()} values of {name} are not finite; its training has diverged. {remedy}, or "
                            "restore an earlier copy")
+
+
+def weights_fingerprint(*modules: torch.nn.Module) -> str:
+    """A hash of all parameters and buffers, in this order of modules; with the same one they compute the same."""
+    digest = hashlib.sha256()
+    for module in modules:
+        for name, value in sorted(module.state_dict().items()):
+            digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
+            digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()[:16]
 
 
 def write_json(path: Path, value: Any) -> None:

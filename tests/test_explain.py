@@ -15,12 +15,12 @@ from experiments import classifier, explain, explanations, selective
 from experiments.classifier import load_trained
 from experiments.explain import Options
 from experiments.explain_figure import Panel, explanation_figure, heated, outline, prediction_lines
-from experiments.masking import load_masks, weights_fingerprint
+from experiments.masking import load_masks
 from experiments.networks import rebuild
 from experiments.train import train_classifiers
 from experiments.train_options import Options as TrainOptions
 from experiments.train_options import TrainingFlags
-from mechanisms.checkpoint import RunError, load
+from mechanisms.checkpoint import RunError, load, weights_fingerprint
 from mechanisms.command import run_command
 from mechanisms.options import RunOptions
 

@@ -17,7 +17,7 @@ from datasets.schema import SchemaError
 from datasets.task import task_of
 from experiments.algorithms.masktune import MaskTune, MaskTuneSettings, last_learning_rate, next_masks, stored_masks
 from experiments.coverage import agreed, coverage_table, threshold_for
-from experiments.masking import Masks, above, find_masks, load_masks, masked, save_masks, weights_fingerprint
+from experiments.masking import Masks, above, find_masks, load_masks, masked, save_masks
 from experiments.networks import MLP, NETWORKS, SmallCNN
 from experiments.resolve import resolve
 from experiments.train_options import TrainingFlags
@@ -25,7 +25,7 @@ from experiments.trainer import Rows, Trainer
 from experiments.xgradcam import xgradcam
 from mechanisms import training
 from mechanisms.bookkeeping import CHECKPOINT, METRICS, WEIGHTS
-from mechanisms.checkpoint import MetricsLog, RunError, load
+from mechanisms.checkpoint import MetricsLog, RunError, load, weights_fingerprint
 from mechanisms.noise import seeded
 from mechanisms.options import RunOptions
 

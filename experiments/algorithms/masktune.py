@@ -15,10 +15,10 @@ from accelerate import PartialState
 from datasets.base import Split
 from experiments.algorithms.base import Algorithm, require
 from experiments.algorithms.erm import ERM
-from experiments.masking import Masks, find_masks, load_masks, masked, save_masks, weights_fingerprint
+from experiments.masking import Masks, find_masks, load_masks, masked, save_masks
 from experiments.networks import Network
 from mechanisms.bookkeeping import CHECKPOINT
-from mechanisms.checkpoint import RunError, load
+from mechanisms.checkpoint import RunError, load, weights_fingerprint
 from mechanisms.noise import seeded
 
 if TYPE_CHECKING:
