@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from datasets.base import Shift
-from datasets.digits import DIGIT, PaintedDigits, alternating, rows
+from datasets.digits import DIGIT, PaintedDigits, random_halves, rows
 from datasets.mnist import Digits
 from datasets.registry import register
 from datasets.schema import SchemaError, Variable
@@ -41,8 +41,8 @@ class ColoredMNIST(PaintedDigits):
     """digit → label → colour; digit, colour → image.
 
     Of MNIST's training part the first five sixths (50,000) are for training and the last sixth is the test split;
-    MNIST's own test part is for validation, so that nothing published as a test result was selected on. In every split
-    rows alternate between the two environments; under another law of the colours, ask for the shift.
+    MNIST's own test part is for validation, so that nothing published as a test result was selected on. Every
+    split has two environments of equal size; under another law of the colours, ask for the shift.
 
     Args:
         size: 14 for every second pixel, as published, or 28.
@@ -84,7 +84,7 @@ class ColoredMNIST(PaintedDigits):
 
     def noise(self, split: str, digit: Tensor, random: np.random.Generator) -> dict[str, Tensor]:
         """Whether label and colour are flipped, 0 or 1."""
-        flip = np.where(alternating(len(digit)).numpy() == 0, self.flip_0, self.flip_1)
+        flip = np.where(random_halves(len(digit)).numpy() == 0, self.flip_0, self.flip_1)
         label, colour = random.random((2, len(digit)))
         return {"label": torch.from_numpy(label < self.label_flip).long(), "colour": torch.from_numpy(colour < flip).long()}
 
@@ -103,7 +103,7 @@ class ColoredMNIST(PaintedDigits):
         return {"colour": images.sum((2, 3)).argmax(1)}
 
     def environments(self, split: str) -> Tensor:
-        return alternating(len(self._digits[split][0]))
+        return random_halves(len(self._digits[split][0]))
 
     def shifts(self) -> Mapping[str, Shift]:
         """``e=0.9``: the colour contradicts the label with probability .9."""

@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from datasets.base import Shift
-from datasets.digits import DIGIT, PaintedDigits, alternating
+from datasets.digits import DIGIT, PaintedDigits, random_halves
 from datasets.registry import register
 from datasets.schema import SchemaError, Variable
 
@@ -82,7 +82,7 @@ class ColourMNIST(PaintedDigits):
         return {"colour": (mean @ F.normalize(PALETTE.to(images), dim=1).T).argmax(1)}
 
     def environments(self, split: str) -> Tensor:
-        return alternating(len(self._digits[split][0]))
+        return random_halves(len(self._digits[split][0]))
 
     def shifts(self) -> Mapping[str, Shift]:
         """``independent``: a uniform hue; ``reversed``: the hue of 9 − digit."""

@@ -23,7 +23,7 @@ from scipy.special import expit, gammaincinv
 from torch import Tensor
 
 from datasets.base import Shift
-from datasets.digits import DIGIT, alternating
+from datasets.digits import DIGIT, random_halves
 from datasets.morphomnist import THICKNESS, GeneratedDigits, Origin, ThicknessIntensity
 from datasets.registry import register
 from datasets.schema import SchemaError, Variable
@@ -81,7 +81,7 @@ class MorphoMNISTConfounded(ThicknessIntensity, GeneratedDigits):
         return 0.5 + excess * (1 + self.gap), 0.5 + excess * (1 - self.gap)
 
     def settings(self) -> dict[str, object]:
-        return {"tied": self.tied, "strength": self.strength, "gap": self.gap}
+        return {"tied": self.tied, "strength": self.strength, "gap": self.gap, "environments": "random halves"}
 
     # ------------------------------------------------------------------------------------------------ the process
     def _labels(self, split: str) -> np.ndarray:
@@ -90,7 +90,7 @@ class MorphoMNISTConfounded(ThicknessIntensity, GeneratedDigits):
 
     def sample(self, split: str, random: np.random.Generator) -> dict[str, np.ndarray]:
         size = (self.renderings, len(self._digits[split][0]))
-        strength = np.array(self.strengths)[alternating(size[0] * size[1]).numpy()].reshape(size)
+        strength = np.array(self.strengths)[random_halves(size[0] * size[1]).numpy()].reshape(size)
         noise = {"noise": random.standard_normal(size), "place": random.random(size), "agrees": random.random(size) < strength,
                  "free": (0.5 + random.gamma(10, 1 / 5, size)).astype(np.float32)}
         return {**self._equations(self._labels(split).reshape(size), noise, {}), **noise}
@@ -115,7 +115,7 @@ class MorphoMNISTConfounded(ThicknessIntensity, GeneratedDigits):
         return self._equations(values["label"].numpy(), noise, {name: values[name].numpy() for name in TIES if name in do})
 
     def environments(self, split: str) -> Tensor:
-        return alternating(self.renderings * len(self._digits[split][0]))
+        return random_halves(self.renderings * len(self._digits[split][0]))
 
     def shifts(self) -> Mapping[str, Shift]:
         """The tied attribute drawn anew: ``independent`` of the class (s = ½), and ``reversed`` (s = 1 − strength)."""
