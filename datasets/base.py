@@ -34,7 +34,10 @@ class LazyImages(Protocol):
 
 @dataclass(frozen=True)
 class Split:
-    """One split: attributes ``{name: (N,)}`` in physical units, images uint8 ``(N, C, H, W)`` or lazy."""
+    """One split: attributes ``{name: (N,)}`` in physical units, images uint8 ``(N, C, H, W)`` or lazy.
+
+    Beside attributes there may be further columns ``(N, …)``, such as masks, which may be lazy too.
+    """
 
     name: str
     images: Tensor | LazyImages
@@ -58,7 +61,8 @@ class Split:
             images = self.images[rows]
         else:
             images = torch.stack([torch.as_tensor(self.images[int(i)]) for i in rows])
-        values = {name: value[rows] for name, value in self.attributes.items()}
+        values = {name: value[rows] if isinstance(value, Tensor) else torch.stack([torch.as_tensor(value[int(i)]) for i in rows])
+                  for name, value in self.attributes.items()}
         return {**values, "image": images.float() / 255}
 
 
@@ -119,6 +123,14 @@ class CausalDataset:
         """Which digit, patient, … each row of a split shows, ``(N,)`` integers; None if every row shows its own.
 
         Rows of one subject are alike, so standard errors hold for figures of distinct subjects only.
+        """
+        return None
+
+    def masks(self, split: str) -> Tensor | LazyImages | None:
+        """Where the foreground of each image of a split is, bool ``(N, H, W)``, or lazily ``(H, W)`` each; None if unknown.
+
+        The foreground is what causes the label; a bounding box is a mask too. Read them through
+        :meth:`datasets.task.Task.masks`, which checks them.
         """
         return None
 

@@ -135,6 +135,10 @@ class Confounded(CausalDataset):
         found = self.inner.subjects(split)
         return None if found is None else torch.as_tensor(found)[self._index[split]]
 
+    def masks(self, split: str) -> Tensor | LazyImages | None:
+        found = self.inner.masks(split)
+        return found if found is None else found[self._index[split]] if isinstance(found, Tensor) else _Kept(found, self._index[split])
+
     def environments(self, split: str) -> Tensor | None:
         """Those of the other data set."""
         found = self.inner.environments(split)

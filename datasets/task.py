@@ -15,7 +15,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from datasets.base import CausalDataset, Split
+from datasets.base import CausalDataset, LazyImages, Split
 from datasets.schema import SchemaError, Variable
 
 COLUMNS = ("label", "environment", "group", "row")
@@ -100,6 +100,30 @@ class Task:
         if wrong := next((n for n, value in do.items() if len(value) != rows), None):
             raise SchemaError(f"{where} sets {len(do[wrong])} values of {wrong} for {rows} rows; return one for each")
         return do
+
+    # ------------------------------------------------------------------------------------------------ masks
+    def masks(self, split: str) -> Tensor | LazyImages | None:
+        """The foreground's masks, bool ``(N, H, W)`` or lazily ``(H, W)`` each; None where the data set knows none.
+
+        Raises:
+            SchemaError: for what the data set returns if it is not one bool mask of the image's size for each row.
+        """
+        if (found := self.dataset.masks(split)) is None:
+            return None
+        rows, size = len(self.dataset.split(split)), tuple(self.dataset.schema.image.shape[1:])
+        where = f"masks({split!r}) of {self.dataset.title}"
+        if len(found) != rows:
+            raise SchemaError(f"{where} has {len(found)} masks; the split has {rows} images: return one for each")
+        first = torch.as_tensor(found[0])
+        if first.dtype != torch.bool or tuple(first.shape) != size:
+            raise SchemaError(f"{where} holds {first.dtype} of shape {tuple(first.shape)}; a mask is bool of the image's size {size}")
+        return found
+
+    def check_masks(self, needed_by: str) -> None:
+        """Raises SchemaError where nothing says what the foreground is, and ``needed_by`` needs that."""
+        if self.masks("train") is None:
+            raise SchemaError(f"{needed_by} needs the foreground's masks or boxes, but {self.dataset.title} has none: define masks(split) in "
+                              "its file, or take a data set that has them")
 
     # ------------------------------------------------------------------------------------------------ groups
     def parts(self, variable: Variable) -> tuple[str, ...]:

@@ -14,7 +14,7 @@ import torch
 from accelerate import PartialState
 from torch import Tensor
 
-from datasets.base import Split
+from datasets.base import LazyImages, Split
 from datasets.schema import SchemaError
 from datasets.task import Task
 from experiments.algorithms.base import Algorithm, Sizes
@@ -76,6 +76,8 @@ class Rows:
         if "groups" in kind.needs:
             self.task.check_groups(name)
             self.warn_of_empty_groups(kind.grouped, name)
+        if "masks" in kind.needs:
+            self.task.check_masks(name)
         if "counterfactuals" in kind.needs and self.source is None:
             raise RunError(f"{name} trains on counterfactuals, but nothing makes them: give --model RUN (a trained model), or --truth "
                            "where the data set knows its process")
@@ -132,8 +134,10 @@ class Trainer:
     # ------------------------------------------------------------------------------------------------ data
     @cached_property
     def train(self) -> Split:
-        rows = self.rows.train
-        return rows if self.counterfactuals is None else with_columns(rows, counterfactual=self.counterfactuals)
+        columns = {} if self.counterfactuals is None else {"counterfactual": self.counterfactuals}
+        if "masks" in self.plan.kind.needs:
+            columns["mask"] = self.task.masks("train")
+        return with_columns(self.rows.train, **columns)
 
     @cached_property
     def valid(self) -> Split:
@@ -246,7 +250,7 @@ class Trainer:
         return {**model.describe(), "task": task, "stage": stage, **made, **base}
 
 
-def with_columns(split: Split, **columns: Tensor) -> Split:
+def with_columns(split: Split, **columns: Tensor | LazyImages) -> Split:
     """The same rows with further columns, ``(N, …)`` each.
 
     Raises:

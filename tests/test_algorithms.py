@@ -105,7 +105,7 @@ def test_prediction_leaves_the_mode_and_the_statistics(name):
 @every
 def test_an_algorithm_says_what_it_is(name):
     kind = algorithm(name)
-    assert kind.title and kind.assumes and kind.__doc__ and kind.needs <= {"environments", "groups", "counterfactuals", "camera"}
+    assert kind.title and kind.assumes and kind.__doc__ and kind.needs <= {"environments", "groups", "counterfactuals", "masks", "camera"}
 
 
 def test_unknown_algorithms_are_listed():

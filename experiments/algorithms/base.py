@@ -44,13 +44,14 @@ class Algorithm(nn.Module):
     """A network and the objective that it is trained for.
 
     A batch holds ``image`` (float in [0, 1], ``(B, C, H, W)``), ``label``, ``environment``, ``group``, ``row`` (int64,
-    ``(B,)``) and, for those that need them, ``counterfactual`` (uint8, ``(B, M, C, H, W)``) and ``weight`` (float, ``(B,)``).
+    ``(B,)``) and, for those that need them, ``counterfactual`` (uint8, ``(B, M, C, H, W)``), ``mask`` (bool, ``(B, H, W)``, true
+    in the foreground) and ``weight`` (float, ``(B,)``).
 
     Attributes:
         name: as on the command line.
         title: as in tables.
         assumes: in a sentence, what makes it work, for people.
-        needs: of ``environments``, ``groups``, ``counterfactuals``, ``camera`` (a network with a ``cam_layer``).
+        needs: of ``environments``, ``groups``, ``counterfactuals``, ``masks``, ``camera`` (a network with a ``cam_layer``).
         settings: dataclass of its own hyper-parameters.
         defaults: fields of the training or of the network that it is best trained with, where no recipe says otherwise.
         stackable: whether several seeds may be trained at once, because its objective draws no noise, keeps no state
