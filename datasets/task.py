@@ -122,8 +122,8 @@ class Task:
     def check_masks(self, needed_by: str) -> None:
         """Raises SchemaError where nothing says what the foreground is, and ``needed_by`` needs that."""
         if self.masks("train") is None:
-            raise SchemaError(f"{needed_by} needs the foreground's masks or boxes, but {self.dataset.title} has none: define masks(split) in "
-                              "its file, or take a data set that has them")
+            raise SchemaError(f"{needed_by} needs the foreground's masks or boxes, but {self.dataset.title} has none: define masks(split) "
+                              "in its file, or take a data set that has them")
 
     # ------------------------------------------------------------------------------------------------ groups
     def parts(self, variable: Variable) -> tuple[str, ...]:
