@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -15,7 +14,7 @@ from torch import Tensor
 from experiments.networks import Network, rebuild
 from experiments.selection import RULES
 from mechanisms.bookkeeping import WEIGHTS
-from mechanisms.checkpoint import MetricsLog, RunError, check_finite, load, replacing, weights_fingerprint
+from mechanisms.checkpoint import MetricsLog, RunError, check_finite, load, replacing, waiting, weights_fingerprint
 
 FOLDER = "classifiers"
 RESULTS = "results.jsonl"
@@ -141,13 +140,7 @@ def _rewrite(run: Path, change: Callable[[list[dict[str, Any]]], list[dict[str, 
         RunError: where the run cannot be written.
     """
     path = Path(run) / FOLDER / RESULTS
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        lock = open(path.parent / ".results.lock", "w")  # noqa: SIM115  (held open for as long as the lock is)
-    except OSError as error:
-        raise RunError(f"cannot write into {path.parent}: {error}. Choose another --run") from error
-    with lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    with waiting(path.parent / ".results.lock"):
         before = results(run)
         if (after := change(before)) != before:
             with replacing(path) as temporary:

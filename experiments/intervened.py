@@ -7,7 +7,6 @@ row, so that ``a`` no longer says anything about the label.
 
 from __future__ import annotations
 
-import fcntl
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +19,7 @@ from datasets.schema import SchemaError, Variable
 from datasets.task import Task
 from dscm.exported import weights_hash
 from dscm.model import DSCM
-from mechanisms.checkpoint import RunError, load, save
+from mechanisms.checkpoint import RunError, load, save, waiting
 from mechanisms.noise import seeded
 from mechanisms.runs import recorded
 
@@ -186,7 +185,7 @@ def training_counterfactuals(task: Task, source: DSCM | None, per_row: int = 1, 
 
     Raises:
         SchemaError: without spurious attributes; where they would change the label; for ``per_row`` below 1.
-        RunError: without a source: no model is given and the process is not known.
+        RunError: without a source: no model is given and the process is not known; for a folder that cannot be written.
     """
     names = [v.name for v in task.spurious]
     task.check_groups("training on counterfactuals")
@@ -202,9 +201,7 @@ def training_counterfactuals(task: Task, source: DSCM | None, per_row: int = 1, 
     key = {"source": "truth" if source is None else weights_hash(source), "names": names, "per_row": per_row, "seed": seed,
            "rows": fingerprint(rows, torch.arange(len(rows)))}
     path = folder / f"counterfactuals-{key['source']}-{per_row}x-seed-{seed}.pt"
-    folder.mkdir(parents=True, exist_ok=True)
-    with open(folder / ".counterfactuals.lock", "w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)  # who comes second finds them made
+    with waiting(folder / ".counterfactuals.lock"):
         if path.exists() and (state := load(path, "counterfactuals"))["key"] == key:
             return state["images"]
         images = _made(task, source, rows, per_row, seed)

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import torch
 
@@ -100,6 +100,30 @@ def weights_fingerprint(*modules: torch.nn.Module) -> str:
     return digest.hexdigest()[:16]
 
 
+@contextmanager
+def waiting(path: Path) -> Iterator[None]:
+    """Held by one process at a time: who comes second waits, and finds what the first has written.
+
+    Args:
+        path: an empty file in the folder that is written to; the folder is made.
+
+    Raises:
+        RunError: where nothing can be written there.
+    """
+    with _opened(path) as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def _opened(path: Path) -> IO[str]:
+    """A file to lock, held open for as long as the lock is."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        return open(path, "w")
+    except OSError as error:
+        raise RunError(f"cannot write into {path.parent}: {error}. Choose another --run") from error
+
+
 def write_json(path: Path, value: Any) -> None:
     with replacing(path) as temporary:
         temporary.write_text(json.dumps(value, indent=2, default=str) + "\n", encoding="utf-8")
@@ -149,12 +173,7 @@ def locked(folder: Path) -> Iterator[None]:
     Raises:
         RunError: if another process trains into it, or it cannot be written.
     """
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        file = open(folder / ".lock", "w")  # noqa: SIM115  (held open for as long as the lock is)
-    except OSError as error:
-        raise RunError(f"cannot write into {folder}: {error}. Choose another --run") from error
-    with file:
+    with _opened(folder / ".lock") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
