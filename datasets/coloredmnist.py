@@ -92,7 +92,7 @@ class ColoredMNIST(PaintedDigits):
         label = do.get("label", (digit < 5).long() ^ noise["label"])
         return {"digit": digit, "label": label, "colour": do.get("colour", label ^ noise["colour"])}
 
-    def paint(self, digits: Tensor, values: Mapping[str, Tensor]) -> Tensor:
+    def paint(self, digits: Tensor, values: Mapping[str, Tensor], noise: Mapping[str, Tensor]) -> Tensor:
         grey = digits[:, ::28 // self.size, ::28 // self.size]
         image = torch.zeros(len(grey), 2, self.size, self.size, dtype=torch.uint8)
         image[torch.arange(len(grey)), values["colour"]] = grey

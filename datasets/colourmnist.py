@@ -69,7 +69,7 @@ class ColourMNIST(PaintedDigits):
     def attributes(self, digit: Tensor, noise: Mapping[str, Tensor], do: Mapping[str, Tensor]) -> dict[str, Tensor]:
         return {"digit": digit, "colour": do.get("colour", torch.where(noise["tied"], digit, noise["free"]))}
 
-    def paint(self, digits: Tensor, values: Mapping[str, Tensor]) -> Tensor:
+    def paint(self, digits: Tensor, values: Mapping[str, Tensor], noise: Mapping[str, Tensor]) -> Tensor:
         image = torch.zeros(len(digits), 3, 28, 28, dtype=torch.uint8)
         for colour in values["colour"].unique().tolist():
             members = values["colour"] == colour

@@ -17,23 +17,11 @@ import torch
 from torch import Tensor
 
 from datasets.base import SPLITS, CausalDataset, LazyImages, Shift
+from datasets.images import kept
 from datasets.registry import open_dataset, register
 from datasets.schema import Graph, SchemaError
 
 _STREAM = 5  # not the stream of random numbers that the other data set was made from
-
-
-class _Kept(LazyImages):
-    """Some of the images that are read one by one."""
-
-    def __init__(self, images: LazyImages, index: Tensor) -> None:
-        self.images, self.index = images, index
-
-    def __len__(self) -> int:
-        return len(self.index)
-
-    def __getitem__(self, row: int) -> np.ndarray | Tensor:
-        return self.images[int(self.index[row])]
 
 
 @register
@@ -110,19 +98,18 @@ class Confounded(CausalDataset):
     @cached_property
     def _index(self) -> dict[str, Tensor]:
         """The rows of the other data set that each split keeps."""
-        kept = {}
+        found = {}
         for number, name in enumerate(SPLITS):
             attributes = self.inner.split(name).attributes
             agrees = self._upper(self.label, attributes[self.label]) == self._upper(self.tie, attributes[self.tie])
             drawn = torch.from_numpy(np.random.default_rng([self.seed, number, _STREAM]).random(len(agrees)))
             keep = agrees | (drawn < (1 - self.strength) / self.strength)
-            kept[name] = torch.arange(len(agrees)) if name == "test" else keep.nonzero().flatten()
-        return kept
+            found[name] = torch.arange(len(agrees)) if name == "test" else keep.nonzero().flatten()
+        return found
 
     def load(self, split: str) -> Mapping[str, Any]:
         rows, index = self.inner.split(split), self._index[split]
-        images = rows.images[index] if rows.in_memory else _Kept(rows.images, index)
-        return {**{name: values[index] for name, values in rows.attributes.items()}, "image": images}
+        return {**{name: values[index] for name, values in rows.attributes.items()}, "image": kept(rows.images, index)}
 
     def true_counterfactual(self, split: str, index: Tensor, do: Mapping[str, Tensor]) -> dict[str, Tensor]:
         index, _ = self.intervened(split, index, do)
@@ -137,7 +124,7 @@ class Confounded(CausalDataset):
 
     def masks(self, split: str) -> Tensor | LazyImages | None:
         found = self.inner.masks(split)
-        return found if found is None else found[self._index[split]] if isinstance(found, Tensor) else _Kept(found, self._index[split])
+        return None if found is None else kept(found, self._index[split])
 
     def environments(self, split: str) -> Tensor | None:
         """Those of the other data set."""

@@ -91,15 +91,15 @@ class PaintedDigits(DigitSplits):
     """
 
     def noise(self, split: str, digit: Tensor, random: np.random.Generator) -> dict[str, Tensor]:
-        """Exogenous noise of the rows of a split, ``{name: (N,)}``, given their digits ``(N,)``."""
+        """Exogenous noise of the rows of a split, ``{name: (N, …)}``, given their digits ``(N,)``."""
         raise NotImplementedError
 
     def attributes(self, digit: Tensor, noise: Mapping[str, Tensor], do: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """The structural equations: every attribute, int64 ``(B,)``, where those of ``do`` are set."""
         raise NotImplementedError
 
-    def paint(self, digits: Tensor, values: Mapping[str, Tensor]) -> Tensor:
-        """The image from digits uint8 ``(B, 28, 28)`` and attributes, uint8 ``(B, C, H, W)``."""
+    def paint(self, digits: Tensor, values: Mapping[str, Tensor], noise: Mapping[str, Tensor]) -> Tensor:
+        """The image from digits uint8 ``(B, 28, 28)``, attributes and noise, uint8 ``(B, C, H, W)``."""
         raise NotImplementedError
 
     @cached_property
@@ -114,7 +114,7 @@ class PaintedDigits(DigitSplits):
     def load(self, split: str) -> dict[str, Tensor]:
         images, digit, noise = self._rows[split]
         values = self.attributes(digit, noise, {})
-        return {**values, "image": self.paint(images, values)}
+        return {**values, "image": self.paint(images, values, noise)}
 
     def true_counterfactual(self, split: str, index: Tensor, do: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Exact: digit and noise stay, attributes follow their equations, the image is painted again."""
@@ -122,5 +122,6 @@ class PaintedDigits(DigitSplits):
         if not do:
             return truth
         images, digit, noise = self._rows[split]
-        values = self.attributes(digit[index], {name: value[index] for name, value in noise.items()}, {name: truth[name] for name in do})
-        return {**values, "image": self.paint(images[index], values).float() / 255}
+        noise = {name: value[index] for name, value in noise.items()}
+        values = self.attributes(digit[index], noise, {name: truth[name] for name in do})
+        return {**values, "image": self.paint(images[index], values, noise).float() / 255}

@@ -96,7 +96,7 @@ class SpuriousMNIST(PaintedDigits):
         first, last = slice(0, self.square_size), slice(28 - self.square_size, 28)
         return last if self.corner.startswith("bottom") else first, last if self.corner.endswith("right") else first
 
-    def paint(self, digits: Tensor, values: Mapping[str, Tensor]) -> Tensor:
+    def paint(self, digits: Tensor, values: Mapping[str, Tensor], noise: Mapping[str, Tensor]) -> Tensor:
         image = digits.unsqueeze(1).repeat(1, 3, 1, 1)
         marked = values["square"].nonzero().flatten()
         image[(marked, slice(None), *self.place)] = self._rgb.view(1, 3, 1, 1)

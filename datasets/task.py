@@ -126,6 +126,17 @@ class Task:
                               "in its file, or take a data set that has them")
 
     # ------------------------------------------------------------------------------------------------ groups
+    def check_relabelling(self, needed_by: str) -> None:
+        """Raises SchemaError where do(label) would change nothing of the image but what the spurious attributes do."""
+        names, reached = {v.name for v in self.spurious}, {self.label.name}
+        for variable in self.dataset.schema:  # causes come before effects
+            if variable.name not in names and reached & set(variable.parents):
+                reached.add(variable.name)
+        if self.dataset.schema.image.name not in reached:
+            through = ", ".join(sorted(names)) or "nothing"
+            raise SchemaError(f"{needed_by} needs a label that causes the image, but in {self.dataset.title} do({self.label.name}) reaches "
+                              f"it through {through} alone: what shows the class would stay")
+
     def parts(self, variable: Variable) -> tuple[str, ...]:
         """Names of the classes into which a variable divides the rows."""
         if variable.discrete:

@@ -1,8 +1,13 @@
-"""Tables as text."""
+"""Tables as text, and as files."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import csv
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from mechanisms.checkpoint import replacing
 
 
 def markdown(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
@@ -11,3 +16,15 @@ def markdown(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     widths = [max(len(line[k]) for line in lines) for k in range(len(header))]
     text = ["| " + " | ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)) + " |" for line in lines]
     return "\n".join([text[0], "| " + " | ".join("-" * width for width in widths) + " |", *text[1:]])
+
+
+def write_table(path: Path, columns: Sequence[str], rows: Iterable[Mapping[str, Any]]) -> None:
+    """Values of ``columns`` under their names, whole or not at all: tab-separated if ``path`` ends in ``.tsv``, else comma-separated.
+
+    None, and what a row lacks, is an empty cell; what a row has beside is left out.
+    """
+    with replacing(path) as temporary, open(temporary, "w", newline="", encoding="utf-8") as file:
+        delimiter, end = ("\t", "\n") if path.suffix == ".tsv" else (",", "\r\n")
+        writer = csv.DictWriter(file, columns, extrasaction="ignore", delimiter=delimiter, lineterminator=end)
+        writer.writeheader()
+        writer.writerows(rows)

@@ -11,14 +11,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from experiments.networks import Network, rebuild
+from experiments.networks import Network, at_once, rebuild
 from experiments.selection import RULES
 from mechanisms.bookkeeping import WEIGHTS
 from mechanisms.checkpoint import MetricsLog, RunError, check_finite, load, replacing, waiting, weights_fingerprint
 
 FOLDER = "classifiers"
-RESULTS = "results.jsonl"
-_BATCH = 1000
+RESULTS, LOCK = "results.jsonl", ".results.lock"
 
 
 @dataclass(frozen=True)
@@ -49,7 +48,7 @@ class Trained:
             raise RunError(f"{self.algorithm} of seed {self.seed} was trained on images of shape {self.network.shape}, not "
                            f"{tuple(images.shape[1:])}; take the data set that it was trained on")
         device = self.network.head.weight.device
-        return torch.cat([self.network(part.to(device)).to(images.device) for part in images.split(_BATCH)])
+        return torch.cat([self.network(part.to(device)).to(images.device) for part in images.split(at_once(self.network.shape))])
 
 
 def folder_of(run: Path, algorithm: str, seed: int) -> Path:
@@ -140,7 +139,7 @@ def _rewrite(run: Path, change: Callable[[list[dict[str, Any]]], list[dict[str, 
         RunError: where the run cannot be written.
     """
     path = Path(run) / FOLDER / RESULTS
-    with waiting(path.parent / ".results.lock"):
+    with waiting(path.parent / LOCK):
         before = results(run)
         if (after := change(before)) != before:
             with replacing(path) as temporary:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from scipy.stats import rankdata
 from torch import Tensor
+from torchmetrics.functional.classification import multiclass_f1_score
 
 BINS = 15  # of the calibration error
 FEWEST = 10  # images that a group needs for its accuracy to count
@@ -16,6 +17,7 @@ COVERED = 0.8  # of all images must lie in such groups, or the worst of them is 
 MEANINGS: Mapping[str, tuple[str, str]] = {  # metric → which is better, what it means
     "accuracy": ("higher", "share of images whose label is predicted"),
     "balanced_accuracy": ("higher", "mean over classes of the share of their images that are recognised"),
+    "macro_f1": ("higher", "mean over classes of F1, 2·hits / (images of the class + answers of the class)"),
     "worst_group": ("higher", f"accuracy in the worst group of label and spurious attributes, of those with {FEWEST} images or more"),
     "auroc": ("higher", "probability that an image of a class gets a higher score for it than one of another class, mean over classes"),
     "ece": ("lower", f"calibration error: weighted mean distance of confidence from accuracy over {BINS} bins of confidence"),
@@ -54,7 +56,7 @@ def measure(logits: Tensor, labels: Tensor, groups: Tensor | None = None, observ
     """
     logits, right = logits.double(), logits.argmax(1) == labels
     values = {"accuracy": mean(right), "balanced_accuracy": balanced_accuracy(logits.argmax(1), labels),
-              "ece": calibration_error(logits.softmax(1), labels)}
+              "macro_f1": macro_f1(logits.argmax(1), labels, logits.shape[1]), "ece": calibration_error(logits.softmax(1), labels)}
     if (ranked := auroc(log_odds(logits), labels)) is not None:
         values["auroc"] = ranked
     worst, small = None, ()
@@ -80,6 +82,11 @@ def balanced_accuracy(predicted: Tensor, labels: Tensor) -> float:
     return sum(mean(predicted[labels == k] == k) for k in labels.unique()) / len(labels.unique())
 
 
+def macro_f1(predicted: Tensor, labels: Tensor, classes: int) -> float:
+    """``mean_k 2·hits_k / (images_k + answers_k)`` over the classes that are there or are answered; always one answer: a low figure."""
+    return float(multiclass_f1_score(predicted, labels, classes, average="macro"))
+
+
 def group_accuracies(right: Tensor, groups: Tensor) -> tuple[dict[int, float], tuple[int, ...]]:
     """Accuracy of each group with at least :data:`FEWEST` images, and the groups with fewer (but some)."""
     counts = {int(g): int((groups == g).sum()) for g in groups.unique()}
@@ -98,26 +105,44 @@ def log_odds(logits: Tensor) -> Tensor:
 
 
 def auroc(scores: Tensor, labels: Tensor) -> float | None:
-    """Macro mean of ``P(score of a positive > of a negative) + P(equal)/2``, each class against the rest.
+    """Macro mean of :func:`area`, each class against the rest.
 
     Classes that the sample lacks are left out; None where it has a single class.
     """
     present = labels.unique()
     if len(present) < 2:
         return None
-    areas = []
-    for k in present:
-        positive = labels == k
-        rank = torch.from_numpy(rankdata(scores[:, k].numpy()))  # ties share the mean of their ranks
-        n, m = int(positive.sum()), int((~positive).sum())
-        areas.append((float(rank[positive].sum()) - n * (n + 1) / 2) / (n * m))  # Mann and Whitney's U
-    return sum(areas) / len(areas)
+    return sum(area(scores[:, k], labels == k) for k in present) / len(present)
+
+
+def area(scores: Tensor, positive: Tensor) -> float:
+    """``P(score of a positive > of a negative) + P(equal)/2``: the area under the curve of hits against false alarms."""
+    rank = torch.from_numpy(rankdata(scores.numpy()))  # ties share the mean of their ranks
+    n, m = int(positive.sum()), int((~positive).sum())
+    return (float(rank[positive].sum()) - n * (n + 1) / 2) / (n * m)  # Mann and Whitney's U
+
+
+def average_precision(scores: Tensor, positive: Tensor) -> Tensor:
+    """The area under precision against recall, ``(B,)``, of each row of scores ``(B, N)``; positives bool ``(B, N)``, at least one a row.
+
+    ``Σ_t (R_t − R_{t−1})·P_t`` over the distinct scores t from the greatest down, at which recall and precision are R and P; so
+    scores that are all equal have the share of positives.
+    """
+    ordered, place = scores.sort(1, descending=True)
+    hits = positive.gather(1, place)
+    last = torch.searchsorted(-ordered, -ordered, right=True) - 1  # of the entries with the same score
+    precision = hits.cumsum(1).gather(1, last).double() / (last + 1)
+    return (precision * hits).sum(1) / hits.sum(1)
 
 
 def calibration_error(probabilities: Tensor, labels: Tensor, bins: int = BINS) -> float:
-    """``Σ_b n_b/n · |accuracy_b − confidence_b|`` over equal bins of the largest probability (Guo et al. 2017, eq. 3)."""
+    """``Σ_b n_b/n · |accuracy_b − confidence_b|`` over equal bins of the largest probability (Guo et al. 2017, eq. 3).
+
+    Bins are (0, 1/15], (1/15, 2/15], … as published. torchmetrics has [0, 1/15), … and therefore counts images whose
+    probability is rounded to 1 as a sixteenth bin of their own, which changes the figure of every network that is sure.
+    """
     confidence, predicted = probabilities.max(1)
-    which = (confidence * bins).ceil().long().clamp(1, bins) - 1  # (0, 1/15], (1/15, 2/15], …
+    which = (confidence * bins).ceil().long().clamp(1, bins) - 1
     gap = torch.zeros(bins, dtype=torch.float64).index_add(0, which, (predicted == labels).double() - confidence.double())
     return float(gap.abs().sum()) / len(labels)
 

@@ -10,12 +10,15 @@ from datasets.errors import UserError
 from datasets.options import DataOptions
 from mechanisms.command import run_command
 
+LAYERED = ("gradcam", "xgradcam")  # methods that read a layer's maps
+
 
 @dataclass(frozen=True)
 class Options:
-    """Draw XGradCAM heat maps of a run's classifier for a few images: what in each of them speaks for the predicted class.
+    """Draw heat maps of a run's classifier for a few images: what in each of them speaks for the predicted class.
 
     Of masktune: the network before, the masked image and the network after; of others, ERM's map beside theirs if the run has one.
+    Where the data set knows the foreground, it is outlined, and under each map stands which share of it is inside.
 
     For instance: python -m experiments.explain --run runs/classifiers --algorithm masktune --shift malicious --out explain.png
     """
@@ -24,6 +27,8 @@ class Options:
     """Run folder with classifiers; its data set is used. Without it, --dataset and --classifier say what to look into."""
     algorithm: str = "masktune"
     """Whose classifier."""
+    method: Literal["saliency", "gradcam", "xgradcam", "deeplift", "integrated_gradients", "lime"] = "xgradcam"
+    """How it is found out. gradcam and xgradcam read a layer of maps; the others need none. lime takes seconds an image."""
     seed_of: int = 0
     """Of which of its seeds."""
     rule: Literal["last", "iid", "worst-group", "oracle"] = "last"
@@ -37,9 +42,10 @@ class Options:
     rows: str = ""
     """Numbers of images instead, comma-separated."""
     layer: str = ""
-    """Dotted name of the layer whose maps are read; what the network itself names without it."""
+    """Dotted name of the layer whose maps gradcam and xgradcam read; what the network itself names without it."""
     classifier: str = ""
-    """A classifier of your own instead of the run's: file.py:build, see experiments/own_classifier.py. Needs --layer."""
+    """A classifier of your own instead of the run's: file.py:build, see experiments/own_classifier.py. gradcam and xgradcam of it need
+    --layer."""
     weights: Path | None = None
     """Its weights."""
     data: DataOptions = field(default_factory=DataOptions)
@@ -61,9 +67,11 @@ class Options:
             raise UserError(f"--count {self.count} must be at least 1")
         if self.weights is not None and not self.classifier:
             raise UserError("--weights are for a --classifier of your own; the run's classifiers have theirs")
-        if self.classifier and not self.layer:
-            raise UserError("--classifier needs --layer NAME: the module of your network whose maps are to be read, a convolution or what "
-                            "follows it")
+        if self.classifier and self.method in LAYERED and not self.layer:
+            raise UserError(f"--classifier with --method {self.method} needs --layer NAME: the module of your network whose maps are to be "
+                            "read, a convolution or what follows it; other methods need none, such as --method saliency")
+        if self.layer and self.method not in LAYERED:
+            raise UserError(f"--layer {self.layer}: --method {self.method} reads no layer, only {' and '.join(LAYERED)} do; leave it out")
         if not all(part.strip().isdigit() for part in self.rows.split(",") if self.rows):
             raise UserError(f"--rows {self.rows!r} must be numbers, comma-separated, such as 0,5,12")
 

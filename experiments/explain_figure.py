@@ -15,9 +15,10 @@ from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from dscm.figures import DPI, INK, ORANGE, PALE, as_pixels, page
+from dscm.figures import DIFFERENCE, DPI, INK, ORANGE, PALE, as_pixels, page
 
 HEAT = "inferno"  # perceptually uniform, and dark where there is no evidence
+EDGE = "#35d0e8"  # of the foreground; not among the heat's colours
 _SHARE = 0.65  # of the heat in a pixel; the rest is the image, in grey
 _MARGIN, _LINE, _CHARACTER, _SIZE = 0.16, 0.125, 0.059, 7  # inches: around all, from line to line, of a letter; points
 
@@ -30,9 +31,10 @@ class Panel:
         heading: over the column.
         images: ``(B, C, H, W)``, float in [0, 1].
         lines: of text under each image.
-        heat: ``(B, H, W)`` in [0, 1], laid over the image.
+        heat: ``(B, H, W)`` in [0, 1], or in [-1, 1] of a figure of signed ones, laid over the image.
         outline: bool ``(B, H, W)``, a region whose edge is drawn.
         wrong: bool ``(B,)``, images whose text is orange.
+        foreground: bool ``(B, H, W)``, another region, whose edge has a colour of its own.
     """
 
     heading: str
@@ -41,19 +43,23 @@ class Panel:
     heat: Tensor | None = None
     outline: Tensor | None = None
     wrong: Tensor | None = None
+    foreground: Tensor | None = None
 
 
-def explanation_figure(panels: Sequence[Panel], title: str = "", notes: Sequence[str] = (), side: float = 1.1) -> Figure:
+def explanation_figure(panels: Sequence[Panel], title: str = "", notes: Sequence[str] = (), side: float = 1.1,
+                       scale: str = "evidence for the predicted class, in each image", signed: bool = False) -> Figure:
     """A page with a row for each image and a column for each panel, and a scale of the heat.
 
     Args:
         panels: all about the same B images.
         notes: lines under the picture.
         side: inches that an image is about as wide as; every pixel is as wide as its neighbour.
+        scale: what the heat is.
+        signed: whether what is negative speaks against it, and is blue.
     """
     count, _, height, width = panels[0].images.shape
-    scale = max(1, round(side * DPI / width))
-    wide, tall = scale * width / DPI, scale * height / DPI
+    zoom = max(1, round(side * DPI / width))
+    wide, tall = zoom * width / DPI, zoom * height / DPI
     words = [[*panel.heading.split("\n"), *(text for lines in panel.lines for text in lines)] for panel in panels]
     pitches = [max(wide, _CHARACTER * max(map(len, texts))) + 0.14 for texts in words]
     lefts = [_MARGIN + sum(pitches[:k]) + (pitches[k] - wide) / 2 for k in range(len(panels))]
@@ -78,28 +84,30 @@ def explanation_figure(panels: Sequence[Panel], title: str = "", notes: Sequence
             say(text, left + wide / 2, above - 0.06 - k * _LINE, va="baseline", color=INK if k else PALE)
         for row in range(count):
             x, y = round(left * DPI) / DPI, round((above + row * group) * DPI) / DPI
-            pixels = as_pixels(panel.images[row]) if panel.heat is None else heated(panel.images[row], panel.heat[row])
+            pixels = as_pixels(panel.images[row]) if panel.heat is None else heated(panel.images[row], panel.heat[row], signed)
             grey = {"cmap": "gray", "vmin": 0, "vmax": 1} if pixels.ndim == 2 else {}
             canvas.imshow(pixels.clamp(0, 1), extent=(x, x + wide, y + tall, y), aspect="auto", interpolation="nearest", **grey)
-            if panel.outline is not None:
-                edges = outline(panel.outline[row]) * torch.tensor([wide / width, tall / height]) + torch.tensor([x, y])
-                canvas.add_collection(LineCollection(edges.tolist(), colors=ORANGE, linewidths=1.0, capstyle="projecting"))
+            for region, color, thick in ((panel.foreground, EDGE, 0.7), (panel.outline, ORANGE, 1.0)):
+                if region is not None:
+                    edges = outline(region[row]) * torch.tensor([wide / width, tall / height]) + torch.tensor([x, y])
+                    canvas.add_collection(LineCollection(edges.tolist(), colors=color, linewidths=thick, capstyle="projecting"))
             color = ORANGE if panel.wrong is not None and panel.wrong[row] else INK
             for k, text in enumerate(panel.lines[row]):
                 say(text, x + wide / 2, y + tall + 0.03 + k * _LINE, color=color if k == 0 else PALE)
     end = above + group * count
     if any(panel.heat is not None for panel in panels):
-        _scale(figure, _MARGIN, end + 0.18)
+        _scale(figure, _MARGIN, end + 0.18, scale, signed)
         end += 0.5
     for k, note in enumerate(notes):
         say(note, _MARGIN, end + 0.02 + k * _LINE, ha="left", fontsize=0.9 * _SIZE, color=PALE)
     return figure
 
 
-def heated(image: Tensor, heat: Tensor) -> Tensor:
-    """An image ``(C, H, W)`` in grey with heat ``(H, W)`` laid over it, ``(H, W, 3)``."""
+def heated(image: Tensor, heat: Tensor, signed: bool = False) -> Tensor:
+    """An image ``(C, H, W)`` in grey with heat ``(H, W)`` in [0, 1], or signed in [-1, 1], laid over it, ``(H, W, 3)``."""
     grey = image.amax(0).double()  # a mean would darken pure colours
-    colors = torch.as_tensor(matplotlib.colormaps[HEAT](heat.double().clamp(0, 1).numpy()))[..., :3]
+    shade = ((heat.double() + 1) / 2 if signed else heat.double()).clamp(0, 1)
+    colors = torch.as_tensor(matplotlib.colormaps[DIFFERENCE if signed else HEAT](shade.numpy()))[..., :3]
     return (1 - _SHARE) * grey[..., None] + _SHARE * colors
 
 
@@ -112,17 +120,18 @@ def outline(region: Tensor) -> Tensor:
     return torch.cat([across, along]).float()
 
 
-def _scale(figure: Figure, left: float, top: float) -> None:
+def _scale(figure: Figure, left: float, top: float, title: str, signed: bool) -> None:
     """The colours of the heat, in inches from the top left corner."""
     width, height = figure.get_size_inches()
     axes = figure.add_axes((left / width, 1 - (top + 0.07) / height, min(1.5, width - 2 * left) / width, 0.07 / height))
-    bar = figure.colorbar(ScalarMappable(Normalize(0, 1), HEAT), cax=axes, orientation="horizontal")
-    bar.set_ticks([0, 1], labels=["none", "most"])
+    colors = ScalarMappable(Normalize(-1, 1), DIFFERENCE) if signed else ScalarMappable(Normalize(0, 1), HEAT)
+    bar = figure.colorbar(colors, cax=axes, orientation="horizontal")
+    bar.set_ticks([colors.norm.vmin, 1], labels=["most against", "most for"] if signed else ["none", "most"])
     for label, side in zip(bar.ax.get_xticklabels(), ("left", "right"), strict=True):
         label.set_horizontalalignment(side)
     bar.ax.tick_params(labelsize=6, length=0, pad=2, colors=INK)
     bar.outline.set_visible(False)
-    axes.set_title("evidence for the predicted class, in each image", fontsize=6, color=PALE, loc="left", pad=2)
+    axes.set_title(title, fontsize=6, color=PALE, loc="left", pad=2)
 
 
 def prediction_lines(probabilities: Tensor, classes: Sequence[str]) -> list[list[str]]:

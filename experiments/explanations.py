@@ -14,13 +14,15 @@ from datasets.task import Task, task_of
 from dscm.figures import written
 from experiments.algorithms.masktune import MaskTune, MaskTuneSettings, next_masks, stage_name
 from experiments.algorithms.registry import algorithm
+from experiments.attributions import Attribution, attribution
 from experiments.classifier import Trained, check_base, folder_of, is_finished, list_trained, load_trained
 from experiments.explain import Options
 from experiments.explain_figure import Panel, explanation_figure, prediction_lines
+from experiments.focus import foreground, scores
 from experiments.masking import Masks, load_masks, masked
 from experiments.networks import rebuild
 from experiments.own_classifier import PROGRAM, open_own
-from experiments.xgradcam import evaluating, xgradcam
+from experiments.xgradcam import evaluating
 from mechanisms.bookkeeping import WEIGHTS
 from mechanisms.checkpoint import RunError, load
 from mechanisms.devices import find_device
@@ -28,6 +30,7 @@ from mechanisms.noise import seeded
 from mechanisms.runs import dataset_of
 
 _ORANGE = "orange text: the prediction is wrong"
+_BRIGHT = 0.99  # quantile of a map's values that is as bright as any: single pixels stand out too far
 
 
 def explain(options: Options) -> Figure:
@@ -41,8 +44,8 @@ def explain(options: Options) -> Figure:
     kind = algorithm(options.algorithm)
     trained = load_trained(options.run, kind.name, options.seed_of, options.rule, device)
     task = trained_task(options.run, trained)
-    images, notes = _images(task, options), [_ORANGE]
-    panels = [_input(task, images)]
+    looker = _Looker(task, _images(task, options), options)
+    images, notes, panels = looker.images, [_ORANGE], [looker.input()]
     if kind is MaskTune:
         before = load_trained(options.run, "erm", options.seed_of, "last", device)
         check_base(options.run, trained, before)
@@ -50,17 +53,18 @@ def explain(options: Options) -> Figure:
         earlier = trained.description["settings"]["iterations"] - 1
         pixels = masked(images, masks).batch(slice(None))["image"]
         lines = [[f"{count} pixels dropped" if count else "nothing to drop"] for count in masks.counts.tolist()]
-        panels += [_heat(task, images, seen, f"before\niteration {earlier}" if earlier else "before\nERM", options.layer),
+        panels += [looker.heat(seen, f"before\niteration {earlier}" if earlier else "before\nERM"),
                    Panel("masked\nas for fine-tuning", pixels, lines, outline=masks.dropped),
-                   _heat(task, images, trained.network, "after\nMaskTune", options.layer)]
+                   looker.heat(trained.network, "after\nMaskTune")]
         notes[0] += "; orange line: dropped, black to the network"
     else:
         if kind.name != "erm" and is_finished(options.run, "erm", options.seed_of):
             erm = load_trained(options.run, "erm", options.seed_of, options.rule, device)
-            panels.append(_heat(task, images, erm.network, "ERM", options.layer))
-        panels.append(_heat(task, images, trained.network, kind.title, options.layer))
-    notes.append(f"weights selected by: {options.rule}; XGradCAM of {_layer(trained.network, options.layer)}")
-    return explanation_figure(panels, f"{kind.title}, seed {options.seed_of}, {_where(task, options)}", notes)
+            panels.append(looker.heat(erm.network, "ERM"))
+        panels.append(looker.heat(trained.network, kind.title))
+    notes += looker.notes(trained.network, f"weights selected by: {options.rule}; ")
+    return explanation_figure(panels, f"{kind.title}, seed {options.seed_of}, {_where(task, options)}", notes, scale=looker.scale,
+                              signed=looker.method.signed)
 
 
 def explain_own(options: Options) -> Figure:
@@ -75,11 +79,10 @@ def explain_own(options: Options) -> Figure:
                        "file.py:build and --weights")
     task = task_of(options.data.open()) if options.run is None else trained_task(options.run)
     own = open_own(options.classifier, task, options.weights, device=find_device(options.device))
-    images, network = _images(task, options), own.network
-    if task.classes == 2:  # a single number may stand for both logits
-        network.register_forward_hook(lambda module, given, output: _two(output))
-    panels = [_input(task, images), _heat(task, images, network, own.name, options.layer)]
-    return explanation_figure(panels, f"{own.name}, {_where(task, options)}", [_ORANGE, f"XGradCAM of {options.layer}"])
+    looker, network = _Looker(task, _images(task, options), options), own.module()
+    panels = [looker.input(), looker.heat(network, own.name)]
+    return explanation_figure(panels, f"{own.name}, {_where(task, options)}", [_ORANGE, *looker.notes(network)], scale=looker.scale,
+                              signed=looker.method.signed)
 
 
 # -------------------------------------------------------------------------------------------------------- what is looked at
@@ -133,41 +136,70 @@ def _masks(options: Options, trained: Trained, before: nn.Module, images: Split)
 
 
 # -------------------------------------------------------------------------------------------------------- panels
-def _input(task: Task, images: Split) -> Panel:
-    shown = (task.label, *task.spurious)
-    lines = [[f"{v.name} {written(v, images.attributes[v.name][row], unit=True)}" for v in shown] for row in range(len(images))]
-    return Panel("image", images.batch(slice(None))["image"], lines)
+class _Looker:
+    """Panels of some images, by one method, with the foreground where it is known.
+
+    Where it is under a shift is not known: masks are those of the images as observed.
+    """
+
+    def __init__(self, task: Task, images: Split, options: Options) -> None:
+        self.task, self.images, self.layer = task, images, options.layer
+        self.method: Attribution = attribution(options.method)
+        self.pixels = images.batch(slice(None))["image"]
+        self.known = None if options.shift else foreground(task, options.split, images.attributes["row"])
+        self.outline: Tensor | None = None
+        if self.known is not None:
+            self.outline = torch.zeros(self.pixels[:, 0].shape, dtype=torch.bool)
+            self.outline[self.known.rows] = self.known.masks
+
+    def input(self) -> Panel:
+        """The images, with the attributes that matter."""
+        shown, values = (self.task.label, *self.task.spurious), self.images.attributes
+        lines = [[f"{v.name} {written(v, values[v.name][row], unit=True)}" for v in shown] for row in range(len(self.images))]
+        return Panel("image", self.pixels, lines, foreground=self.outline)
+
+    def heat(self, network: nn.Module, heading: str) -> Panel:
+        """The images under a network's maps, with its predictions, and the share of each map that is inside the foreground."""
+        there = self.pixels.to(next(network.parameters()).device)
+        maps = self.method(network, there, layer=self.layer).cpu()
+        with torch.no_grad(), evaluating(network):
+            probabilities = network(there).float().softmax(1).cpu()
+        wrong = probabilities.argmax(1) != self.images.attributes[self.task.label.name]
+        lines = _told(probabilities, self.task.label.classes, maps)
+        if self.known is not None:
+            shares = scores(maps[self.known.rows], self.known.masks)["focus_share"].tolist()
+            for row, share in zip(self.known.rows.tolist(), shares, strict=True):
+                lines[row].append(f"{100 * share:.0f} % inside")
+        shown = maps if self.method.layered else _brightened(maps)
+        return Panel(heading, self.pixels, lines, shown, foreground=self.outline, wrong=wrong)
+
+    def notes(self, network: nn.Module, begun: str = "") -> list[str]:
+        layer = self.method.layer_of(network, self.layer)
+        told = [f"{begun}{self.method.title}" + (f" of {layer}" if layer else "")]
+        if self.known is not None:
+            told.append(f"blue line: the foreground; % inside: its share of the squared map; it is {self._area()} % of the images")
+        return told
+
+    @property
+    def scale(self) -> str:
+        """What the heat is, in words."""
+        if self.method.name == "saliency":
+            return "how much the predicted class's logit changes with the pixel, in each image"
+        return f"evidence for {'and against ' if self.method.signed else ''}the predicted class, in each image"
+
+    def _area(self) -> str:
+        return f"{100 * float(self.known.masks.float().mean()):.0f}"
 
 
-def _heat(task: Task, images: Split, network: nn.Module, heading: str, layer: str) -> Panel:
-    pixels = images.batch(slice(None))["image"]
-    there = pixels.to(next(network.parameters()).device)
-    heat = xgradcam(network, there, _layer(network, layer)).cpu()
-    with torch.no_grad(), evaluating(network):
-        probabilities = network(there).float().softmax(1).cpu()
-    wrong = probabilities.argmax(1) != images.attributes[task.label.name]
-    return Panel(heading, pixels, _told(probabilities, task.label.classes, heat), heat, wrong=wrong)
+def _brightened(maps: Tensor) -> Tensor:
+    """Each map in [-1, 1], its hundredth of greatest size being ±1."""
+    size = maps.abs().flatten(1)
+    most = size.quantile(_BRIGHT, 1)
+    most = torch.where(most > 0, most, size.amax(1))[:, None, None]
+    return (maps / most.clamp(min=torch.finfo(maps.dtype).tiny)).clamp(-1, 1)
 
 
 def _told(probabilities: Tensor, classes: Sequence[str], heat: Tensor) -> list[list[str]]:
     """The prediction, and a word where a map is empty."""
     lines = prediction_lines(probabilities, classes)
     return [[*line, "no evidence found"] if not row.any() else line for line, row in zip(lines, heat, strict=True)]
-
-
-def _layer(network: nn.Module, layer: str) -> str:
-    """Which layer to read.
-
-    Raises:
-        RunError: for a network that names none.
-    """
-    if not (found := layer or network.cam_layer):
-        raise RunError(f"--network {network.name} has no layer of maps to draw; train with --network smallcnn, or name one: --layer NAME")
-    return found
-
-
-def _two(output: Tensor) -> Tensor:
-    """Logits ``(B, 2)`` also of a single output l: (−l/2, l/2)."""
-    if output.ndim == 2 and output.shape[1] == 2:
-        return output
-    return torch.stack([-output.reshape(-1) / 2, output.reshape(-1) / 2], 1)

@@ -172,12 +172,15 @@ def model_images(dscm: DSCM, task: Task, stress: Stress, split: str, seed: int =
 
 
 # -------------------------------------------------------------------------------------------------------- training
-def training_counterfactuals(task: Task, source: DSCM | None, per_row: int = 1, seed: int = 0, folder: Path | None = None) -> Tensor:
+def training_counterfactuals(task: Task, source: DSCM | None, per_row: int = 1, seed: int = 0, folder: Path | None = None,
+                             relabel: bool = False) -> Tensor:
     """uint8 ``(N, M, C, H, W)``: M counterfactuals of each training row, under which its label stays.
 
     In each, every spurious attribute is set to a draw of its own from its training marginal, all at once.
 
     Args:
+        relabel: instead, set the label to a random other class, and the spurious attributes to what they are: what shows the class
+            changes, and the rest stays.
         source: the learned model; None for the true process.
         per_row: M.
         folder: where they are kept for the next time; several processes that ask at once wait for the first. Without it,
@@ -188,8 +191,12 @@ def training_counterfactuals(task: Task, source: DSCM | None, per_row: int = 1, 
         RunError: without a source: no model is given and the process is not known; for a folder that cannot be written.
     """
     names = [v.name for v in task.spurious]
-    task.check_groups("training on counterfactuals")
-    check_label(task, names, f"do({', '.join(names)})")
+    if relabel:
+        task.check_relabelling("training on images of other classes")
+        names = [task.label.name, *names]
+    else:
+        task.check_groups("training on counterfactuals")
+        check_label(task, names, f"do({', '.join(names)})")
     if per_row < 1:
         raise SchemaError(f"per_row={per_row} must be at least 1")
     if source is None and not task.dataset.has_truth(names):
@@ -197,26 +204,31 @@ def training_counterfactuals(task: Task, source: DSCM | None, per_row: int = 1, 
                        "learned model: --model RUN (train one with pgm.train and mechanisms.train)")
     rows = task.dataset.split("train")
     if folder is None:
-        return _made(task, source, rows, per_row, seed)
+        return _made(task, source, rows, per_row, seed, relabel)
     key = {"source": "truth" if source is None else weights_hash(source), "names": names, "per_row": per_row, "seed": seed,
            "rows": fingerprint(rows, torch.arange(len(rows)))}
-    path = folder / f"counterfactuals-{key['source']}-{per_row}x-seed-{seed}.pt"
+    path = folder / f"{'relabelled' if relabel else 'counterfactuals'}-{key['source']}-{per_row}x-seed-{seed}.pt"
     with waiting(folder / ".counterfactuals.lock"):
         if path.exists() and (state := load(path, "counterfactuals"))["key"] == key:
             return state["images"]
-        images = _made(task, source, rows, per_row, seed)
+        images = _made(task, source, rows, per_row, seed, relabel)
         save(path, {"kind": "counterfactuals", "key": key, "images": images})
     return images
 
 
-def _made(task: Task, source: DSCM | None, rows: Split, per_row: int, seed: int) -> Tensor:
+def _made(task: Task, source: DSCM | None, rows: Split, per_row: int, seed: int, relabel: bool = False) -> Tensor:
     """As they are made, chunk by chunk, with a bar."""
     from tqdm import tqdm
 
     images = torch.empty(len(rows), per_row, *task.dataset.schema.image.shape, dtype=torch.uint8)
     with tqdm(total=len(rows) * per_row, desc="counterfactuals of the training split", unit=" images", delay=2) as bar:
         for m in range(per_row):
-            do = {v.name: _marginal(rows.attributes[v.name], len(rows), seeded(seed, m, k)) for k, v in enumerate(task.spurious)}
+            if relabel:
+                classes, own = task.classes, rows.attributes[task.label.name]
+                other = (own + torch.randint(1, classes, own.shape, generator=seeded(seed, m))) % classes
+                do = {task.label.name: other, **{v.name: rows.attributes[v.name] for v in task.spurious}}
+            else:
+                do = {v.name: _marginal(rows.attributes[v.name], len(rows), seeded(seed, m, k)) for k, v in enumerate(task.spurious)}
             for k, index in enumerate(torch.arange(len(rows)).split(_CHUNK)):
                 asked = {name: value[index] for name, value in do.items()}
                 if source is None:

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
-from mechanisms.checkpoint import RunError
+from mechanisms.checkpoint import RunError, weights_fingerprint
 
 Shape = tuple[int, int, int]
+_VALUES = 2**24  # of images that are shown at a time: what comes of them in a deep network is some ten times as much
 
 
 class Network(nn.Module):
@@ -23,12 +25,16 @@ class Network(nn.Module):
         cam_layer: dotted name of the layer whose activations a class-activation map is drawn from; empty if there is none.
         default_hidden: units of the last hidden layer, if not told otherwise.
         head: linear, from F features.
+        frozen: whether the head alone is trained, see :meth:`freeze`.
+        pretrained: fingerprint of the body's weights, if it began with some that were trained elsewhere.
     """
 
     name: ClassVar[str] = ""
     cam_layer: ClassVar[str] = ""
     default_hidden: ClassVar[int] = 256
     head: nn.Linear
+    frozen: bool = False
+    pretrained: str = ""
 
     def __init__(self, shape: Shape, classes: int, hidden: int | None = None) -> None:
         super().__init__()
@@ -47,9 +53,38 @@ class Network(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         return self.logits(self.features(images))
 
+    def freeze(self) -> Network:
+        """From now on only the head is trained: the body's parameters get no gradient, and it stays in eval mode.
+
+        So batch norm uses, and keeps, the statistics that it has, and the features of an image are always the same.
+        """
+        self.frozen = True
+        self.requires_grad_(False)
+        self.head.requires_grad_(True)
+        return self.train(self.training)
+
+    def train(self, mode: bool = True) -> Network:
+        super().train(mode)
+        if self.frozen:
+            for name, child in self.named_children():
+                child.train(mode and name == "head")
+        return self
+
+    def trained_parameters(self) -> list[nn.Parameter]:
+        """All, or the head's if the body is frozen."""
+        return list((self.head if self.frozen else self).parameters())
+
+    def body_fingerprint(self) -> str:
+        """A hash of all weights but the head's: with the same one, and the same :meth:`describe`, features are the same."""
+        if self.frozen and self.pretrained:
+            return self.pretrained
+        return weights_fingerprint(*(child for name, child in self.named_children() if name != "head"))
+
     def describe(self) -> dict[str, Any]:
-        """Plain values from which :func:`rebuild` makes a network of the same shape."""
-        return {"network": self.name, "shape": list(self.shape), "classes": self.classes, "hidden": self.hidden}
+        """Plain values from which :func:`rebuild` makes a network of the same shape; what is not so by default is left out."""
+        began = {"frozen": True} if self.frozen else {}
+        began |= {"pretrained": self.pretrained} if self.pretrained else {}
+        return {"network": self.name, "shape": list(self.shape), "classes": self.classes, "hidden": self.hidden, **began}
 
 
 class MLP(Network):
@@ -111,27 +146,52 @@ def _block(inputs: int, outputs: int) -> nn.Sequential:
 
 
 NETWORKS: dict[str, type[Network]] = {kind.name: kind for kind in (MLP, SmallCNN)}
+ALIASES = {"small": SmallCNN.name}
+
+
+def network_kind(name: str) -> type[Network]:
+    """The class of that name: one of ours, or torchvision's network as a :class:`experiments.backbones.Backbone`.
+
+    Raises:
+        RunError: for an unknown name; the message lists ours, torchvision's families, and those of the family that is meant.
+    """
+    from experiments.backbones import backbone, known  # builds on this module; torchvision takes a second to import
+
+    name = ALIASES.get(name, name)
+    if name in NETWORKS:
+        return NETWORKS[name]
+    if (found := backbone(name)) is None:
+        ours = ", ".join([*NETWORKS, *ALIASES])
+        raise RunError(f"unknown network {name!r}; valid are {ours}, and torchvision's {known(name)}")
+    return found
 
 
 def build_network(name: str, shape: Shape, classes: int, hidden: int | None = None) -> Network:
     """A freshly initialised network.
 
     Args:
+        name: see :func:`network_kind`.
         shape: of one image, ``(C, H, W)``.
         hidden: units of the last hidden layer; the network's own default if None.
 
     Raises:
         RunError: for an unknown name, fewer than two classes, or a size that makes no sense.
     """
-    if name not in NETWORKS:
-        raise RunError(f"unknown network {name!r}; valid are {', '.join(NETWORKS)}")
+    kind = network_kind(name)
     if classes < 2:
         raise RunError(f"a classifier needs at least two classes, not {classes}")
     if hidden is not None and hidden < 1:
         raise RunError(f"--hidden {hidden} must be at least 1")
-    return NETWORKS[name](shape, classes, hidden)
+    return kind(shape, classes, hidden)
 
 
 def rebuild(description: Mapping[str, Any]) -> Network:
-    """The network that :meth:`Network.describe` described, freshly initialised."""
-    return build_network(description["network"], tuple(description["shape"]), description["classes"], description["hidden"])
+    """The network that :meth:`Network.describe` described, freshly initialised; no file of pretrained weights is read."""
+    network = build_network(description["network"], tuple(description["shape"]), description["classes"], description["hidden"])
+    network.pretrained = description.get("pretrained", "")
+    return network.freeze() if description.get("frozen") else network
+
+
+def at_once(shape: Shape) -> int:
+    """How many images of a shape are shown to a network at a time outside of training: 1000, or fewer large ones."""
+    return max(1, min(1000, _VALUES // math.prod(shape)))

@@ -24,6 +24,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.fx import GraphModule
 
 from datasets.task import Task
 from mechanisms.checkpoint import RunError
@@ -40,6 +41,7 @@ class OwnClassifier:
 
     def __init__(self, name: str, network: Callable[[Tensor], Tensor], classes: int, where: str, device: torch.device) -> None:
         self.name, self.network, self.classes, self.where, self.device = name, network, classes, where, device
+        self.explained, self._answers = isinstance(network, nn.Module) and not isinstance(network, GraphModule), False
 
     @torch.no_grad()
     def predict(self, images: Tensor) -> Tensor:
@@ -53,6 +55,17 @@ class OwnClassifier:
         except Exception as error:  # whatever a stranger's code raises
             raise RunError(f"{self.where} fails on images {tuple(images.shape)}, float in [0, 1]: {_line(error)}") from error
         return as_logits(answer, len(images), self.classes, self.where)
+
+    def module(self) -> nn.Module | None:
+        """The network itself, answering with logits ``(B, K)`` with their graph, to be explained; None of an exported program, which
+        has neither layers nor modes.
+        """
+        if not self.explained:
+            return None
+        if not self._answers:  # a single number may stand for both logits
+            self.network.register_forward_hook(lambda module, given, answer: logits_of(answer, len(given[0]), self.classes, self.where))
+            self._answers = True
+        return self.network
 
 
 def open_own(spec: str, task: Task, weights: Path | None = None, name: str = "", device: str | torch.device = "cpu") -> OwnClassifier:
@@ -89,20 +102,30 @@ def open_own(spec: str, task: Task, weights: Path | None = None, name: str = "",
     return own
 
 
-def as_logits(answer: Any, rows: int, classes: int, where: str) -> Tensor:
-    """``(B, K)`` on the CPU; of two classes, a single number l per image stands for the logits (−l/2, l/2).
+def logits_of(answer: Any, rows: int, classes: int, where: str) -> Tensor:
+    """The answer as ``(B, K)``, where it is and with its graph; of two classes, a single number l per image stands for (−l/2, l/2).
 
     Raises:
-        RunError: for anything else, and for values that are not finite.
+        RunError: for anything else.
     """
     if not isinstance(answer, Tensor):
         raise RunError(f"{where} returns a {type(answer).__name__}; expected a tensor of logits ({rows}, {classes})")
-    shape, answer = tuple(answer.shape), answer.detach().float().cpu()
+    shape = tuple(answer.shape)
     if classes == 2 and shape in ((rows,), (rows, 1)):
-        answer = torch.stack([-answer.reshape(rows) / 2, answer.reshape(rows) / 2], 1)
-    elif shape != (rows, classes):
+        return torch.stack([-answer.reshape(rows) / 2, answer.reshape(rows) / 2], 1)
+    if shape != (rows, classes):
         other = f", or ({rows},) as there are two classes" if classes == 2 else ""
         raise RunError(f"{where} returns shape {shape} for {rows} images; expected logits ({rows}, {classes}), one for each class{other}")
+    return answer
+
+
+def as_logits(answer: Any, rows: int, classes: int, where: str) -> Tensor:
+    """:func:`logits_of` on the CPU, in single precision and without a graph.
+
+    Raises:
+        RunError: for what are no logits, and for values that are not finite.
+    """
+    answer = logits_of(answer, rows, classes, where).detach().float().cpu()
     if not torch.isfinite(answer).all():
         raise RunError(f"{where} returns logits that are not finite, for {int((~torch.isfinite(answer)).any(1).sum())} of {rows} images. "
                        "Was it trained to the end, and are its weights loaded (--weights)?")
@@ -212,14 +235,18 @@ def load_weights(network: nn.Module, path: Path) -> None:
     for prefix in _PREFIXES:
         if all(name.startswith(prefix) for name in state):
             state = {name.removeprefix(prefix): value for name, value in state.items()}
-    own = network.state_dict()
+    check_weights(network.state_dict(), state, str(path), "Build the network that they were trained in")
+    network.load_state_dict(state)
+
+
+def check_weights(own: Mapping[str, Tensor], state: Mapping[str, Tensor], where: str, remedy: str) -> None:
+    """Raises RunError for weights ``state`` that are not of the architecture whose weights are ``own``, naming what differs."""
     told = [f"{what} {_listed(names)}" for what, names in (
         ("it lacks", [n for n in own if n not in state]), ("it has the unknown", [n for n in state if n not in own]),
         ("of another shape:", [f"{n} ({_shape(v)} in the file, {_shape(own[n])} built)" for n, v in state.items()
                                if n in own and v.shape != own[n].shape])) if names]
     if told:
-        raise RunError(f"{path} holds weights of another architecture: {'; '.join(told)}. Build the network that they were trained in")
-    network.load_state_dict(state)
+        raise RunError(f"{where} holds weights of another architecture: {'; '.join(told)}. {remedy}")
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:

@@ -35,6 +35,11 @@ class Plan:
     settings: Any
     origin: Mapping[str, str]
 
+    @property
+    def needs(self) -> frozenset[str]:
+        """What the algorithm needs with these settings."""
+        return self.kind.needs_of(self.settings)
+
     def __str__(self) -> str:
         """``field value (origin)``, … of all that is no general default, and the algorithm's own settings."""
         values = {**asdict(self.classifier), **asdict(self.training), **asdict(self.settings)}

@@ -1,18 +1,38 @@
-"""How trained classifiers did on validation: a row for each, a table of all."""
+"""How trained classifiers did on validation: a row for each, a table of all, and a file to be read elsewhere.
+
+``results.tsv`` has a row for each algorithm, seed and selection rule, tab-separated under these names, whose order is kept:
+
+| column | is |
+| --- | --- |
+| algorithm, seed | whose row it is |
+| rule | by which its weights were selected: ``last``, ``iid``, ``worst-group``, ``oracle`` |
+| step | at which they were taken |
+| accuracy, worst_group | shares of validation images as observed: of all, and of the worst group |
+| shifted | the same under the data set's shifts; empty without any |
+| loss | mean cross-entropy on validation, nats |
+| steps, seconds | of the whole training |
+| rows | validation images that were looked at |
+| majority | accuracy of always naming their commonest class |
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dscm.tables import markdown
+from dscm.tables import markdown, write_table
 from experiments.aggregate import mean_over
+from experiments.classifier import FOLDER, LOCK, results
 from experiments.selection import MEANING, RULES, worst_group
 from mechanisms.bookkeeping import METRICS, WEIGHTS
-from mechanisms.checkpoint import MetricsLog, load
+from mechanisms.checkpoint import MetricsLog, load, waiting
 
 if TYPE_CHECKING:
     from experiments.trainer import Trainer
+
+TSV = "results.tsv"
+COLUMNS = ("algorithm", "seed", "rule", "step", "accuracy", "worst_group", "shifted", "loss", "steps", "seconds", "rows", "majority")
 
 
 def row_of(trainer: Trainer) -> dict[str, Any]:
@@ -34,6 +54,14 @@ def row_of(trainer: Trainer) -> dict[str, Any]:
             rules[rule]["shifted"] = sum(means[f"shift_{k}"] for k in shifts) / len(shifts)
     return {"algorithm": trainer.plan.kind.name, "seed": trainer.seed, "steps": last["step"], "seconds": round(trainer.seconds, 3),
             "majority": float(torch.bincount(labels).max()) / len(labels), "rows": len(labels), "rules": rules}
+
+
+def save_tsv(run: Path) -> Path:
+    """Write ``results.tsv`` beside ``results.jsonl``, of all classifiers of the run; the module says what its columns are."""
+    path = Path(run) / FOLDER / TSV
+    with waiting(path.parent / LOCK):
+        write_table(path, COLUMNS, ({**row, "rule": rule, **row["rules"][rule]} for row in results(run) for rule in row["rules"]))
+    return path
 
 
 def table(rows: Sequence[Mapping[str, Any]]) -> str:

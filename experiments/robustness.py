@@ -57,8 +57,13 @@ class Options:
     """Where the images come from."""
     count: int | None = None
     """How many images, from the first, of distinct subjects; without it 1000, or as many as there are."""
+    focus: Literal["saliency", "gradcam", "xgradcam", "deeplift", "integrated_gradients", "lime", "none"] = "saliency"
+    """Where data sets know the foreground: the method that tells how much of what a classifier looks at is in it. Slow methods look at
+    fewer images."""
+    ood: Literal["mean", "random", "shuffle", "tile", "none"] = "mean"
+    """Where data sets know the foreground: what fills its place to see whether a classifier misses it."""
     out: Path | None = None
-    """Folder for robustness.md, .csv, .json and .png; without it <run>/robustness."""
+    """Folder for robustness.md, .csv, .tsv, .json and .png; without it <run>/robustness."""
     seed: int = 0
     """Of the values that are drawn."""
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
@@ -169,17 +174,17 @@ def robustness(options: Options) -> Report:
     of_run = options.run is not None and (asked or bool(list_trained(options.run)))
     trained = load_contestants(options.run, options.algorithm, options.rule, device) if of_run else []
     task = task_for(options, dataset, trained)
-    contestants: list[Contestant] = [Contestant(t.algorithm, t.seed, t.predict) for t in trained]
+    contestants: list[Contestant] = [Contestant(t.algorithm, t.seed, t.predict, t.network) for t in trained]
     rules = {t.algorithm: f"{options.rule}: {MEANING[options.rule]}" for t in trained}
     for k, spec in enumerate(options.classifier):
         own = open_own(spec, task, options.weights[k] if options.weights else None, options.name[k] if options.name else "", device)
         if own.name in (*rules, MAJORITY):
             raise SchemaError(f"two classifiers are called {own.name!r}; give each its own --name")
         rules[own.name] = "as given"
-        contestants.append(Contestant(own.name, None, own.predict))
+        contestants.append(Contestant(own.name, None, own.predict, own.module()))
     dscm, folder = find_model(options, dataset)
     count = min(COUNT, len(distinct_rows(task, options.split))) if options.count is None else options.count
-    stressed = stress_test(task, contestants, dscm, options.split, count, options.seed, device)
+    stressed = stress_test(task, contestants, dscm, options.split, count, options.seed, device, options.focus, options.ood)
     about: Mapping[str, Any] = {"run": None if options.run is None else str(options.run), "model": None if folder is None else str(folder),
                                 "rule": options.rule if trained else None}
     return Report(stressed, rules, about)

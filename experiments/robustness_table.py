@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -10,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from dscm.figures import save_figure
-from dscm.tables import markdown
+from dscm.tables import markdown, write_table
+from experiments import focus, ood
 from experiments.aggregate import mean_over
 from experiments.agreement import Agreement, agreement, agreement_figure
 from experiments.classifier_metrics import COVERED, MEANINGS
@@ -22,7 +22,10 @@ from mechanisms.checkpoint import replacing, write_json
 
 NAME, FORMAT, KIND = "robustness", 1, "robustness"
 SOURCES = {TRUTH: "true images", MODEL: "the model's images"}
-TITLES = {"flip_rate": "flip rate", "balanced_accuracy": "balanced accuracy", "auroc": "AUROC", "ece": "calibration error"}
+TITLES = {"flip_rate": "flip rate", "balanced_accuracy": "balanced accuracy", "macro_f1": "macro-F1", "auroc": "AUROC",
+          "ece": "calibration error"}
+FOREGROUND = {**focus.TITLES, **ood.TITLES}
+FIGURES = {**MEANINGS, **focus.MEANINGS, **ood.MEANINGS}
 CSV = ("algorithm", "images_from", "stress", "attribute", "value", "metric", "better", "mean", "error", "seeds", "images", "to_erm",
        "to_erm_error")
 
@@ -86,7 +89,7 @@ class Report:
         return [column for column in made if column.values]
 
     def behaviour(self, source: str) -> list[Column]:
-        """Flip rate, balanced accuracy, AUROC and calibration error where spurious attributes say nothing about the label."""
+        """Flip rate, balanced accuracy, macro-F1, AUROC and calibration error where spurious attributes say nothing about the label."""
         under = self.unconfounded(source)
         made = [Column(title, MEANINGS[metric][0], self.values(source, under, metric)) for metric, title in TITLES.items()]
         return [column for column in made if column.values]
@@ -96,6 +99,11 @@ class Report:
         titles = {"accuracy": "accuracy", **TITLES, "worst_group": WORST_GROUP}
         made = [Column(title, MEANINGS[metric][0], self.values(OBSERVED, AS_OBSERVED, metric)) for metric, title in titles.items()
                 if metric != "flip_rate"]  # against these very images
+        return [column for column in made if column.values]
+
+    def foreground(self) -> list[Column]:
+        """Where classifiers look, and whether they miss the foreground, on the images as observed; empty where none is known."""
+        made = [Column(title, FIGURES[metric][0], self.values(OBSERVED, AS_OBSERVED, metric)) for metric, title in FOREGROUND.items()]
         return [column for column in made if column.values]
 
     def each_value(self, source: str) -> list[Column]:
@@ -127,6 +135,7 @@ class Report:
         words += [f"{WORST_INTERVENTION}: the least accuracy over all do(a=v)."] if self.sources and task.spurious else []
         words += [f"{WORST_GROUP}: {MEANINGS['worst_group'][1]}, {self._where()}."] if self._has_groups() else []
         lines += [" ".join(words)] if words else []
+        lines += [" ".join(done.foreground.notes)] if done.foreground else []
         if bold and len(self.names) > 2:
             lines.append("Bold: the best, and those not significantly behind it on the same seeds (t-test, 5 %; of few seeds it is blunt).")
         return [*lines, *self.notes()]
@@ -190,6 +199,8 @@ class Report:
             apart = [[n, *(NOTHING if d is None else percent(*d, sign=True) for d in row)] for n, row in apart if any(row)]
             if apart:
                 yield f"Difference of accuracy to {REFERENCE} on the same seeds, {words}", ["", *(c.title for c in columns)], apart
+        if columns := self.foreground():
+            yield "Foreground, images as observed", *self._lines(columns)
 
     def details(self) -> Iterator[tuple[str, list[str], list[list[str]]]]:
         """Accuracy under each single value."""
@@ -223,17 +234,15 @@ class Report:
 
     # ------------------------------------------------------------------------------------------------ files
     def save(self, folder: Path) -> list[Path]:
-        """``robustness.md``, ``.csv``, ``.json``, ``.png`` and, where model and truth are compared, ``agreement.png``."""
-        paths = [folder / f"{NAME}.{ending}" for ending in ("md", "csv", "json", "png")]
+        """``robustness.md``, ``.csv``, ``.tsv``, ``.json``, ``.png`` and, where model and truth are compared, ``agreement.png``."""
+        paths = [folder / f"{NAME}.{ending}" for ending in ("md", "csv", "tsv", "json", "png")]
         with replacing(paths[0]) as temporary:
             temporary.write_text(f"# Classifiers on intervened images\n\n{self.text(details=True)}\n", encoding="utf-8")
-        with replacing(paths[1]) as temporary, open(temporary, "w", newline="", encoding="utf-8") as file:
-            writer = csv.DictWriter(file, CSV)
-            writer.writeheader()
-            writer.writerows({key: row[key] for key in CSV} for row in self.rows())
-        write_json(paths[2], self.to_dict())
+        write_table(paths[1], CSV, self.rows())
+        write_table(paths[2], CSV, self.rows())
+        write_json(paths[3], self.to_dict())
         drawn = {source: self.columns(source) for source in self.sources} or {OBSERVED: self.as_observed()}
-        save_figure(robustness_figure(drawn, self.names), paths[3])
+        save_figure(robustness_figure(drawn, self.names), paths[4])
         if self.agreement is not None:
             paths.append(save_figure(agreement_figure(self.agreement), folder / "agreement.png"))
         return paths
@@ -242,7 +251,7 @@ class Report:
         """A row for each algorithm, source, stress and metric; values are shares, not percent."""
         kinds = dict.fromkeys((p.source, p.stress, p.attribute, p.value, p.images) for p in self.points)
         for source, stress, attribute, value, images in kinds:
-            for metric, (better, _) in MEANINGS.items():
+            for metric, (better, _) in FIGURES.items():
                 yield from self._rows(Column(stress, better, self.values(source, stress, metric)), source, attribute, value, metric, images)
         for source in self.sources:
             for attribute in ("", *(v.name for v in self.stressed.task.spurious)):

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from datasets.schema import SchemaError
 from datasets.task import Task
 from dscm.model import DSCM
 from experiments.classifier_metrics import Measured, majority, measure
+from experiments.focus import NONE
+from experiments.foreground_test import ForegroundTest, foreground_test
 from experiments.intervened import AS_OBSERVED, Stress, draw_stresses, has_truth, model_images, observed_images, true_images
 
 OBSERVED, TRUTH, MODEL = "observed", "truth", "model"  # where images come from
@@ -23,12 +25,14 @@ _BATCH = 500
 class Contestant:
     """A classifier of one seed; ``predict`` maps images ``(B, C, H, W)`` in [0, 1] to logits ``(B, K)``.
 
-    ``seed`` is None for a classifier that was not trained here, so that it is not paired with any that was.
+    ``seed`` is None for a classifier that was not trained here, so that it is not paired with any that was; ``network`` is what
+    gives these logits, where it can be looked into.
     """
 
     algorithm: str
     seed: int | None
     predict: Callable[[Tensor], Tensor]
+    network: nn.Module | None = None
 
 
 @dataclass(frozen=True)
@@ -53,7 +57,7 @@ class Point:
 
 @dataclass(frozen=True)
 class Stressed:
-    """All points, and which stresses could not be made: name → why."""
+    """All points; which stresses could not be made, name → why; and how figures about the foreground came about, if there are any."""
 
     task: Task
     split: str
@@ -61,6 +65,7 @@ class Stressed:
     stresses: tuple[Stress, ...]
     points: tuple[Point, ...]
     missing: dict[str, str]
+    foreground: ForegroundTest | None = None
 
     @property
     def images(self) -> int:
@@ -82,14 +87,19 @@ class Stressed:
 
 
 def stress_test(task: Task, contestants: Sequence[Contestant], dscm: DSCM | None = None, split: str = "test", count: int = 1000,
-                seed: int = 0, device: torch.device | str = "cpu") -> Stressed:
+                seed: int = 0, device: torch.device | str = "cpu", focus: str = NONE, ood: str = NONE) -> Stressed:
     """Evaluate every contestant, and the majority baseline, on the rows as observed and under each stress.
 
     Images are made by the true process where it is known, and by ``dscm`` where one is given, and are gone once all
     contestants have seen them.
 
+    Args:
+        focus: method of attribution by which it is told where contestants look, where the foreground is known; or ``none``.
+        ood: what fills the foreground's place to see whether they miss it; or ``none``.
+
     Raises:
         SchemaError: see :func:`experiments.intervened.draw_stresses`; without contestants.
+        RunError: see :func:`experiments.foreground_test.foreground_test`.
     """
     from tqdm import tqdm
 
@@ -103,9 +113,14 @@ def stress_test(task: Task, contestants: Sequence[Contestant], dscm: DSCM | None
     plain = Stress(AS_OBSERVED, "", "", index, {})
     observed = [_logits(c, observed_images(task, plain, split), device) for c in contestants]
     groups = task.groups(attributes) if task.spurious else None
-    points = [_point(c, OBSERVED, plain, measure(own, labels, groups)) for c, own in zip(contestants, observed, strict=True)]
+    looked = _foreground(task, split, index, contestants, focus, ood, seed, device)
+    found = [measure(own, labels, groups) for own in observed]
+    always = majority(training, labels, task.classes, groups)
+    if looked is not None:
+        found = [replace(own, values={**own.values, **more}) for own, more in zip(found, looked.values, strict=True)]
+        always = replace(always, values={**always.values, **looked.floor})
     nobody = Contestant(MAJORITY, None, _nothing)
-    points.append(_point(nobody, OBSERVED, plain, majority(training, labels, task.classes, groups)))
+    points = [_point(c, OBSERVED, plain, own) for c, own in zip([*contestants, nobody], [*found, always], strict=True)]
     missing: dict[str, str] = {}
     for stress in tqdm(stresses, desc="stress tests", unit=" stress", delay=1, dynamic_ncols=True):
         groups = groups_under(task, attributes, stress)
@@ -115,7 +130,16 @@ def stress_test(task: Task, contestants: Sequence[Contestant], dscm: DSCM | None
             points.append(_point(nobody, source, stress, majority(training, labels, task.classes, groups)))
         if not has_truth(task, stress):
             missing[stress.name] = "no true images" + ("" if dscm else ", and no model is given (--model RUN)")
-    return Stressed(task, split, seed, tuple(stresses), tuple(points), missing)
+    return Stressed(task, split, seed, tuple(stresses), tuple(points), missing, looked)
+
+
+def _foreground(task: Task, split: str, index: Tensor, contestants: Sequence[Contestant], focus: str, ood: str, seed: int,
+                device: torch.device | str) -> ForegroundTest | None:
+    def answers(contestant: Contestant) -> Callable[[Tensor], Tensor]:
+        return lambda images: _logits(contestant, images, device)
+
+    return foreground_test(task, split, index, [(c.algorithm, c.network) for c in contestants], [answers(c) for c in contestants], focus,
+                           ood, seed)
 
 
 def groups_under(task: Task, attributes: dict[str, Tensor], stress: Stress) -> Tensor | None:

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from experiments.train_options import Options
+from experiments.train_options import SETTING_FLAGS, Options
 from mechanisms.command import run_command
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from datasets.base import CausalDataset
     from datasets.task import Task
-    from experiments.trainer import Rows, Trainer
+    from experiments.rows import Rows
+    from experiments.trainer import Trainer
 
 
 def task_for(dataset: CausalDataset, options: Options) -> Task:
@@ -25,12 +28,20 @@ def algorithms(options: Options) -> list[str]:
     """Names that ``--algorithm`` lists, each once; ERM first, since others begin with it.
 
     Raises:
-        RunError: for an unknown one.
+        RunError: for an unknown one; for a flag that is a setting of none of them.
     """
+    from dataclasses import fields
+
     from experiments.algorithms.registry import ALGORITHMS, algorithm
+    from mechanisms.checkpoint import RunError
 
     named = [name.strip() for name in options.algorithm.split(",") if name.strip()]
     names = list(ALGORITHMS) if named == ["all"] else list(dict.fromkeys(algorithm(name).name for name in named))
+    for flag in SETTING_FLAGS:
+        if getattr(options, flag) is not None and not any(flag in {f.name for f in fields(ALGORITHMS[name].settings)} for name in names):
+            having = ", ".join(name for name, kind in ALGORITHMS.items() if flag in {f.name for f in fields(kind.settings)})
+            raise RunError(f"--{flag.replace('_', '-')} {getattr(options, flag)}: none of {', '.join(names)} has such a setting; add "
+                           f"--algorithm {having}")
     return sorted(names, key=lambda name: name != "erm")
 
 
@@ -41,15 +52,16 @@ def train_classifiers(dataset: CausalDataset, options: Options) -> list[dict[str
     it begins with, which has a row of its own), ``rows``
     of the validation split that were looked at, ``majority`` (accuracy of always naming their commonest class), and under
     ``rules`` for each selection rule its ``step``, validation ``accuracy``, ``worst_group``, ``loss`` and, where the data set
-    has shifts, the accuracy when ``shifted``.
+    has shifts, the accuracy when ``shifted``. All of the run's are in ``results.tsv`` too, see :mod:`experiments.results`.
 
     Raises:
-        UserError: for what the data or the command lack; see :meth:`experiments.trainer.Rows.check`,
+        UserError: for what the data or the command lack; see :meth:`experiments.rows.Rows.check`,
             :func:`experiments.resolve.resolve` and :func:`mechanisms.training.fit`. Nothing has been trained then.
     """
     from accelerate import PartialState
 
     from experiments.resolve import resolve
+    from experiments.results import save_tsv
     from experiments.stacked import learn_stacked
     from experiments.trainer import Trainer
     from mechanisms.devices import make_accelerator
@@ -59,8 +71,8 @@ def train_classifiers(dataset: CausalDataset, options: Options) -> list[dict[str
     rows = rows_for(task_for(dataset, options), options)
 
     def trainer(name: str, seed: int) -> Trainer:
-        return Trainer(rows, resolve(name, dataset, options.training, options.set, seed), options.run, lambda other: resolve(
-            other, dataset, options.training, options.set, seed))
+        return Trainer(rows, resolve(name, dataset, options.training, options.settings, seed), options.run, lambda other: resolve(
+            other, dataset, options.training, options.settings, seed))
 
     seeds = range(options.seed, options.seed + options.seeds)
     trainers = {name: [trainer(name, seed) for seed in seeds] for name in algorithms(options)}
@@ -78,16 +90,20 @@ def train_classifiers(dataset: CausalDataset, options: Options) -> list[dict[str
             one.learn()
             if one.row:
                 results.append(one.row)
+    if PartialState().is_main_process:
+        save_tsv(options.run.run)
     return results
 
 
 def rows_for(task: Task, options: Options) -> Rows:
     """The task's rows, with what makes counterfactuals of them, if anything was named."""
     from experiments.classifier import FOLDER
-    from experiments.trainer import Rows
+    from experiments.rows import Rows
+    from experiments.study import Study
 
+    study = Study(options.data_fraction, options.box_noise)
     if options.model is None and not options.truth:
-        return Rows(task)
+        return Rows(task, study=study)
 
     from dscm.exported import weights_hash
     from dscm.model import DSCM
@@ -98,7 +114,11 @@ def rows_for(task: Task, options: Options) -> Rows:
     if dscm is not None:
         check_model(options.model, dscm, task.dataset)
     made_by = f"{'the true process' if dscm is None else weights_hash(dscm)}, {options.counterfactuals}"
-    return Rows(task, lambda: training_counterfactuals(task, dscm, options.counterfactuals, folder=options.run.run / FOLDER), made_by)
+
+    def made(relabel: bool) -> Tensor:
+        return training_counterfactuals(task, dscm, options.counterfactuals, folder=options.run.run / FOLDER, relabel=relabel)
+
+    return Rows(task, lambda: made(False), made_by, study, lambda: made(True))
 
 
 def describe(dataset: CausalDataset, options: Options) -> str:
@@ -110,8 +130,8 @@ def describe(dataset: CausalDataset, options: Options) -> str:
 
     lines = []
     for name in algorithms(options):
-        kind, plan = algorithm(name), resolve(name, dataset, options.training, options.set)
-        needed = ", ".join(sorted(kind.needs)) or "nothing but labels"
+        kind, plan = algorithm(name), resolve(name, dataset, options.training, options.settings)
+        needed = ", ".join(sorted(plan.needs)) or "nothing but labels"
         lines += [f"{name}: {kind.title}", f"  assumes that {kind.assumes}", f"  needs {needed}", f"  here: {plan}"]
         values, texts = asdict(plan.settings), settings_help(kind)
         lines += [f"  --set {name}.{key}={value}: {texts[key]}" for key, value in values.items()]

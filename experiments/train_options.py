@@ -10,11 +10,14 @@ import tyro
 
 from datasets.errors import UserError
 from datasets.options import DataOptions
+from mechanisms.command import Switch
 from mechanisms.options import RunOptions, TrainingConfig
 
 DEFAULTS = TrainingConfig(batch_size=128, optimizer="adam", learning_rate=1e-3, schedule="constant", warmup=0, weight_decay=0.0,
                           beta2=0.999, clip=1e6, skip=1e6, ema=0.0, validations=20, validation_rows=5000)
 DEFAULT_EPOCHS = 10.0
+SETTING_FLAGS = ("cf", "factual", "saliency", "saliency_weight")
+"""Options that are settings of every algorithm that has them, as ``--set KEY=VALUE`` is."""
 
 
 @dataclass(frozen=True)
@@ -26,7 +29,11 @@ class ClassifierConfig:
     hidden: int | None = None
     """Units of its last hidden layer; the network's own default without it."""
     l2: float = 0.0
-    """Weight of the sum of squares of all parameters in the loss."""
+    """Weight of the sum of squares of all parameters that are trained in the loss."""
+    weights: str = "none"
+    """What a network of torchvision begins with: none (random), default (torchvision's), or the path of a state dict."""
+    frozen: bool = False
+    """Whether only the head is trained."""
 
     def check(self) -> None:
         """Raises UserError for a number that makes no sense."""
@@ -38,12 +45,17 @@ class ClassifierConfig:
 class TrainingFlags:
     """What of network and training is asked for; what is not follows the data set's recipe for the algorithm, or a default."""
 
-    network: str | None = None
-    """Which network: mlp or smallcnn (default without a recipe)."""
+    network: Annotated[str | None, tyro.conf.arg(aliases=["--backbone"])] = None
+    """Which network: mlp, smallcnn or small (default without a recipe), or a classifier of torchvision, as resnet18 or resnet50."""
+    weights: str | None = None
+    """What a network of torchvision begins with: none (random, without a recipe), default (torchvision's pretrained weights, which
+    are downloaded), or the path of its state dict, .pt or .safetensors."""
+    frozen: Switch = None
+    """Train the head alone; the body's features of the images are computed once and kept."""
     hidden: int | None = None
     """Units of its last hidden layer."""
     l2: float | None = None
-    """Weight of the sum of squares of all parameters in the loss, 0 without a recipe."""
+    """Weight of the sum of squares of all parameters that are trained in the loss, 0 without a recipe."""
     epochs: float | None = None
     """Budget in passes over the training split, 10 without a recipe."""
     steps: int | None = None
@@ -113,21 +125,43 @@ class Options:
     training: TrainingFlags = TrainingFlags()
     set: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = ()
     """A setting of the algorithms as KEY=VALUE, or ALGORITHM.KEY=VALUE for one of them; may be repeated. --describe lists them."""
+    cf: str | None = None
+    """Counterfactual images, without their foreground, for algorithms that make them: mean, random, shuffle, tile, folder,
+    dscm or none."""
+    factual: str | None = None
+    """Factual images, with another background: mrand, random, shuffle, fgsm, pgd, dscm or none."""
+    saliency: str | None = None
+    """Where the network may look: bbox (the foreground's bounding box), mask, or none (anywhere)."""
+    saliency_weight: float | None = None
+    """Weight of the penalty of looking elsewhere."""
     model: Path | None = None
     """Run folder of a trained model, which makes the counterfactuals for algorithms that train on such."""
     truth: bool = False
     """Let the true process make them instead: a bound, for data sets that know it."""
     counterfactuals: int = 1
     """How many counterfactuals of each training image."""
+    data_fraction: float = 1.0
+    """Share of the training rows that is trained on: drawn at random whatever their groups, the same for all algorithms and seeds."""
+    box_noise: float | None = None
+    """Instead of masks, their bounding boxes with each edge moved by up to this share of the box's side; 0 for exact boxes."""
     vectorize: bool = True
     """Train several seeds of one algorithm at once where that pays: a small network without batch norm, a single stage."""
     describe: bool = False
     """Print what the algorithms assume, need and can be set to, with the values that would hold here; train nothing."""
+
+    @property
+    def settings(self) -> tuple[str, ...]:
+        """``KEY=VALUE`` of all settings of algorithms: flags of their own, and then ``--set``, which wins."""
+        return (*(f"{name}={getattr(self, name)}" for name in SETTING_FLAGS if getattr(self, name) is not None), *self.set)
 
     def check(self) -> None:
         """Raises UserError for a number or a combination that makes no sense."""
         for name in ("seeds", "counterfactuals"):
             if getattr(self, name) < 1:
                 raise UserError(f"--{name} {getattr(self, name)} must be at least 1")
+        if not 0 < self.data_fraction <= 1:
+            raise UserError(f"--data-fraction {self.data_fraction} is a share of the training rows; it must lie in (0, 1]")
+        if self.box_noise is not None and not 0 <= self.box_noise <= 1:
+            raise UserError(f"--box-noise {self.box_noise} is a share of a box's sides; it must lie in [0, 1]")
         if self.model is not None and self.truth:
             raise UserError("--model and --truth are two sources of counterfactuals; give one of them")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -10,89 +9,23 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import torch
 from accelerate import PartialState
 from torch import Tensor
 
-from datasets.base import LazyImages, Split
-from datasets.schema import SchemaError
-from datasets.task import Task
-from experiments.algorithms.base import Algorithm, Sizes
+from datasets.base import Split
+from experiments.algorithms.base import Algorithm
+from experiments.backbones import NONE, fresh
 from experiments.classifier import folder_of, forget, record, results
-from experiments.networks import Network, build_network
+from experiments.networks import Network
 from experiments.resolve import Plan
 from experiments.results import row_of
-from experiments.selection import criteria, selection_split, shifts_of
+from experiments.rows import Rows, with_columns
+from experiments.selection import criteria
 from mechanisms.bookkeeping import CHECKPOINT, METRICS
 from mechanisms.checkpoint import MetricsLog, RunError, weights_fingerprint
 from mechanisms.options import RunOptions, TrainingConfig
 from mechanisms.resuming import difference, finished_training
 from mechanisms.training import fit, updates_of
-
-Source = Callable[[], Tensor]
-
-
-class Rows:
-    """The rows that a task's classifiers are trained and selected on; shared by all algorithms and seeds of a command.
-
-    Args:
-        source: makes the counterfactuals of the training split, uint8 ``(N, M, C, H, W)``, when they are first asked for.
-        made_by: what makes them, in a word or two; part of what tells trainings apart.
-
-    Attributes:
-        trained: folders of what was trained since, which is not to be overwritten again.
-    """
-
-    def __init__(self, task: Task, source: Source | None = None, made_by: str = "") -> None:
-        self.task, self.source, self.made_by = task, source, made_by
-        self.trained: set[Path] = set()
-        self._selection: dict[int, Split] = {}
-        self._warned: set[str] = set()
-
-    @cached_property
-    def train(self) -> Split:
-        return self.task.split("train")
-
-    @cached_property
-    def counterfactuals(self) -> Tensor | None:
-        """Of the training split; None where nothing makes them."""
-        return None if self.source is None else self.source()
-
-    def selection(self, count: int) -> Split:
-        """See :func:`experiments.selection.selection_split`."""
-        if count not in self._selection:
-            self._selection[count] = selection_split(self.task, count)
-        return self._selection[count]
-
-    @cached_property
-    def sizes(self) -> Sizes:
-        return Sizes(self.task.classes, self.task.environment_count, len(self.task.group_names), len(shifts_of(self.task)))
-
-    def check(self, kind: type[Algorithm], network: type[Network]) -> None:
-        """Raises UserError where the data or the network lack what an algorithm needs, before anything is trained."""
-        name = f"--algorithm {kind.name}"
-        if "environments" in kind.needs:
-            self.task.check_environments(name)
-        if "groups" in kind.needs:
-            self.task.check_groups(name)
-            self.warn_of_empty_groups(kind.grouped, name)
-        if "masks" in kind.needs:
-            self.task.check_masks(name)
-        if "counterfactuals" in kind.needs and self.source is None:
-            raise RunError(f"{name} trains on counterfactuals, but nothing makes them: give --model RUN (a trained model), or --truth "
-                           "where the data set knows its process")
-        if "camera" in kind.needs and not network.cam_layer:
-            raise RunError(f"{name} draws class-activation maps, but --network {network.name} has no layer of maps; take --network "
-                           "smallcnn")
-
-    def warn_of_empty_groups(self, split: str, needed_by: str) -> None:
-        """Say once which groups the split has no rows of: nothing can be learned about these combinations from it."""
-        counts = torch.bincount(self.task.split(split).attributes["group"], minlength=len(self.task.group_names))
-        if (empty := (counts == 0).nonzero().flatten().tolist()) and split not in self._warned and PartialState().is_main_process:
-            named = "; ".join(self.task.group_names[g] for g in empty)
-            print(f"warning: {needed_by} and others that balance groups learn nothing of those that the {split} split of "
-                  f"{self.task.dataset.title} has no rows of: {named}", file=sys.stderr)
-            self._warned.add(split)
 
 
 class Trainer:
@@ -107,7 +40,8 @@ class Trainer:
         options: ``run`` is the run folder that all classifiers share.
 
     Attributes:
-        train: the training split; with the column ``counterfactual`` for algorithms that need it.
+        train: the training split; with the columns ``counterfactual`` and ``mask`` for algorithms that need them, and what their
+            settings add.
         valid: what selection looks at, see :func:`experiments.selection.selection_split`.
         folder: ``<run>/classifiers/<algorithm>/seed-<n>``; a stage has a folder of its own in it.
         judged: the selection split of the last stage, once that is trained.
@@ -126,8 +60,13 @@ class Trainer:
     def check(self) -> None:
         """Raises UserError for what cannot be trained, before anything is: see :meth:`Rows.check`; averages with batch norm."""
         network, ema = self.network(), self.config.ema
-        self.rows.check(self.plan.kind, type(network))
-        if ema and any(True for _ in network.buffers()):
+        self.rows.check(self.plan.kind, type(network), self.plan.needs)
+        self.plan.kind(network, self.rows.sizes, self.settings, self.plan.classifier.l2)  # which refuses what cannot go together
+        self.plan.kind.columns(self.settings, self.task)
+        if network.frozen and not network.pretrained:
+            self.rows.warn(f"--frozen with --weights none: the features of --network {network.name} are those of random weights; give "
+                           "--weights default or PATH", "frozen")
+        if ema and not network.frozen and any(True for _ in network.buffers()):
             raise RunError(f"--ema {ema} averages weights, but not the statistics of --network {network.name}'s batch norm, which then are "
                            "of other weights; take --ema 0")
 
@@ -135,30 +74,50 @@ class Trainer:
     @cached_property
     def train(self) -> Split:
         columns = {} if self.counterfactuals is None else {"counterfactual": self.counterfactuals}
-        if "masks" in self.plan.kind.needs:
-            columns["mask"] = self.task.masks("train")
-        return with_columns(self.rows.train, **columns)
+        if "masks" in self.plan.needs:
+            columns["mask"] = self.rows.masks
+        if "relabelled" in self.plan.needs:
+            columns["relabelled"] = self.rows.relabelled
+        columns |= self.plan.kind.columns(self.settings, self.task)
+        return with_columns(self.seen(self.rows.train), **{name: self.rows.of_train(values) for name, values in columns.items()})
 
     @cached_property
     def valid(self) -> Split:
-        return self.rows.selection(self.config.validation_rows)
+        return self.seen(self.rows.selection(self.config.validation_rows))
+
+    @property
+    def reads_features(self) -> bool:
+        """Whether the network's body is frozen, and the algorithm can do with its features."""
+        return self.plan.classifier.frozen and self.plan.kind.reads_features
+
+    def seen(self, split: Split) -> Split:
+        """A split of the rows as this training sees it: with images, or with the features of a frozen body."""
+        if not self.reads_features:
+            return split
+        of = self.plan.classifier
+        body = of.network, of.hidden, of.weights, self.seed if of.weights == NONE else None
+        return self.rows.featured(split, body, self.network, self.config.device)
 
     @cached_property
     def counterfactuals(self) -> Tensor | None:
         """``(N, M, C, H, W)`` uint8 of the training split; None for algorithms that need none."""
-        return self.rows.counterfactuals if "counterfactuals" in self.plan.kind.needs else None
+        return self.rows.counterfactuals if "counterfactuals" in self.plan.needs else None
 
     # ------------------------------------------------------------------------------------------------ models
     def network(self) -> Network:
-        """Freshly initialised; a function of the seed."""
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(self.seed)
-            return build_network(self.plan.classifier.network, self.task.dataset.schema.image.shape, self.rows.sizes.classes,
-                                 self.plan.classifier.hidden)
+        """Freshly initialised, or with the pretrained body that is asked for; a function of the seed."""
+        return fresh(self.plan.classifier, self.task.dataset.schema.image.shape, self.rows.sizes.classes, self.seed)
 
     def build(self, network: Network | None = None) -> Algorithm:
-        """The plan's algorithm around ``network``, whose weights it remembers; around a fresh one if None."""
+        """The plan's algorithm around ``network``, whose weights it remembers; around a fresh one if None.
+
+        Raises:
+            RunError: for a network whose body is not the one that made the features.
+        """
         kind = self.plan.kind
+        if network is not None and self.reads_features and network.body_fingerprint() != self.network().body_fingerprint():
+            raise RunError(f"{kind.name} is trained on the features of a frozen body, but begins with a network of another one; train both "
+                           "with the same --network, --weights and --frozen")
         model = kind(self.network() if network is None else network, self.rows.sizes, self.settings, self.plan.classifier.l2)
         model.begun_from = "" if network is None else weights_fingerprint(network)
         return model
@@ -184,7 +143,9 @@ class Trainer:
         name, run, main_process = self.plan.kind.name, self.options.run, PartialState().is_main_process
         if main_process and (self.overwrites(self.folder) or not (self.folder / CHECKPOINT).exists()):
             forget(run, name, self.seed)  # before the weights that it is about
-        self.rows.selection(self.config.validation_rows)  # made once for all; not this training's time
+        self.rows.selection(self.config.validation_rows)  # made once for all, as features are; not this training's time
+        if self.reads_features:
+            self.seen(self.rows.train), self.valid
         self.seconds, self._elsewhere, began = 0.0, 0.0, time.perf_counter()
         model = self.plan.kind.learn(self)
         self.seconds += time.perf_counter() - began - self._elsewhere
@@ -245,18 +206,6 @@ class Trainer:
         """Plain values that tell this training from others; stored with the weights."""
         task = {"label": self.task.label.name, "spurious": [v.name for v in self.task.spurious], "environment": self.task.environment,
                 "classes_of_label": list(self.task.label.classes)}
-        made = {"counterfactuals": self.rows.made_by} if "counterfactuals" in model.needs else {}
+        made = {"counterfactuals": self.rows.made_by} if self.plan.needs & {"counterfactuals", "relabelled"} else {}
         base = {"base": self._base} if self._base else {}
-        return {**model.describe(), "task": task, "stage": stage, **made, **base}
-
-
-def with_columns(split: Split, **columns: Tensor | LazyImages) -> Split:
-    """The same rows with further columns, ``(N, …)`` each.
-
-    Raises:
-        SchemaError: for a column of another length.
-    """
-    for name, values in columns.items():
-        if len(values) != len(split):
-            raise SchemaError(f"column {name!r} has {len(values)} values for {len(split)} rows")
-    return Split(split.name, split.images, {**split.attributes, **columns})
+        return {**model.describe(), "task": task, "stage": stage, **made, **base, **self.rows.study.describe("masks" in self.plan.needs)}

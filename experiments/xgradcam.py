@@ -39,23 +39,44 @@ def xgradcam(network: nn.Module, images: Tensor, layer: str, targets: Tensor | N
         RunError: for an unknown layer, one that is not run, is run more than once, or whose output has no places; for
             logits that are not ``(B, K)``, or that do not depend on the layer; for targets that are none of the K classes.
     """
+    gradients, activations = class_gradients(network, images, layer, targets)
+    weights = (gradients * activations).sum((2, 3)) / (activations.sum((2, 3)) + _TINY)
+    evidence = stretched(torch.einsum("bf,bfhw->bhw", weights, activations).relu())
+    return over(images, evidence) if resized else evidence
+
+
+def class_gradients(network: nn.Module, images: Tensor, layer: str, targets: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """What every class-activation map is made of: ∂logit/∂A of the target class, and the layer's output A, ``(B, F, h, w)`` each.
+
+    Arguments and errors are those of :func:`xgradcam`.
+    """
     logits, maps = _forward(network, images, layer)
     if logits.ndim != 2 or len(logits) != len(images):
         raise RunError(f"the network gives outputs of shape {tuple(logits.shape)} for {len(images)} images; XGradCAM needs logits (B, K)")
-    targets = logits.argmax(1) if targets is None else torch.as_tensor(targets, device=logits.device).long()
-    if targets.shape != (len(images),) or (len(targets) and not 0 <= int(targets.min()) <= int(targets.max()) < logits.shape[1]):
-        raise RunError(f"targets must be ({len(images)},) classes in 0..{logits.shape[1] - 1}; got shape {tuple(targets.shape)}, "
-                       f"values {targets.unique().tolist()[:10]}")
+    targets = classes_of(logits, targets)
     if not logits.requires_grad:
         raise RunError(f"the logits do not depend on the layer {layer!r}; choose one before them: {', '.join(layers(network))}")
     with torch.enable_grad():  # even where the caller has turned gradients off
         (gradients,) = torch.autograd.grad(logits.gather(1, targets[:, None]).sum(), maps)
-    activations = maps.detach()
-    weights = (gradients * activations).sum((2, 3)) / (activations.sum((2, 3)) + _TINY)
-    evidence = _stretched(torch.einsum("bf,bfhw->bhw", weights, activations).relu())
-    if not resized:
-        return evidence
-    return _stretched(F.interpolate(evidence[:, None], images.shape[-2:], mode="bilinear", align_corners=False)[:, 0])
+    return gradients, maps.detach()
+
+
+def classes_of(logits: Tensor, targets: Tensor | None) -> Tensor:
+    """The classes ``(B,)`` that are explained: ``targets``, or the predicted ones.
+
+    Raises:
+        RunError: for targets that are not one of the K classes for each image.
+    """
+    targets = logits.argmax(1) if targets is None else torch.as_tensor(targets, device=logits.device).long()
+    if targets.shape != (len(logits),) or (len(targets) and not 0 <= int(targets.min()) <= int(targets.max()) < logits.shape[1]):
+        raise RunError(f"targets must be ({len(logits)},) classes in 0..{logits.shape[1] - 1}; got shape {tuple(targets.shape)}, "
+                       f"values {targets.unique().tolist()[:10]}")
+    return targets
+
+
+def over(images: Tensor, maps: Tensor) -> Tensor:
+    """Maps ``(B, h, w)`` resized bilinearly to the images and stretched again, ``(B, H, W)``."""
+    return stretched(F.interpolate(maps[:, None], images.shape[-2:], mode="bilinear", align_corners=False)[:, 0])
 
 
 def layers(network: nn.Module) -> list[str]:
@@ -105,7 +126,7 @@ def evaluating(network: nn.Module) -> Iterator[None]:
             module.training = mode
 
 
-def _stretched(maps: Tensor) -> Tensor:
+def stretched(maps: Tensor) -> Tensor:
     """Each map from 0 at its least to 1 at its greatest value."""
     maps = maps - maps.amin((1, 2), keepdim=True)
     return maps / (maps.amax((1, 2), keepdim=True) + _TINY)

@@ -20,16 +20,20 @@ CHECKPOINT, WEIGHTS, METRICS, CONFIG = "checkpoint.pt", "mechanism.pt", "metrics
 
 
 class Average:
-    """Exponential moving average of a model's parameters; young averages follow faster (t+1)/(t+10)."""
+    """Exponential moving average of a model's parameters; young averages follow faster (t+1)/(t+10).
+
+    Those without gradient stay as they are: they are their own average, in the same memory.
+    """
 
     def __init__(self, model: nn.Module, decay: float) -> None:
-        self.decay, self.source = decay, list(model.parameters())
-        self.values = [p.detach().clone() for p in self.source]
+        self.decay, parameters = decay, list(model.parameters())
+        self.values = [p.detach().clone() if p.requires_grad else p.detach() for p in parameters]
+        self.pairs = [(value, p) for value, p in zip(self.values, parameters, strict=True) if p.requires_grad]
 
     @torch.no_grad()
     def update(self, step: int) -> None:
         weight = 1 - min(self.decay, (step + 1) / (step + 10))
-        torch._foreach_lerp_(self.values, [p.detach() for p in self.source], weight)
+        torch._foreach_lerp_([value for value, _ in self.pairs], [p.detach() for _, p in self.pairs], weight)
 
     def load(self, values: list[Tensor]) -> None:
         for mine, saved in zip(self.values, values, strict=True):
@@ -38,13 +42,13 @@ class Average:
     @torch.no_grad()
     def restore(self) -> None:
         """Take the model back to the average."""
-        for value, parameter in zip(self.values, self.source, strict=True):
+        for value, parameter in self.pairs:
             parameter.copy_(value)
 
     @torch.no_grad()
     def swap(self) -> None:
         """Exchange averaged and present weights, in place."""
-        for value, parameter in zip(self.values, self.source, strict=True):
+        for value, parameter in self.pairs:
             kept = parameter.detach().clone()
             parameter.copy_(value)
             value.copy_(kept)

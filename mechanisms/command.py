@@ -5,13 +5,26 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import fields, is_dataclass
-from typing import TypeVar, get_type_hints
+from typing import Annotated, TypeVar, get_type_hints
 
 import tyro
+from tyro.constructors import PrimitiveConstructorSpec
 
 from datasets.errors import UserError
 
 Options = TypeVar("Options")
+
+
+def _switched(words: list[str]) -> bool:
+    if words not in ([], ["true"], ["false"]):
+        raise ValueError(f"give nothing, true or false, not {' '.join(words)}")
+    return words != ["false"]
+
+
+# ``--flag``, ``--flag true`` or ``--flag false``; None where it is not given, so that a recipe can say
+Switch = Annotated[bool | None, PrimitiveConstructorSpec(
+    nargs="*", metavar="[{true,false}]", instance_from_str=_switched, is_instance=lambda value: value is None or isinstance(value, bool),
+    str_from_instance=lambda value: [str(value).lower()])]
 
 
 def run_command(options: type[Options], main: Callable[[Options], None], arguments: Sequence[str] | None = None) -> None:

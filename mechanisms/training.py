@@ -283,4 +283,6 @@ def evaluate(model: nn.Module, split: Split, count: int, size: int, noise: Noise
 
 
 def copy_state(model: nn.Module) -> dict[str, Tensor]:
-    return {name: value.detach().clone() for name, value in model.state_dict().items()}
+    """A copy of all that training changes; parameters without gradient are shared, so that a file has them once."""
+    fixed = {name for name, value in model.named_parameters() if not value.requires_grad}
+    return {name: value.detach() if name in fixed else value.detach().clone() for name, value in model.state_dict().items()}

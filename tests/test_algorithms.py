@@ -20,6 +20,7 @@ from experiments.algorithms.base import Algorithm, Sizes, cross_entropy
 from experiments.algorithms.coral import moments
 from experiments.algorithms.counterfactual import jensen_shannon
 from experiments.algorithms.fishr import by_outputs, gradient_variances
+from experiments.algorithms.gridmask import GridMaskSettings, grid
 from experiments.algorithms.irm import slope
 from experiments.algorithms.mixing import beta, partner, uniform
 from experiments.algorithms.parallel import mean_of_present, means_by
@@ -37,7 +38,7 @@ on_every_toy = pytest.mark.parametrize("toy", TOYS)
 
 
 def toy_batch(shape: tuple[int, int, int], classes: int, rows: int = ROWS, seed: int = 0) -> dict[str, Tensor]:
-    """The label is brightness of the first row, the spurious class that of the last; both are alike on 80 % (environment 0) or 95 %."""
+    """The label is brightness of the upper half, the mask; the spurious class that of the last row. They are alike on 80 % or 95 %."""
     generator = torch.Generator().manual_seed(seed)
     label = torch.randint(classes, (rows,), generator=generator)
     environment = torch.arange(rows) % 2
@@ -47,8 +48,10 @@ def toy_batch(shape: tuple[int, int, int], classes: int, rows: int = ROWS, seed:
     images[:, :, : shape[1] // 2] += 0.6 * (label / (classes - 1))[:, None, None, None]
     others = images[:, None].repeat(1, 2, 1, 1, 1)
     images[:, :, -1] += 0.2 * (spurious / (classes - 1))[:, None, None]
+    masks = torch.zeros(rows, *shape[1:], dtype=torch.bool)
+    masks[:, : shape[1] // 2] = torch.arange(rows)[:, None, None] % 7 > 0  # of some, nothing is known
     return {"image": images.clamp(0, 1), "label": label, "environment": environment, "group": label * classes + spurious,
-            "row": torch.arange(rows), "counterfactual": (others.clamp(0, 1) * 255).to(torch.uint8)}
+            "row": torch.arange(rows), "counterfactual": (others.clamp(0, 1) * 255).to(torch.uint8), "mask": masks}
 
 
 def built(name: str, toy: str, settings: object = None, l2: float = 0.0) -> Algorithm:
@@ -118,7 +121,8 @@ def test_unknown_algorithms_are_listed():
     ("groupdro", {"eta": float("nan")}, "eta=nan"), ("mixup", {"alpha": 0.0}, "alpha=0.0 must be positive"),
     ("lisa", {"within_label": 2.0}, "within_label=2.0"), ("jtt", {"share": 0.0}, "share=0.0"), ("jtt", {"weight": 0.5}, "weight=0.5"),
     ("dfr", {"updates": 0}, "updates=0"), ("cf-augmentation", {"share": 1.1}, "share=1.1"),
-    ("cf-consistency", {"weight": -1.0}, "weight=-1"),
+    ("cf-consistency", {"weight": -1.0}, "weight=-1"), ("label-smoothing", {"smoothing": 1.0}, "smoothing=1.0 must lie in"),
+    ("gridmask", {"shortest": 2.0}, "shortest=2.0 must be positive and not exceed longest"), ("gridmask", {"ratio": -0.1}, "ratio=-0.1"),
 ])
 def test_settings_that_make_no_sense(name, settings, message):
     kind = algorithm(name)
@@ -330,6 +334,33 @@ def test_mixup_blends_images_and_losses():
         assert loss[i].item() == pytest.approx(-(share[i] * p[label[i]] + (1 - share[i]) * p[label[other[i]]]).item(), rel=1e-4)
 
 
+def test_label_smoothing_is_torchs():
+    model, batch, terms = parts("label-smoothing", smoothing=0.3)
+    expected = F.cross_entropy(model.network(batch["image"]), batch["label"], reduction="none", label_smoothing=0.3)
+    torch.testing.assert_close(terms["loss"], expected, check_dtype=False)
+
+
+def test_gridmask_drops_a_grid_of_squares():
+    settings = GridMaskSettings(shortest=0.5, longest=0.5, ratio=0.75)
+    still = grid([torch.zeros(1)] * 4, (16, 16), settings)[0]  # tiles of 8, squares of 2, counted from the middle
+    rows = torch.zeros(16, dtype=torch.bool)
+    rows[[0, 1, 8, 9]] = True
+    assert torch.equal(still, rows[:, None] & rows[None])
+    chances = list(torch.rand(4, 400, generator=torch.Generator().manual_seed(0)))
+    made = grid(chances, (24, 40), GridMaskSettings())
+    assert made.float().mean() == pytest.approx(0.4**2, abs=0.01) and made.float().mean((1, 2)).std() > 0
+    assert torch.equal(made[7:9], grid([chance[7:9] for chance in chances], (24, 40), GridMaskSettings()))
+
+
+def test_gridmask_sets_in():
+    toy = "two classes, vectors"
+    model, batch = built("gridmask", toy, algorithm("gridmask").settings(rise=0.5)), toy_batch(*TOYS[toy][1:])
+    plain = cross_entropy(model.network(batch["image"]), batch["label"])
+    torch.testing.assert_close(model.objective(batch, 0.0, Noise(0))["loss"], plain)
+    changed = [int((model.objective(batch, progress, Noise(0))["risk"] - plain).abs().gt(1e-6).sum()) for progress in (0.1, 0.5, 1.0)]
+    assert 0 < changed[0] < changed[1] == changed[2] < ROWS
+
+
 # ---------------------------------------------------------------------------------------------------- counterfactuals
 def test_counterfactual_augmentation_is_erm_on_both():
     toy = "two classes, vectors"
@@ -382,21 +413,24 @@ def test_gradient_variances_of_one_output_are_those_of_the_logistic_loss():
     assert constant.tolist() == [[0, 0, 0]]
 
 
+STILL = {"cf_f": algorithm("cf_f").settings(cf="mean", factual="none")}  # settings that draw no random numbers
+
+
 def test_two_processes_compute_what_one_does(tmp_path):
     """Loss and gradients of penalties on halves of a batch, averaged over two gloo processes as data parallelism does."""
-    script, names = tmp_path / "halves.py", ["erm", "irm", "vrex", "fishr", "coral", "groupdro"]
+    script, names = tmp_path / "halves.py", ["erm", "irm", "vrex", "fishr", "coral", "groupdro", "label-smoothing", "cf_f"]
     script.write_text(textwrap.dedent(f"""
         import sys
         sys.path[:0] = [{str(ROOT)!r}, {str(ROOT / "tests")!r}]
         import torch
         from torch import distributed
-        from test_algorithms import TOYS, built, toy_batch
+        from test_algorithms import STILL, TOYS, built, toy_batch
         from mechanisms.noise import Noise
         distributed.init_process_group("gloo")
         rank = distributed.get_rank()
         batch = {{name: value[rank::2] for name, value in toy_batch((1, 4, 4), 2, seed=3).items()}}
         for name in {names!r}:
-            model = built(name, "two classes, vectors", l2=0.01)
+            model = built(name, "two classes, vectors", STILL.get(name), l2=0.01)
             loss = model.train()(batch, Noise(0, rank=rank, world=2), 1.0)["loss"].mean()
             loss.backward()
             for p in model.parameters():
@@ -413,7 +447,7 @@ def test_two_processes_compute_what_one_does(tmp_path):
     assert done.returncode == 0, done.stderr
     batch = toy_batch((1, 4, 4), 2, seed=3)
     for name in names:
-        model = built(name, "two classes, vectors", l2=0.01)
+        model = built(name, "two classes, vectors", STILL.get(name), l2=0.01)
         loss = model.train()(batch, Noise(0), 1.0)["loss"].mean()
         loss.backward()
         two = torch.load(tmp_path / f"{name}.pt", weights_only=True)

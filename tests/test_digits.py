@@ -15,11 +15,12 @@ from datasets.task import task_of
 SMALL = {"train_digits": 60, "valid_digits": 20, "test_digits": 30}
 KINDS = {"coloredmnist": {}, "coloredmnist-28": {"size": 28}, "spuriousmnist": {"mix": 0.2}, "colourmnist": {"strength": 0.7},
          "colourmnist-free": {"strength": 0.0}, "morphomnist-confounded": {"renderings": 1},
-         "morphomnist-confounded-intensity": {"renderings": 1, "tied": "intensity"}}
+         "morphomnist-confounded-intensity": {"renderings": 1, "tied": "intensity"}, "photo-backgrounds": {"strength": 0.7},
+         "photo-backgrounds-64": {"size": 64, "strength": 0.5}}
 
 
 def name_of(kind: str) -> str:
-    return kind.removesuffix("-28").removesuffix("-free").removesuffix("-intensity")
+    return kind.removesuffix("-28").removesuffix("-64").removesuffix("-free").removesuffix("-intensity")
 
 
 def opened(kind: str, **options: object) -> CausalDataset:
@@ -95,7 +96,8 @@ def test_the_label_is_felt_through_what_it_causes(dataset):
     truth = dataset.true_counterfactual("test", index, {"label": 1 - dataset.split("test").attributes["label"]})
     effects = {n: truth[n] for n in dataset.spurious}
     assert torch.equal(dataset.true_counterfactual("test", index, effects)["image"], truth["image"])
-    assert any(not torch.equal(truth[n], dataset.split("test").attributes[n]) for n in dataset.spurious)
+    changed = {n for n in dataset.spurious if not torch.equal(truth[n], dataset.split("test").attributes[n])}
+    assert changed == dataset.graph.descendants(["label"]) & set(dataset.spurious)
 
 
 def test_measures_what_was_set(dataset):
@@ -153,7 +155,7 @@ def test_refused_values_and_rows(dataset):
     assert len(dataset.true_counterfactual("test", torch.tensor([]), {name: some[:1]})["image"]) == 0
 
 
-@pytest.mark.parametrize("kind", ["coloredmnist", "spuriousmnist", "colourmnist", "morphomnist-confounded"])
+@pytest.mark.parametrize("kind", ["coloredmnist", "spuriousmnist", "colourmnist", "morphomnist-confounded", "photo-backgrounds"])
 @pytest.mark.parametrize(("options", "words"), [
     ({"train_digits": -1}, "train_digits=-1 must be at least 0"), ({"seed": -1}, "seed=-1"), ({"test_digits": "9999"}, "the source has"),
     ({"data_dir": "nowhere/at/all"}, "no folder"), ({"strenght": 1}, "no option 'strenght'"),
@@ -164,21 +166,22 @@ def test_refused_options(kind, options, words):
 
 
 # ---------------------------------------------------------------------------------------------------- all of MNIST
-@pytest.mark.parametrize(("kind", "sizes"), [
-    ("coloredmnist", (50000, 10000, 10000)), ("spuriousmnist", (60000, 5000, 5000)), ("colourmnist", (50000, 10000, 10000))])
-def test_all_of_mnist(shared_data, kind, sizes):
+@pytest.mark.parametrize(("kind", "sizes", "right"), [
+    ("coloredmnist", (50000, 10000, 10000), 1.0), ("spuriousmnist", (60000, 5000, 5000), 1.0),
+    ("colourmnist", (50000, 10000, 10000), 1.0), ("photo-backgrounds", (50000, 10000, 10000), 0.9)])
+def test_all_of_mnist(shared_data, kind, sizes, right):
     dataset = open_dataset(kind, {"data_dir": shared_data / "mnist"})
     assert tuple(len(dataset._digits[split][0]) for split in SPLITS) == sizes
     index = torch.arange(0, sizes[2], sizes[2] // 40)
     seen = dataset.split("test").batch(index)
     name = dataset.spurious[0]
-    assert torch.equal(dataset.measure(seen["image"])[name], seen[name])
     truth = dataset.true_counterfactual("test", index, {name: other(dataset, name, seen[name])})
-    assert torch.equal(dataset.measure(truth["image"])[name], truth[name])
+    for world in (seen, truth):
+        assert (dataset.measure(world["image"])[name] == world[name]).float().mean() >= right
 
 
 # ---------------------------------------------------------------------------------------------------- the commands
-@pytest.mark.parametrize("kind", [k for k in KINDS if k not in ("colourmnist-free", "morphomnist-confounded")])
+@pytest.mark.parametrize("kind", [k for k in KINDS if k not in ("colourmnist-free", "morphomnist-confounded", "photo-backgrounds-64")])
 def test_commands_make_and_score_counterfactuals(kind, tmp_path):
     """One channel, two and three; 14, 28 and 32 pixels on a side: mechanisms, grid and scores."""
     from dscm.counterfactual import Options as GridOptions

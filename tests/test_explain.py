@@ -12,6 +12,7 @@ import torch
 from datasets.options import DataOptions
 from dscm.figures import ORANGE, save_figure
 from experiments import classifier, explain, explanations, selective
+from experiments.attributions import ATTRIBUTIONS
 from experiments.classifier import load_trained
 from experiments.explain import Options
 from experiments.explain_figure import Panel, explanation_figure, heated, outline, prediction_lines
@@ -36,6 +37,19 @@ def run(tmp_path_factory):
     for algorithm, seeds, *settings in (("erm", 2), ("masktune", 1, "iterations=2", "accumulate=true")):
         train_classifiers(DATA.open(), TrainOptions(DATA, RunOptions(folder), algorithm, seeds=seeds, training=FLAGS, set=tuple(settings)))
     return folder
+
+
+@pytest.fixture
+def drawn(monkeypatch):
+    """What pictures were made of, one after the other: a dictionary of arguments each."""
+    seen = []
+
+    def watched(panels, title="", notes=(), **given):
+        seen.append({"panels": panels, "title": title, "notes": notes, **given})
+        return explanation_figure(panels, title, notes, **given)
+
+    monkeypatch.setattr(explanations, "explanation_figure", watched)
+    return seen
 
 
 def draw(*arguments):
@@ -74,6 +88,12 @@ def test_heat_is_laid_over_the_image_in_grey():
     torch.testing.assert_close(heated(image[2:], torch.zeros(2, 2)), heated(image, torch.zeros(2, 2)))
 
 
+def test_signed_heat_is_red_and_blue():
+    against, neither, favour = heated(torch.full((1, 1, 3), 0.5), torch.tensor([[-1.0, 0.0, 1.0]]), signed=True)[0]
+    assert against[2] > against[0] + 0.1 and favour[0] > favour[2] + 0.1 and neither.std() < 0.02
+    assert len(explanation_figure([Panel("x", torch.rand(1, 1, 4, 4), [["a"]], torch.rand(1, 4, 4) - 0.5)], signed=True).axes) == 2
+
+
 def test_outlines_go_around_regions():
     region = torch.zeros(4, 5, dtype=torch.bool)
     region[1:3, 2:4] = True
@@ -89,14 +109,11 @@ def test_predictions_in_words():
 
 
 # ---------------------------------------------------------------------------------------------------- the command
-def test_masktune_before_and_after(run, tmp_path, monkeypatch):
-    seen = {}
-    monkeypatch.setattr(explanations, "explanation_figure", lambda panels, title, notes: seen.update(panels=panels, title=title) or
-                        explanation_figure(panels, title, notes))
+def test_masktune_before_and_after(run, tmp_path, drawn):
     out = tmp_path / "explain.png"
     draw("--run", run, "--rows", "3,0,7", "--split", "train", "--out", out)
-    image, before, hidden, after = seen["panels"]
-    assert seen["title"] == "MaskTune, seed 0, train images of spuriousmnist" and out.stat().st_size > 5000
+    image, before, hidden, after = drawn[0]["panels"]
+    assert drawn[0]["title"] == "MaskTune, seed 0, train images of spuriousmnist" and out.stat().st_size > 5000
     dropped = load_masks(run / "classifiers/masktune/seed-0/masks-2.pt").dropped[[3, 0, 7]]
     assert torch.equal(hidden.outline, dropped)  # what fine-tuning saw
     assert torch.equal(hidden.images, image.images.masked_fill(dropped[:, None], 0))
@@ -132,14 +149,12 @@ def test_images_under_a_shift(run):
     assert (images.images[images.attributes["square"] == 1][:, 2, 0, 0] == 255).all()
 
 
-def test_other_algorithms_stand_beside_erm(run, tmp_path, monkeypatch):
-    headings = []
-    monkeypatch.setattr(explanations, "explanation_figure", lambda panels, title, notes: headings.append([p.heading for p in panels]) or
-                        explanation_figure(panels, title, notes))
+def test_other_algorithms_stand_beside_erm(run, tmp_path, monkeypatch, drawn):
     trained = SimpleNamespace(**vars(load_trained(run, "erm", 1)))
     draw("--run", run, "--algorithm", "erm", "--seed-of", 1, "--count", 2, "--shift", "raw", "--out", tmp_path / "erm.pdf")
     monkeypatch.setattr(explanations, "load_trained", lambda folder, name, *given: trained)
     draw("--run", run, "--algorithm", "vrex", "--count", 2, "--out", tmp_path / "vrex.png")
+    headings = [[panel.heading for panel in made["panels"]] for made in drawn]
     assert headings == [["image", "ERM"], ["image", "ERM", explanations.algorithm("vrex").title]]
 
 
@@ -170,6 +185,56 @@ def test_a_classifier_of_the_users_own(run, tmp_path):
     assert (first == second).all()
 
 
+@pytest.mark.parametrize("method", [m for m in ATTRIBUTIONS if m != "lime"])
+def test_any_method(run, tmp_path, drawn, method):
+    """MaskTune before and after, and one's own classifier, which needs a layer only where maps are read off one."""
+    draw("--run", run, "--method", method, "--count", 2, "--out", tmp_path / "run.png")
+    seen = drawn[0]
+    before, after = seen["panels"][1], seen["panels"][3]
+    assert not torch.equal(before.heat, after.heat) and before.heat.abs().max() <= 1 and (before.heat.min() < 0) == seen["signed"]
+    assert ATTRIBUTIONS[method].title in seen["notes"][1] and seen["signed"] == ATTRIBUTIONS[method].signed
+    (tmp_path / "mine.py").write_text(OWN)
+    layer = ("--layer", "conv") if ATTRIBUTIONS[method].layered else ()
+    draw("--run", run, "--method", method, "--classifier", tmp_path / "mine.py:build", *layer, "--count", 2, "--out", tmp_path / "own.png")
+    assert drawn[1]["panels"][1].heading == "mine" and drawn[1]["panels"][1].heat.abs().sum() > 0
+    assert all(matplotlib.image.imread(tmp_path / name).std() > 0.05 for name in ("run.png", "own.png"))
+
+
+MASKED = """
+import torch
+from datasets import CausalDataset, Variable
+
+class Halves(CausalDataset):
+    label, spurious = "kind", ("site",)
+    variables = (Variable("kind", "binary"), Variable("site", "binary"),
+                 Variable("image", "image", parents=("kind", "site"), shape=(1, 16, 16)))
+
+    def load(self, split):
+        kind, site = torch.arange(20) % 2, torch.arange(20) // 2 % 2
+        return {"kind": kind, "site": site, "image": torch.rand(20, 16, 16, generator=torch.Generator().manual_seed(0))}
+
+    def masks(self, split):
+        masks = torch.zeros(20, 16, 16, dtype=torch.bool)
+        masks[:, :4] = True
+        masks[1] = False
+        return masks
+"""
+
+
+def test_the_foreground_is_outlined_and_its_share_told(tmp_path, drawn):
+    """Row 1 has none. The network's gradient is the same everywhere, so that the share is that of the area."""
+    (tmp_path / "halves.py").write_text(MASKED)
+    (tmp_path / "flat.py").write_text("import torch\n\nclass Flat(torch.nn.Module):\n    def __init__(self):\n        super().__init__()\n"
+                                      "        self.w = torch.nn.Parameter(torch.ones(1))\n\n    def forward(self, x):\n"
+                                      "        return self.w * (x.mean((1, 2, 3)) - 0.5)\n\ndef build():\n    return Flat()\n")
+    draw("--dataset", tmp_path / "halves.py", "--classifier", tmp_path / "flat.py:build", "--method", "saliency", "--rows", "0,1,2",
+         "--out", tmp_path / "x.png")
+    image, heat = drawn[0]["panels"]
+    assert [line[-1] for line in heat.lines][::2] == ["25 % inside"] * 2 and "inside" not in heat.lines[1][-1]
+    assert torch.equal(image.foreground, heat.foreground) and image.foreground.flatten(1).sum(1).tolist() == [64, 0, 64]
+    assert "it is 25 % of the images" in drawn[0]["notes"][-1] and matplotlib.image.imread(tmp_path / "x.png").std() > 0.05
+
+
 @pytest.mark.parametrize("arguments, message", [
     ("--algorithm masktun", "unknown algorithm 'masktun'; valid are erm,"),
     ("--algorithm jtt", "has no classifier jtt of seed 0; there are: erm"),
@@ -179,8 +244,10 @@ def test_a_classifier_of_the_users_own(run, tmp_path):
     ("--rows 3,x", "must be numbers, comma-separated"),
     ("--count 0", "--count 0 must be at least 1"),
     ("--layer nowhere", "unknown layer 'nowhere'; SmallCNN has"),
+    ("--method gradcan", "invalid choice"),
+    ("--method lime --layer conv", "--method lime reads no layer, only gradcam and xgradcam do"),
     ("--weights w.pt", "--weights are for a --classifier of your own"),
-    ("--classifier mine.py:build", "--classifier needs --layer NAME"),
+    ("--classifier mine.py:build", "--classifier with --method xgradcam needs --layer NAME"),
     ("--classifier mine.pt2 --layer conv", "an exported program has no layers"),
     ("--dataset morphomnist-two --option a=b", "leave --dataset and its options out"),
     ("--out explain.xyz", "no image format"),

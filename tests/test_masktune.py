@@ -20,8 +20,9 @@ from experiments.coverage import agreed, coverage_table, threshold_for
 from experiments.masking import Masks, above, find_masks, load_masks, masked, save_masks
 from experiments.networks import MLP, NETWORKS, SmallCNN
 from experiments.resolve import resolve
+from experiments.rows import Rows
 from experiments.train_options import TrainingFlags
-from experiments.trainer import Rows, Trainer
+from experiments.trainer import Trainer
 from experiments.xgradcam import xgradcam
 from mechanisms import training
 from mechanisms.bookkeeping import CHECKPOINT, METRICS, WEIGHTS

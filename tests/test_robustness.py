@@ -19,9 +19,11 @@ from datasets.registry import open_dataset
 from datasets.schema import SchemaError
 from datasets.task import task_of
 from experiments.agreement import agreement, agreement_figure
-from experiments.classifier_metrics import FEWEST, auroc, calibration_error, group_accuracies, log_odds, measure
+from experiments.classifier import record
+from experiments.classifier_metrics import FEWEST, auroc, average_precision, calibration_error, group_accuracies, log_odds, measure
 from experiments.intervened import draw_stresses
 from experiments.report import write_report
+from experiments.results import COLUMNS, save_tsv
 from experiments.robustness import Options, main, robustness
 from experiments.robustness_column import REFERENCE, Column, percent
 from experiments.robustness_figure import robustness_figure
@@ -56,6 +58,7 @@ def test_as_torchmetrics_has_it(classes):
         "accuracy": classification.multiclass_accuracy(shares, labels, classes, average="micro"),
         "balanced_accuracy": classification.multiclass_accuracy(shares, labels, classes, average="macro"),
         "auroc": classification.multiclass_auroc(shares, labels, classes, average="macro"),
+        "macro_f1": classification.multiclass_f1_score(shares, labels, classes, average="macro"),
         "ece": classification.multiclass_calibration_error(shares, labels, classes, n_bins=15, norm="l1"),
     }
     for name, value in expected.items():
@@ -116,6 +119,28 @@ def test_calibration_error_by_hand():
     assert calibration_error(probabilities, labels) == pytest.approx(0.4, abs=1e-6)
 
 
+def test_calibration_error_of_rounded_probabilities():
+    """A probability that is rounded to 1 is in the bin of .99; torchmetrics gives it one of its own, and so another figure."""
+    probabilities = torch.tensor([[1.0, 0.0]] * 4 + [[0.95, 0.05]] * 4)
+    labels = torch.tensor([0, 0, 0, 1] + [0] * 4)
+    assert calibration_error(probabilities, labels) == pytest.approx(abs(7 / 8 - 0.975))
+    theirs = classification.multiclass_calibration_error(probabilities, labels, 2, n_bins=15, norm="l1")
+    assert float(theirs) == pytest.approx((0.25 + 0.05) / 2)
+
+
+def test_macro_f1_of_always_one_answer():
+    """Of the always-majority baseline: F1 of its class is 2q / (1 + q), that of the others 0."""
+    labels = (torch.arange(100) < 72).long()
+    values = measure(torch.tensor([[0.0, 1.0]]).expand(100, -1), labels).values
+    assert values["accuracy"] == 0.72 and values["balanced_accuracy"] == 0.5
+    assert values["macro_f1"] == pytest.approx(0.72 / 1.72)
+
+
+def test_average_precision_of_several_rows():
+    scores, positive = torch.tensor([[3.0, 2.0, 1.0, 0.0], [1.0, 1.0, 1.0, 0.0]]), torch.tensor([[True, False, True, False]] * 2)
+    assert average_precision(scores, positive).tolist() == pytest.approx([(1 + 2 / 3) / 2, 2 / 3])
+
+
 # ---------------------------------------------------------------------------------------------------- tables
 def report_of(task, quality, seeds=(0, 1, 2), sources=(TRUTH, MODEL), off=0.0) -> Report:
     """Points of made-up classifiers: ``quality`` is algorithm → accuracy; the model's images are easier by ``off``."""
@@ -146,7 +171,8 @@ def test_columns_are_means_over_seeds(task):
     assert column.to_reference("erm") is None and REFERENCE == "erm"
     titles = [c.title for c in report.columns(TRUTH)]
     assert titles == [AS_OBSERVED, "do(thickness)", "do(intensity)", "do(thickness, intensity)", "worst intervention"]
-    assert [c.title for c in report.behaviour(TRUTH)] == ["balanced accuracy", "AUROC", "calibration error"]  # no flips were measured
+    behaviour = [c.title for c in report.behaviour(TRUTH)]
+    assert behaviour == ["balanced accuracy", "macro-F1", "AUROC", "calibration error"]  # no flips were measured
 
 
 def test_bold_looks_at_the_common_seeds_only():
@@ -171,11 +197,11 @@ def test_errors_are_those_of_their_own_numbers_of_images(task):
 def test_as_observed_where_nobody_makes_images(task, tmp_path):
     report = report_of(task, {"erm": 0.5, "irm": 0.7}, sources=())
     (heading, header, lines), = report.tables()
-    assert heading == "As observed" and header == ["", "accuracy", "balanced accuracy", "AUROC", "calibration error"]
+    assert heading == "As observed" and header == ["", "accuracy", "balanced accuracy", "macro-F1", "AUROC", "calibration error"]
     assert [line[0] for line in lines] == ["erm", "irm", f"*{MAJORITY}*"]
     assert "says nothing about robustness" in report.text() and "do(a):" not in report.text()
     assert all(path.stat().st_size > 100 for path in report.save(tmp_path))
-    assert len(robustness_figure({OBSERVED: report.as_observed()}, report.names).axes) == 4
+    assert len(robustness_figure({OBSERVED: report.as_observed()}, report.names).axes) == 5
     assert not robustness_figure({}, report.names).axes
 
 
@@ -200,9 +226,11 @@ def test_table_says_how_it_came_about(task):
 def test_files(task, tmp_path):
     report = report_of(task, {"erm": 0.4, "irm": 0.6}, off=0.1)
     paths = report.save(tmp_path)
-    assert [p.name for p in paths] == ["robustness.md", "robustness.csv", "robustness.json", "robustness.png", "agreement.png"]
+    assert [p.name for p in paths] == ["robustness.md", "robustness.csv", "robustness.tsv", "robustness.json", "robustness.png",
+                                       "agreement.png"]
     rows = list(csv.DictReader(paths[1].open()))
-    found = json.loads(paths[2].read_text())
+    found = json.loads(paths[3].read_text())
+    assert list(csv.DictReader(paths[2].open(), delimiter="\t")) == rows
     assert len(rows) == len(found["rows"]) and found["about"]["rules"] == dict.fromkeys(("erm", "irm"), "last: weights of the end")
     wanted = {"algorithm": "irm", "images_from": MODEL, "stress": "do(intensity)", "metric": "accuracy"}
     row = next(r for r in found["rows"] if wanted.items() <= r.items())
@@ -320,6 +348,19 @@ def test_command(trained, mine, tmp_path, capsys):
     assert {r["seeds"] for r in found["rows"] if r["algorithm"] == "erm"} == {2}
 
 
+def test_results_as_tabs(trained, tmp_path):
+    """A row for each algorithm, seed and rule, under names whose order is kept; what is not there is empty."""
+    rows = list(csv.DictReader((trained / "classifiers" / "results.tsv").open(), delimiter="\t"))
+    told = [json.loads(line) for line in (trained / "classifiers" / "results.jsonl").read_text().splitlines()]
+    assert tuple(rows[0]) == COLUMNS and [(r["algorithm"], r["seed"], r["rule"]) for r in rows] == [
+        (r["algorithm"], str(r["seed"]), rule) for r in told for rule in r["rules"]]
+    first = rows[0]
+    assert float(first["accuracy"]) == told[0]["rules"]["last"]["accuracy"] and float(first["majority"]) == told[0]["majority"]
+    assert (first["shifted"] == "") == ("shifted" not in told[0]["rules"]["last"])
+    record(tmp_path, {**told[0], "seed": 7, "rules": {"last": told[0]["rules"]["last"]}})
+    assert [line.split("\t")[:3] for line in save_tsv(tmp_path).read_text().splitlines()[1:]] == [["erm", "7", "last"]]
+
+
 def test_the_same_again(trained, mine, tmp_path):
     options = Options(run=trained, classifier=(mine,), rule="iid", spurious="thickness", count=9, out=tmp_path, device="cpu")
     first, again = robustness(options), robustness(options)
@@ -357,7 +398,8 @@ def test_command_without_truth_and_without_a_model(mine, tmp_path, capsys):
     assert "flip rate" not in told and "spurious attributes, of those with 10 images or more, as observed." in told
     assert "### As observed" in told and "Nobody can make intervened images here" in told and "| worst group" in told
     assert told.index("### As observed") < told.index("wrote ") and "a worst group has 15" in told
-    assert {path.name for path in (tmp_path / "out").iterdir()} == {f"robustness.{ending}" for ending in ("md", "csv", "json", "png")}
+    written = {f"robustness.{ending}" for ending in ("md", "csv", "tsv", "json", "png")}
+    assert {path.name for path in (tmp_path / "out").iterdir()} == written
 
 
 @pytest.mark.parametrize(("changes", "told"), [

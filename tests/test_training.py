@@ -589,7 +589,7 @@ def options_of(folder: str):
 @both
 @pytest.mark.parametrize("arguments, status, message", [
     (["--stepz", "3"], 2, "--steps"),
-    (["--dataset", "mnits"], 2, "unknown data set 'mnits'; valid are coloredmnist, "),
+    (["--dataset", "mnits"], 2, "unknown data set 'mnits'; valid are cameratraps, coloredmnist, "),
     (["--dataset", "absent.py"], 2, "absent.py does not exist"),
     (["--precision", "fp16"], 2, "bf16"),
     ([*DATA, "--option", "sizes=3"], 2, "no option 'sizes'; valid are size"),

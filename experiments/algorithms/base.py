@@ -19,6 +19,8 @@ from experiments.networks import Network
 from mechanisms.noise import drawing
 
 if TYPE_CHECKING:
+    from datasets.base import LazyImages
+    from datasets.task import Task
     from experiments.trainer import Trainer
 
 Batch = Mapping[str, Tensor]
@@ -44,16 +46,20 @@ class Algorithm(nn.Module):
     """A network and the objective that it is trained for.
 
     A batch holds ``image`` (float in [0, 1], ``(B, C, H, W)``), ``label``, ``environment``, ``group``, ``row`` (int64,
-    ``(B,)``) and, for those that need them, ``counterfactual`` (uint8, ``(B, M, C, H, W)``), ``mask`` (bool, ``(B, H, W)``, true
-    in the foreground) and ``weight`` (float, ``(B,)``).
+    ``(B,)``) and, for those that need them, ``counterfactual`` and ``relabelled`` (uint8, ``(B, M, C, H, W)``), ``mask`` (bool,
+    ``(B, H, W)``, true in the foreground) and ``weight`` (float, ``(B,)``). Where the body is frozen and the algorithm
+    ``reads_features``, it holds ``features`` (float, ``(B, F)``) instead of images.
 
     Attributes:
         name: as on the command line.
         title: as in tables.
         assumes: in a sentence, what makes it work, for people.
-        needs: of ``environments``, ``groups``, ``counterfactuals``, ``masks``, ``camera`` (a network with a ``cam_layer``).
+        needs: of ``environments``, ``groups``, ``counterfactuals`` (which keep the label), ``relabelled`` (which show another class),
+            ``masks``, ``camera`` (a network with a ``cam_layer``).
         settings: dataclass of its own hyper-parameters.
         defaults: fields of the training or of the network that it is best trained with, where no recipe says otherwise.
+        reads_features: whether it can do with the features of a frozen body, in place of images; see :mod:`experiments.features`.
+            One that cannot is trained on images, of which the body then makes features anew in each update.
         stackable: whether several seeds may be trained at once, because its objective draws no noise, keeps no state
             and trains in one stage; see :mod:`experiments.stacked`.
         grouped: the split whose groups it uses, if it needs any.
@@ -69,6 +75,7 @@ class Algorithm(nn.Module):
     needs: ClassVar[frozenset[str]] = frozenset()
     settings: ClassVar[type] = NoSettings
     defaults: ClassVar[Mapping[str, Any]] = {}
+    reads_features: ClassVar[bool] = False
     stackable: ClassVar[bool] = False
     grouped: ClassVar[str] = "train"
     begun_from: str = ""
@@ -82,6 +89,20 @@ class Algorithm(nn.Module):
     @classmethod
     def check(cls, settings: Any) -> None:
         """Raises UserError for settings that make no sense; a subclass adds what its own must fulfil."""
+
+    @classmethod
+    def needs_of(cls, settings: Any) -> frozenset[str]:
+        """What it needs with these settings; ``needs`` is what it needs without any."""
+        return cls.needs
+
+    @classmethod
+    def columns(cls, settings: Any, task: Task) -> Mapping[str, Tensor | LazyImages]:
+        """Further columns of the training split, ``(N, …)`` each, which these settings name the source of.
+
+        Raises:
+            UserError: for a source that is not there or does not fit.
+        """
+        return {}
 
     # ------------------------------------------------------------------------------------------------ to provide
     def objective(self, batch: Batch, progress: float, noise: Draw) -> dict[str, Tensor]:
@@ -106,12 +127,12 @@ class Algorithm(nn.Module):
 
     # ------------------------------------------------------------------------------------------------ derived
     def read(self, batch: Batch) -> Tensor:
-        """Logits of a batch, ``(B, K)``."""
-        return self.network(batch["image"])
+        """Logits of a batch, ``(B, K)``; from its features, if it has them."""
+        return self.network.logits(batch["features"]) if "features" in batch else self.network(batch["image"])
 
     def penalty_of_weights(self) -> Tensor | float:
-        """l2·Σ‖w‖² over all parameters, biases included, as in the published recipe of Colored MNIST."""
-        return self.l2 * sum(p.square().sum() for p in self.network.parameters()) if self.l2 else 0.0
+        """l2·Σ‖w‖² over all parameters that are trained, biases included, as in the published recipe of Colored MNIST."""
+        return self.l2 * sum(p.square().sum() for p in self.network.trained_parameters()) if self.l2 else 0.0
 
     def forward(self, batch: Batch, noise: Draw | None = None, progress: float = 1.0) -> dict[str, Tensor]:
         """In training the objective's terms, else :meth:`scores`; ``(B,)`` each, as :func:`mechanisms.training.fit` wants them."""

@@ -77,10 +77,14 @@ class CounterfactualConsistency(Algorithm):
 
 def both(algorithm: Algorithm, batch: Batch, noise: Draw) -> tuple[Tensor, Tensor]:
     """Logits of the images and of one random counterfactual of each, ``(B, K)``, in one pass of the network."""
-    made = batch["counterfactual"]
+    return algorithm.network(torch.cat([batch["image"], drawn(batch, noise)])).chunk(2)
+
+
+def drawn(batch: Batch, noise: Draw, column: str = "counterfactual") -> Tensor:
+    """One random counterfactual of each image, float in [0, 1], ``(B, C, H, W)``."""
+    made = batch[column]
     which = noise(*made.shape[:2]).argmax(1)
-    drawn = made[torch.arange(len(made), device=made.device), which].float() / 255
-    return algorithm.network(torch.cat([batch["image"], drawn])).chunk(2)
+    return made[torch.arange(len(made), device=made.device), which].float() / 255
 
 
 def jensen_shannon(first: Tensor, second: Tensor) -> Tensor:

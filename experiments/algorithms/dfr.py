@@ -12,12 +12,11 @@ from torch import Tensor
 from datasets.base import Split
 from experiments.algorithms.base import Algorithm, Batch, Draw, cross_entropy, require
 from experiments.algorithms.reweighting import balanced
+from experiments.features import FEATURES, extract
 from mechanisms.noise import seeded
 
 if TYPE_CHECKING:
     from experiments.trainer import Trainer
-
-_BATCH = 1000
 
 
 @dataclass(frozen=True)
@@ -46,6 +45,7 @@ class DFR(Algorithm):
     needs = frozenset({"groups"})
     settings = DFRSettings
     grouped = "valid"
+    reads_features = True
 
     @classmethod
     def check(cls, settings: Any) -> None:
@@ -66,8 +66,8 @@ class DFR(Algorithm):
 
     @classmethod
     def learn(cls, trainer: Trainer) -> Algorithm:
+        from experiments.rows import with_columns
         from experiments.selection import halved
-        from experiments.trainer import with_columns
 
         model = trainer.build(trainer.base().network)
         fitted, judged = halved(trainer.valid, seeded(trainer.seed, 11, 0))
@@ -81,22 +81,14 @@ class DFR(Algorithm):
         return trainer.fit(model, train=fitted, valid=judged, steps=settings.updates, batch_size=len(fitted), optimizer="adam",
                            learning_rate=settings.head_rate, schedule="cosine", weight_decay=0.0, warmup=0)
 
-    def read(self, batch: Batch) -> Tensor:
-        """From features where the batch has them, as those of the frozen body need not be computed again."""
-        return self.network.logits(batch["features"]) if "features" in batch else self.network(batch["image"])
-
     def objective(self, batch: Batch, progress: float, noise: Draw) -> dict[str, Tensor]:
         losses = cross_entropy(self.read(batch), batch["label"])
         decay = self.options.decay * self.network.head.weight.square().sum()
         return {"loss": losses * batch.get("weight", 1.0) + decay, "risk": losses}
 
 
-@torch.no_grad()
 def with_features(model: Algorithm, split: Split) -> Split:
-    """The same rows with the network's features ``(N, F)`` as a column, and images of no pixels."""
-    from experiments.trainer import with_columns
+    """The same rows with the network's features ``(N, F)`` as a column, and images of no pixels; itself, if that is so already."""
+    from experiments.rows import with_columns
 
-    network = model.network.eval()
-    device = network.head.weight.device
-    found = [network.features(split.batch(part)["image"].to(device)).float().cpu() for part in torch.arange(len(split)).split(_BATCH)]
-    return with_columns(split.without_images(), features=torch.cat(found))
+    return split if FEATURES in split.attributes else with_columns(split.without_images(), features=extract(model.network, split))

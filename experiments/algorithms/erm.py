@@ -13,6 +13,7 @@ class ERM(Algorithm):
     name = "erm"
     title = "ERM"
     assumes = "test data are distributed as training data are"
+    reads_features = True
     stackable = True
 
     def objective(self, batch: Batch, progress: float, noise: Draw) -> dict[str, Tensor]:

@@ -36,6 +36,7 @@ class GroupDRO(Algorithm):
     assumes = "the spurious attributes are known in training, and every combination with the label occurs"
     needs = frozenset({"groups"})
     settings = GroupDROSettings
+    reads_features = True
 
     def __init__(self, *arguments, **named) -> None:
         super().__init__(*arguments, **named)

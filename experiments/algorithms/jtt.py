@@ -12,13 +12,14 @@ from torch import Tensor
 from datasets.base import Split
 from experiments.algorithms.base import Algorithm, require
 from experiments.algorithms.erm import ERM
+from experiments.features import FEATURES
+from experiments.networks import at_once
 
 if TYPE_CHECKING:
     from experiments.networks import Network
     from experiments.trainer import Trainer
 
 IDENTIFICATION = "identification"
-_BATCH = 1000
 
 
 @dataclass(frozen=True)
@@ -50,7 +51,7 @@ class JTT(ERM):
 
     @classmethod
     def learn(cls, trainer: Trainer) -> Algorithm:
-        from experiments.trainer import with_columns
+        from experiments.rows import with_columns
 
         config = trainer.config
         budget = {name: value * trainer.settings.share for name in ("epochs", "minutes") if (value := getattr(config, name)) is not None}
@@ -65,4 +66,7 @@ class JTT(ERM):
 def predicted(network: Network, split: Split) -> Tensor:
     """The class of the largest logit of each row, ``(N,)``, on the processor; the network is in eval mode."""
     device = network.head.weight.device
-    return torch.cat([network(split.batch(part)["image"].to(device)).argmax(-1).cpu() for part in torch.arange(len(split)).split(_BATCH)])
+    if FEATURES in split.attributes:
+        return network.logits(split.attributes[FEATURES].to(device)).argmax(-1).cpu()
+    parts = torch.arange(len(split)).split(at_once(network.shape))
+    return torch.cat([network(split.batch(part)["image"].to(device)).argmax(-1).cpu() for part in parts])

@@ -62,6 +62,7 @@ class MaskTune(ERM):
     assumes = "what is spurious lies in few places, and the network looks at these first; the rest of the image suffices for the label"
     needs = frozenset({"camera"})
     settings = MaskTuneSettings
+    reads_features = False
     stackable = False
 
     @classmethod

@@ -36,6 +36,7 @@ class Penalised(Algorithm):
 
     needs: ClassVar[frozenset[str]] = frozenset({"environments"})
     settings: ClassVar[type] = PenaltySettings
+    reads_features: ClassVar[bool] = True
     stackable: ClassVar[bool] = True
 
     @classmethod
@@ -55,7 +56,7 @@ class Penalised(Algorithm):
         return self.options.penalty if progress >= self.options.anneal else 1.0
 
     def objective(self, batch: Batch, progress: float, noise: Draw) -> dict[str, Tensor]:
-        features = self.network.features(batch["image"]).float()
+        features = (batch["features"] if "features" in batch else self.network.features(batch["image"])).float()
         logits = self.network.logits(features)
         losses = cross_entropy(logits, batch["label"])
         risks, counts = means_by(losses, batch["environment"], self.sizes.environments)

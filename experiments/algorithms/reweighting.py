@@ -25,6 +25,7 @@ class GroupReweighting(Algorithm):
     title = "Group reweighting"
     assumes = "the spurious attributes are known in training, and every combination with the label occurs"
     needs = frozenset({"groups"})
+    reads_features = True
 
     def __init__(self, *arguments, **named) -> None:
         super().__init__(*arguments, **named)

@@ -1,0 +1,145 @@
+"""Factual images: the foreground stays, bit for bit, on another background; so does the label (Chang et al. 2021, §3.2).
+
+What stays is the mask itself, not its rectangle. A full mask leaves no background, and the image is returned as it is.
+"""
+
+from __future__ import annotations
+
+from contextlib import nullcontext
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from datasets.errors import UserError
+from experiments.augmenters.base import Augmenter, Context, normal, uniform
+from experiments.augmenters.ready import as_images
+from experiments.augmenters.regions import GREY, coloured, continued, has_foreground, inside, rectangles, shuffled, taken
+from experiments.xgradcam import evaluating
+
+
+class Background(Augmenter):
+    """Another background."""
+
+    kind = "factual"
+    keeps_label = True
+
+    def stays(self, masks: Tensor) -> Tensor:
+        return masks
+
+
+class RandomBackground(Background):
+    """U(0, 1) for each image and channel, + N(0, .2) for each pixel, clamped to [0, 1]."""
+
+    name = "random"
+    title = "random colour"
+
+    def make(self, images: Tensor, masks: Tensor, labels: Tensor, generator: torch.Generator, context: Context) -> Tensor:
+        return coloured(uniform(generator, images, *images.shape[:2]), normal(generator, images, *images.shape))
+
+
+class ShuffledBackground(Background):
+    """The background's own pixels in a random order, within each image."""
+
+    name = "shuffle"
+    title = "pixels shuffled"
+
+    def make(self, images: Tensor, masks: Tensor, labels: Tensor, generator: torch.Generator, context: Context) -> Tensor:
+        return shuffled(images, ~masks, generator)
+
+
+class OtherBackground(Background):
+    """The background of a random image of *another class* of the batch, which has no foreground there: its strip is tiled over it.
+
+    Where that image's foreground was, its bounding rectangle shows its largest strip of background, repeated (grey where it
+    has none; :func:`experiments.augmenters.regions.tiled`), so that not even the other class's shape is seen. An image for
+    which the batch has no image of another class with a foreground is returned as it is. Of several processes, each looks at
+    its own rows of the batch.
+    """
+
+    name = "mrand"
+    title = "of another class"
+
+    def make(self, images: Tensor, masks: Tensor, labels: Tensor, generator: torch.Generator, context: Context) -> Tensor:
+        chances = torch.rand(len(images), len(images), generator=generator, device=generator.device).to(images.device)
+        valid = (labels[:, None] != labels) & has_foreground(masks)  # (image, source)
+        source = torch.where(valid, chances, -1.0).argmax(1)
+        boxes, (height, width) = rectangles(masks), images.shape[2:]
+        places, without = continued(boxes, height, width)
+        covered = inside(boxes, height, width)
+        own = torch.arange(height * width, dtype=places.dtype, device=places.device)
+        found = valid.any(1)
+        source = torch.where(found, source, torch.arange(len(images), device=source.device))
+        places = torch.where((covered[source] & found[:, None, None]).flatten(1), places[source], own)
+        new = taken(images, places, source)
+        grey = found & without[source]
+        return new.masked_fill_(grey[:, None, None, None], GREY) if grey.any() else new
+
+
+@dataclass(frozen=True)
+class Attack(Background):
+    """The background that misleads the network most: steps of ascent of −log softmax(f(x'))_y within ±eps of each pixel, in [0, 1].
+
+    x' ← clip(x' + step · sign ∂loss/∂x'), from x + U(−eps, eps); gradients are of the image's own loss, and no parameter gets any.
+    The network is in eval mode meanwhile and then has the modes that it had; a callable that is no module has to see to that itself.
+
+    Attributes:
+        eps: the most that a pixel changes; images are in [0, 1].
+        step: of each update.
+        steps: how many.
+    """
+
+    needs = frozenset({"masks", "network"})
+    eps: float = 0.6
+    step: float = 0.75
+    steps: int = 1
+
+    def __post_init__(self) -> None:
+        if not (self.eps > 0 and self.step > 0 and self.steps >= 1):
+            raise UserError(f"eps={self.eps}, step={self.step}, steps={self.steps}: a size and a number of steps must be positive")
+
+    def make(self, images: Tensor, masks: Tensor, labels: Tensor, generator: torch.Generator, context: Context) -> Tensor:
+        network, free = context["network"], ~masks[:, None]
+        low, high = (images - self.eps).clamp(0, 1), (images + self.eps).clamp(0, 1)
+        start = images + self.eps * (2 * uniform(generator, images, *images.shape) - 1)
+        new = torch.where(free, start.clamp(0, 1), images)
+        with evaluating(network) if isinstance(network, nn.Module) else nullcontext():
+            for _ in range(self.steps):
+                with torch.enable_grad():
+                    new.requires_grad_()
+                    loss = F.cross_entropy(network(new).float(), labels, reduction="sum")
+                    (gradient,) = torch.autograd.grad(loss, new)
+                moved = new.detach() + self.step * gradient.sign()
+                new = torch.where(free, moved.clamp(low, high), images)
+        return new
+
+
+class FGSM(Attack):
+    """One step of .75 within ±.6 from a random start (Wong, Rice & Kolter 2020, *Fast is better than free*)."""
+
+    name = "fgsm"
+    title = "FGSM"
+
+
+@dataclass(frozen=True)
+class PGD(Attack):
+    """40 steps of 2.5·eps/40 within ±.6 from a random start (Madry et al. 2018, whose ratio of steps to eps this is)."""
+
+    name = "pgd"
+    title = "PGD"
+    step: float = 2.5 * 0.6 / 40
+    steps: int = 40
+
+
+class Model(Augmenter):
+    """The whole of ``ready``: what a DSCM, or the true process, makes of the image under do(spurious attributes). Needs no masks."""
+
+    name = "dscm"
+    title = "causal model"
+    kind = "factual"
+    keeps_label = True
+    needs = frozenset({"ready"})
+
+    def make(self, images: Tensor, masks: Tensor | None, labels: Tensor, generator: torch.Generator, context: Context) -> Tensor:
+        return as_images(context["ready"], images)

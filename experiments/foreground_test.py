@@ -1,0 +1,97 @@
+"""What is asked of classifiers where it is known what in an image is the foreground: where do they look, and do they miss it?
+
+Columns of the table of a stress test beside accuracy, of the images as observed: :mod:`experiments.focus` by one method of
+attribution, and :mod:`experiments.ood` against the same images without their foreground.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from datasets.task import Task
+from experiments.attributions import attribution
+from experiments.focus import NONE, Foreground, chance, focus, foreground, images_for, summary
+from experiments.ood import confidence, ood_scores, without_foreground
+
+Predict = Callable[[Tensor], Tensor]
+
+
+@dataclass(frozen=True)
+class ForegroundTest:
+    """What was found.
+
+    Attributes:
+        values: metric → value, of each classifier in the order given.
+        floor: the same of answering always alike and looking nowhere.
+        notes: how the figures came about, a sentence each.
+    """
+
+    values: tuple[Mapping[str, float], ...]
+    floor: Mapping[str, float]
+    notes: tuple[str, ...]
+
+
+def foreground_test(task: Task, split: str, index: Tensor, networks: Sequence[tuple[str, nn.Module | None]],
+                    predict: Sequence[Predict], method: str, fill: str, seed: int = 0) -> ForegroundTest | None:
+    """The figures of all classifiers on rows ``index (B,)`` of a split; None where no foreground is known, or nothing is asked.
+
+    Args:
+        networks: name and network of every classifier; None for one that cannot be looked into.
+        predict: of every classifier, images ``(B, C, H, W)`` → logits ``(B, K)`` on the CPU.
+        method: of :data:`experiments.attributions.ATTRIBUTIONS`, or ``none``.
+        fill: of :data:`experiments.augmenters.registry.COUNTERFACTUAL`, or ``none``.
+
+    Raises:
+        RunError: for an unknown method or fill; see also :func:`experiments.focus.focus`.
+    """
+    if {method, fill} == {NONE} or (known := foreground(task, split, index)) is None:
+        return None
+    rows = task.dataset.split(split).batch(index[known.rows])
+    images, labels = rows["image"], rows[task.label.name]
+    values: list[dict[str, float]] = [{} for _ in networks]
+    left = f" ({known.without:,} others have none, or nothing else)" if known.without else ""
+    notes, floor = [f"The foreground of {len(images):,} images is known{left}; it is {100 * float(known.masks.float().mean()):.1f} % of "
+                    "their area."], {}
+    if method != NONE:
+        floor |= _focus(networks, images, labels, known, method, values, notes)
+    if fill != NONE:
+        floor |= _ood(predict, images, labels, known, fill, seed, values, notes)
+    return ForegroundTest(tuple(values), floor, tuple(notes))
+
+
+def _focus(networks: Sequence[tuple[str, nn.Module | None]], images: Tensor, labels: Tensor, known: Foreground, method: str,
+           values: list[dict[str, float]], notes: list[str]) -> dict[str, float]:
+    """Fills in ``values`` and ``notes``; the floor."""
+    kind, count, errors, blind = attribution(method), images_for(method, len(images)), [], []
+    images, labels, masks = images[:count], labels[:count], known.masks[:count]
+    for (name, network), own in zip(networks, values, strict=True):
+        if network is None or (kind.layered and not getattr(network, "cam_layer", "")):
+            blind.append(name)
+            continue
+        device = next(network.parameters()).device
+        found = summary(focus(network, images.to(device), labels.to(device), masks, method))
+        own.update({metric: mean for metric, (mean, _) in found.items()})
+        errors += [error for _, error in found.values() if error is not None]
+    spread = f", which add a standard error of up to {100 * max(errors):.1f} points" if errors else ""
+    notes.append(f"Focus: {kind.title} of each image's own class, on {count:,} images{spread}; a map that is the same everywhere has the "
+                 "figures of the majority class, which looks at nothing.")
+    if blind:
+        without = "no layer of maps to look into" if kind.layered else "no network to look into"
+        notes.append(f"No focus of {', '.join(dict.fromkeys(blind))}: {without}.")
+    return {metric: mean for metric, (mean, _) in summary(chance(masks)).items()}
+
+
+def _ood(predict: Sequence[Predict], images: Tensor, labels: Tensor, known: Foreground, fill: str, seed: int,
+         values: list[dict[str, float]], notes: list[str]) -> dict[str, float]:
+    """Fills in ``values`` and ``notes``; the floor."""
+    gone = without_foreground(images, known.masks, labels, fill, seed)
+    for answer, own in zip(predict, values, strict=True):
+        own.update(ood_scores(confidence(answer(images)), confidence(answer(gone))))
+    notes.append(f"No foreground: the same images with its bounding rectangle replaced ({fill}); they are told apart by the maximum "
+                 "softmax probability, the images as they are being the positives.")
+    same = torch.zeros(len(images))
+    return ood_scores(same, same)
