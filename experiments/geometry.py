@@ -12,6 +12,7 @@ from torch import Tensor
 from datasets.schema import SchemaError
 
 Batch = Mapping[str, Tensor]
+OTHERS = ("counterfactual", "relabelled", "ready")  # columns of further images of a row, ``(B, …, C, H, W)``
 
 
 @dataclass(frozen=True)
@@ -29,8 +30,8 @@ class GeometricTransform:
     transform: Callable[[dict[str, Any]], dict[str, Any]]
 
     def __call__(self, batch: Batch, generator: torch.Generator, rank: int = 0, world: int = 1) -> dict[str, Tensor]:
-        """The batch with ``image`` ``(B, C, H, W)`` and, if it has them, ``mask`` (bool, ``(B, H, W)``) and ``boxes``
-        (``(B, K, 4)``: left, top, right, bottom in pixels) transformed; all else as it is.
+        """The batch with ``image`` ``(B, C, H, W)`` and, if it has them, ``mask`` (bool, ``(B, H, W)``), ``boxes`` (``(B, K, 4)``:
+        left, top, right, bottom in pixels) and other images of the same rows (:data:`OTHERS`) transformed; all else as it is.
 
         Raises:
             SchemaError: for masks of another size than their images; for images that the transform refuses, or that come out of
@@ -43,7 +44,7 @@ class GeometricTransform:
         if "mask" in batch and tuple(batch["mask"].shape) != (rows, *size):
             raise SchemaError(f"masks of shape {tuple(batch['mask'].shape)} cannot follow images of shape {tuple(images.shape)}; give one "
                               "of the same height and width for each")
-        kinds = {"image": Image, "mask": lambda mask: Mask(mask.to(torch.uint8)),
+        kinds = {"image": Image, **dict.fromkeys(OTHERS, Image), "mask": lambda mask: Mask(mask.to(torch.uint8)),
                  "boxes": lambda boxes: BoundingBoxes(boxes, format=BoundingBoxFormat.XYXY, canvas_size=size)}
         seeds = torch.randint(2**62, (rows * world,), generator=generator, device=generator.device)[rank * rows : (rank + 1) * rows]
         moved: dict[str, list[Tensor]] = {name: [] for name in kinds if name in batch}

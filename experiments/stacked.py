@@ -81,7 +81,7 @@ def can_stack(trainer: Trainer) -> bool:
         return False
     config, network = trainer.config, trainer.network()
     alike = bool(network.pretrained) if trainer.reads_features else not any(True for _ in network.buffers())
-    return (alike and PartialState().num_processes == 1
+    return (alike and PartialState().num_processes == 1 and trainer.augmentation() is None
             and config.minutes is None and config.patience is None and min(config.clip, config.skip) >= _NEVER and trainer.train.in_memory
             and (trainer.overwrites(trainer.folder) or not (trainer.folder / CHECKPOINT).exists()))
 

@@ -34,9 +34,15 @@ class ClassifierConfig:
     """What a network of torchvision begins with: none (random), default (torchvision's), or the path of a state dict."""
     frozen: bool = False
     """Whether only the head is trained."""
+    crop: int = 0
+    """Training images are windows, at random, of the image with a border of so many zeros around it."""
+    flip: bool = False
+    """Whether half of the training images, at random, are mirrored."""
 
     def check(self) -> None:
         """Raises UserError for a number that makes no sense."""
+        if self.crop < 0:
+            raise UserError(f"--crop {self.crop} must not be negative")
         if not 0 <= self.l2 < float("inf"):
             raise UserError(f"--l2 {self.l2} must not be negative")
 
@@ -56,6 +62,10 @@ class TrainingFlags:
     """Units of its last hidden layer."""
     l2: float | None = None
     """Weight of the sum of squares of all parameters that are trained in the loss, 0 without a recipe."""
+    crop: int | None = None
+    """Train on windows, at random, of each image with a border of so many zeros around it; masks and counterfactuals follow."""
+    flip: Switch = None
+    """Mirror half of the training images, at random; masks and counterfactuals follow. Only where a mirrored image has the same label."""
     epochs: float | None = None
     """Budget in passes over the training split, 10 without a recipe."""
     steps: int | None = None

@@ -16,6 +16,7 @@ from datasets.base import Split
 from experiments.algorithms.base import Algorithm
 from experiments.backbones import NONE, fresh
 from experiments.classifier import folder_of, forget, record, results
+from experiments.geometry import GeometricTransform, crop_and_flip
 from experiments.networks import Network
 from experiments.resolve import Plan
 from experiments.results import row_of
@@ -63,6 +64,9 @@ class Trainer:
         self.rows.check(self.plan.kind, type(network), self.plan.needs)
         self.plan.kind(network, self.rows.sizes, self.settings, self.plan.classifier.l2)  # which refuses what cannot go together
         self.plan.kind.columns(self.settings, self.task)
+        if self.reads_features and self.augmentation() is not None:
+            raise RunError(f"--crop and --flip change images, but {self.plan.kind.name} is trained on features of a --frozen body, made "
+                           "once; leave one of them out")
         if network.frozen and not network.pretrained:
             self.rows.warn(f"--frozen with --weights none: the features of --network {network.name} are those of random weights; give "
                            "--weights default or PATH", "frozen")
@@ -194,13 +198,18 @@ class Trainer:
         total, overwrite, began = self.updates(config, train), self.overwrites(folder), time.perf_counter()
         done = not overwrite and finished_training(folder, config, total) is not None
         fit(model, train, valid, config, folder, self.describe(model, stage),
-            replace(self.options, resume=self.options.resume or done, overwrite=overwrite), kept=model.network,
-            rules=criteria(valid, self.rows.sizes), restarts=model.restarts(total))
+            replace(self.options, resume=self.options.resume or done, overwrite=overwrite),
+            self.augmentation(), kept=model.network, rules=criteria(valid, self.rows.sizes), restarts=model.restarts(total))
         self.rows.trained.add(folder)
         self._only_read &= done
         self._elsewhere += time.perf_counter() - began
         self.seconds += MetricsLog.read(folder / METRICS)[-1]["seconds"]
         return model.eval()
+
+    def augmentation(self) -> GeometricTransform | None:
+        """What is done to training batches; None where nothing is."""
+        asked, (_, height, width) = self.plan.classifier, self.task.dataset.schema.image.shape
+        return crop_and_flip(height, width, asked.crop, 0.5 if asked.flip else 0.0) if asked.crop or asked.flip else None
 
     def describe(self, model: Algorithm, stage: str = "") -> dict[str, Any]:
         """Plain values that tell this training from others; stored with the weights."""
@@ -208,4 +217,7 @@ class Trainer:
                 "classes_of_label": list(self.task.label.classes)}
         made = {"counterfactuals": self.rows.made_by} if self.plan.needs & {"counterfactuals", "relabelled"} else {}
         base = {"base": self._base} if self._base else {}
-        return {**model.describe(), "task": task, "stage": stage, **made, **base, **self.rows.study.describe("masks" in self.plan.needs)}
+        asked = self.plan.classifier
+        moved = {"augmentation": {"crop": asked.crop, "flip": asked.flip}} if asked.crop or asked.flip else {}
+        return {**model.describe(), "task": task, "stage": stage, **made, **base, **moved,
+                **self.rows.study.describe("masks" in self.plan.needs)}

@@ -102,3 +102,29 @@ def test_what_cannot_be_done_is_said(batch):
         crop_and_flip(5, 5)({**batch, "mask": batch["mask"].transpose(1, 2)}, seeded(0))
     with pytest.raises(SchemaError, match="several sizes"):
         GeometricTransform(v2.RandomResize(8, 16))(batch, seeded(0))
+
+
+def test_training_moves_masks_and_further_images_with_their_image(tmp_path):
+    """``--crop`` and ``--flip`` reach training batches, of algorithms with masks too, and tell trainings apart."""
+    from datasets import open_dataset
+    from datasets.task import task_of
+    from experiments.resolve import resolve
+    from experiments.rows import Rows
+    from experiments.train_options import TrainingFlags
+    from experiments.trainer import Trainer
+    from mechanisms.options import RunOptions
+
+    dataset = open_dataset("photo-backgrounds", {"train_digits": 32, "valid_digits": 16, "test_digits": 16})
+    flags = TrainingFlags(steps=2, batch_size=16, crop=3, flip=True, validations=1)
+    trainer = Trainer(Rows(task_of(dataset)), resolve("cf_f", dataset, flags), RunOptions(tmp_path), None)
+    augment, batch = trainer.augmentation(), trainer.train.batch(slice(0, 8))
+    moved = augment({**batch, "counterfactual": batch["image"][:, None]}, torch.Generator().manual_seed(0))
+    assert not torch.equal(moved["image"], batch["image"]) and torch.equal(moved["counterfactual"][:, 0], moved["image"])
+    there = moved["mask"][:, None] & (moved["image"] > 0.9).all(1, keepdim=True)  # the digit's strokes are in its mask still
+    bright = (batch["mask"][:, None] & (batch["image"] > 0.9).all(1, keepdim=True)).sum((1, 2, 3))
+    assert (there.sum((1, 2, 3)) > 0.5 * bright).all()
+    model = trainer.build()
+    assert trainer.describe(model)["augmentation"] == {"crop": 3, "flip": True}
+    trainer.fit(model)
+    plain = Trainer(trainer.rows, resolve("erm", dataset, TrainingFlags(steps=2)), RunOptions(tmp_path), None)
+    assert plain.augmentation() is None and "augmentation" not in plain.describe(plain.build())
