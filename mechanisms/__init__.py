@@ -7,6 +7,7 @@ check_datasets()
 from datasets.lazy import lazy_attributes  # noqa: E402  (the guard comes first)
 
 _HOMES = {
+    "Experts": "mechanisms.experts.model",
     "HVAE": "mechanisms.hvae", "VAE": "mechanisms.vae", "ImageConfig": "mechanisms.image_options",
     "ImageMechanism": "mechanisms.image_mechanism", "ImageNoise": "mechanisms.image_noise",
     "Predictors": "mechanisms.predictor", "load_predictors": "mechanisms.predictor",

@@ -1,0 +1,30 @@
+"""``python -m mechanisms.experts``: experts that compete to invert unknown mechanisms, trained, measured and put to use."""
+
+from __future__ import annotations
+
+from mechanisms.command import run_command
+from mechanisms.experts.options import Options
+
+
+def main(options: Options) -> None:
+    from datasets.errors import UserError
+
+    run = options.run.run
+    if options.apply is not None and (options.transfer or options.transfer_from is not None):
+        raise UserError("--apply and --transfer are two questions; ask one at a time")
+    if options.apply is not None:
+        from mechanisms.experts.apply import apply
+
+        print(apply(run, options.apply, options.out or run / "applied"))
+    elif options.transfer or options.transfer_from is not None:
+        from mechanisms.experts.apply import transfer
+
+        transfer(run, options.transfer_from, options.training.device)
+    else:
+        from mechanisms.experts.running import train_experts
+
+        train_experts(options)
+
+
+if __name__ == "__main__":
+    run_command(Options, main)

@@ -1,0 +1,67 @@
+"""A classifier of clean images, frozen: whether experts restore what it needs."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from datasets.base import Split
+from datasets.schema import Graph
+from datasets.unpaired import UnpairedDataset
+from mechanisms.bookkeeping import WEIGHTS
+from mechanisms.checkpoint import check_finite, load
+from mechanisms.options import RunOptions, TrainingConfig
+from mechanisms.predictor import FOLDER as KIND
+from mechanisms.predictor import Predictors, describe
+from mechanisms.predictor_options import PredictorConfig
+from mechanisms.training import fit
+
+FOLDER = "classifier"
+SETTINGS = TrainingConfig(steps=500, batch_size=64, learning_rate=2e-3, beta2=0.99, warmup=50, weight_decay=0.05, clip=20.0, ema=0.99,
+                          precision="fp32", validations=4)
+_AT_ONCE = 500
+
+
+def classifier(run: Path, dataset: UnpairedDataset, device: str) -> Predictors | None:
+    """The classifier of the data set's label on clean images, from the run folder or trained into it; None without both.
+
+    It is trained on the clean training images that were then transformed, never on a transformed one.
+    """
+    clean = dataset.clean("train")
+    if clean is None or not dataset.label:
+        return None
+    path = run / FOLDER / WEIGHTS
+    if not path.exists():
+        splits = {name: _clean(dataset, name) for name in ("train", "valid")}
+        image, label = dataset.schema.image, dataset.schema[dataset.label]
+        graph = Graph((label, replace(image, parents=(label.name,)))).fitted(splits["train"].attributes)
+        torch.manual_seed(SETTINGS.seed)
+        model = Predictors(graph, PredictorConfig(width=16, blocks=1))
+        fit(model, splits["train"], splits["valid"], replace(SETTINGS, device=device), run / FOLDER, describe(model),
+            RunOptions(run, overwrite=True))
+    state = load(path, KIND)
+    model = Predictors(Graph.from_dict(state["graph"]), PredictorConfig(**state["config"]))
+    model.load_state_dict(state["weights"])
+    check_finite(model, path, "Delete its folder; it is then trained again")
+    return model.eval().requires_grad_(False)
+
+
+def _clean(dataset: UnpairedDataset, split: str) -> Split:
+    """Each clean image once, with its label."""
+    first: dict[int, int] = {}
+    subjects = dataset.subjects(split)
+    for row, subject in enumerate(range(len(dataset.split(split))) if subjects is None else subjects.tolist()):
+        first.setdefault(subject, row)
+    rows = torch.tensor(list(first.values()))
+    return Split(split, dataset.clean(split)[rows], {dataset.label: dataset.split(split).attributes[dataset.label][rows]})
+
+
+@torch.no_grad()
+def accuracy(model: Predictors, images: Tensor, labels: Tensor) -> float:
+    """Share of images, float in [0, 1] ``(N, C, H, W)``, whose label ``(N,)`` the classifier tells."""
+    (name,) = model.names
+    told = torch.cat([model.predict(part)[name] for part in images.split(_AT_ONCE)])
+    return float((told == labels).float().mean())

@@ -1,0 +1,98 @@
+"""Train experts for one or more seeds, evaluate them, and leave pictures and tables in the run folder."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import PartialState
+
+from datasets.errors import UserError
+from datasets.unpaired import UnpairedDataset, unpaired
+from mechanisms.bookkeeping import METRICS
+from mechanisms.checkpoint import MetricsLog, replacing, write_json
+from mechanisms.experts.classifier import classifier
+from mechanisms.experts.competition import Competition
+from mechanisms.experts.data import check_apart, unlabelled
+from mechanisms.experts.evaluation import evaluate_on, summary, table, warnings_of
+from mechanisms.experts.figures import confusion_figure, curves, grid, write
+from mechanisms.experts.model import FOLDER, Experts, folder_of
+from mechanisms.experts.options import DEFAULT_STEPS, Options
+from mechanisms.runs import claim
+from mechanisms.training import fit
+
+RESULT, SUMMARY, TABLE = "result.json", "metrics.json", "metrics.md"
+_SHOWN = 10  # rows of the grid
+
+
+def train_experts(options: Options) -> dict[str, Any]:
+    """Train and evaluate the experts of every seed; returns what ``RUN/experts/metrics.json`` holds.
+
+    Each seed leaves in ``RUN/experts/seedN`` what :func:`mechanisms.training.fit` does, and ``result.json``, ``grid.png``,
+    ``confusion.png`` and ``curves.png``. The table is over all seeds of the run folder that are asked for.
+
+    Raises:
+        UserError: for a data set without canonical images, numbers that make no sense, or a training that cannot go on.
+    """
+    training = options.training.or_budget(steps=DEFAULT_STEPS)
+    training.check()
+    options.config.check(training.batch_size)
+    if options.seeds < 1:
+        raise UserError(f"--seeds {options.seeds} must be at least 1")
+    dataset = unpaired(options.data.open())
+    train, valid = unlabelled(dataset, "train"), unlabelled(dataset, "valid")
+    check_apart(dataset)
+    run = options.run.run
+    claim(run, dataset, options.data)
+    results = {}
+    for one in options.seeded(training):
+        torch.manual_seed(one.seed)
+        model = Experts(dataset.schema.image.shape, options.config)
+        folder = folder_of(run, one.seed)
+        fit(Competition(model), train, valid, one, folder, model.describe(), options.run, kept=model)
+        if PartialState().is_main_process:
+            results[one.seed] = evaluated(run, one.seed, dataset, training.device)
+    if not PartialState().is_main_process:
+        return {}
+    found = summary(results)
+    write_json(run / FOLDER / SUMMARY, found)
+    written = table(results)
+    with replacing(run / FOLDER / TABLE) as temporary:
+        temporary.write_text(written + "\n", encoding="utf-8")
+    print(written)
+    return found
+
+
+def evaluated(run: Path, seed: int, dataset: UnpairedDataset, device: str) -> dict[str, Any]:
+    """Figures of one seed on the test split, with its pictures; warnings go to stderr."""
+    folder = folder_of(run, seed)
+    model = Experts.load(run, seed)
+    result = evaluate_on(model, dataset, "test", classifier(run, dataset, device))
+    result["seconds"] = MetricsLog.read(folder / METRICS)[-1]["seconds"]
+    result["warnings"] = warnings_of(folder, result["usage"])
+    for warning in result["warnings"]:
+        print(f"warning: seed {seed}: {warning}", file=sys.stderr)
+    write_json(folder / RESULT, result)
+    pictures(folder, model, dataset, result)
+    return result
+
+
+def pictures(folder: Path, model: Experts, dataset: UnpairedDataset, result: dict[str, Any]) -> None:
+    """``grid.png``, ``confusion.png`` where mechanisms are known, and ``curves.png``."""
+    rows, names = dataset.split("test"), dataset.mechanisms
+    if "mechanism" in rows.attributes:  # another digit for each mechanism
+        which = [(rows.attributes["mechanism"] == k).nonzero().flatten() for k in range(len(names))]
+        shown = torch.stack([found[k % len(found)] for k, found in enumerate(which) if len(found)])
+        labels = [names[int(k)] for k in rows.attributes["mechanism"][shown]]
+        counts = torch.tensor(result["confusion"]).numpy()
+        write(confusion_figure(counts, names), folder / "confusion.png")
+    else:
+        shown, labels = torch.arange(min(_SHOWN, len(rows))), []
+    held = dataset.canonical("test")
+    canonical = torch.stack([torch.as_tensor(held[k % len(held)]) for k in range(len(shown))]).float() / 255
+    clean = dataset.clean("test")
+    known = None if clean is None else clean[shown].float() / 255
+    write(grid(model, rows.batch(shown)["image"], canonical, labels, result.get("found"), known), folder / "grid.png")
+    write(curves(MetricsLog.read(folder / METRICS), model.config.experts), folder / "curves.png")
