@@ -134,6 +134,10 @@ class CausalDataset:
         """
         return None
 
+    def masks_missing(self, split: str) -> str:
+        """Why :meth:`masks` of a split is None, and what to do about it, for messages; empty if there is nothing more to say."""
+        return ""
+
     def environments(self, split: str) -> Tensor | None:
         """Which environment each row of a split comes from, ``(N,)`` integers from 0; None if there is only one.
 

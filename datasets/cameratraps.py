@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -35,7 +36,8 @@ class CameraTraps(Folders):
     ``file_name``, ``width``, ``height``, ``location``; ``annotations`` with ``image_id``, ``category_id`` and, where known, ``bbox``:
     left, top, width, height in pixels of that width and height; ``categories`` with ``id`` and ``name``), and the images in
     ``eccv_18_all_images_sm``, whose size need not be the annotated one. Category 30, empty, is left out. Validation images are
-    ``cis_val``. A mask is the union of the row's boxes. Each camera of training is an environment.
+    ``cis_val``. A mask is the union of the row's boxes; with ``skip_broken`` boxes that cannot be used are left out and counted. Each
+    camera of training is an environment.
 
     Args:
         test: ``trans_test``, cameras that training has not seen, or ``cis_test``.
@@ -45,6 +47,7 @@ class CameraTraps(Folders):
 
     name: ClassVar[str] = "cameratraps"
     source: ClassVar[str] = f"{_ANNOTATIONS}/{{train,cis_val,cis_test,trans_test}}_annotations.json and {_IMAGES}/ (eccv_18)"
+    sized: ClassVar[bool] = True
     label: ClassVar[str] = "category"
     spurious: ClassVar[tuple[str, ...]] = ("location",)
     variables: ClassVar[tuple[Variable, ...]] = (
@@ -96,31 +99,23 @@ class CameraTraps(Folders):
                 raise DataError(f"{path}: image {entry['image_id']!r} has the unknown category {entry['category_id']!r}; valid are {valid}")
             if entry["category_id"] != EMPTY:
                 boxes.setdefault((entry["image_id"], entry["category_id"]), []).append(entry.get("bbox"))
+        if self.skip_broken:
+            wrong = [why for (image, _), given in boxes.items() for box in given if (why := _unusable(box, images[image], path))]
+            if wrong:
+                warnings.warn(f"{len(wrong)} boxes of the {split} split of {self.title} cannot be used and are left out, first: {wrong[0]}",
+                              stacklevel=2)
+            boxes = {key: [box for box in given if not _unusable(box, images[key[0]], path)] for key, given in boxes.items()}
         return [self._row(images[image], folder, self._categories[category], given, path) for (image, category), given in boxes.items()]
 
     def _row(self, image: Mapping[str, Any], folder: Path, category: str, given: list[Any], path: Path) -> Row:
         _, location, _ = self.variables
         values = {"category": self.variables[0].classes.index(category), "location": location.classes.index(str(image["location"]))}
-        known = [box for box in given if box is not None and not np.isnan(np.asarray(box, dtype=float)).any()]
-        where = f"{path}: image {image['id']!r}"
-        boxes = self._scaled(known, image, where) if known else None
-        return Row(folder / image["file_name"], values, (boxes, where) if known else None, f"no bbox in {path}")
-
-    def _scaled(self, boxes: list[Any], image: Mapping[str, Any], where: str) -> list[list[float]]:
-        """Left, top, right, bottom in pixels of the resized image.
-
-        Raises:
-            DataError: for a box that is none, or that lies outside its image.
-        """
-        wide, high = image["width"], image["height"]
-        for box in boxes:
-            if len(box) != 4 or box[2] <= 0 or box[3] <= 0:
-                raise DataError(f"{where}: bbox {list(box)} is not left, top, width, height with a positive width and height")
-            left, top, width, height = box
-            if left >= wide or top >= high or left + width <= 0 or top + height <= 0:
-                raise DataError(f"{where}: bbox {list(box)} (left, top, width, height) lies outside the image, which is {wide}×{high}")
-        across, down = self.size / wide, self.size / high
-        return [[x * across, y * down, (x + w) * across, (y + h) * down] for x, y, w, h in boxes]
+        known = [box for box in given if _is_known(box)]
+        if why := next(filter(None, (_unusable(box, image, path) for box in known)), ""):
+            raise DataError(f"{why}; mend it, or leave such boxes out: --option skip-broken=true")
+        across, down = self.size / image["width"], self.size / image["height"]
+        boxes = [[x * across, y * down, (x + w) * across, (y + h) * down] for x, y, w, h in known]
+        return Row(folder / image["file_name"], values, (boxes, f"{path}: image {image['id']!r}") if known else None, f"no bbox in {path}")
 
     def mask(self, row: Row) -> np.ndarray:
         boxes, where = row.mask
@@ -131,6 +126,24 @@ class CameraTraps(Folders):
         seen = list(dict.fromkeys(sorted(row.values["location"] for row in self.rows("train"))))
         seen += [k for k in range(len(self.variables[1].classes)) if k not in seen]
         return torch.tensor([seen.index(row.values["location"]) for row in self.rows(split)])
+
+
+def _is_known(box: Any) -> bool:
+    """Whether there is a box: tables say that there is none by leaving it out, null or not-a-number."""
+    return box is not None and not (isinstance(box, list) and any(isinstance(v, float) and v != v for v in box))
+
+
+def _unusable(box: Any, image: Mapping[str, Any], path: Path) -> str:
+    """What is wrong with a box that there is, in words: it is none, or lies outside its image."""
+    wide, high, where = image["width"], image["height"], f"{path}: image {image['id']!r}: bbox {box}"
+    if not _is_known(box):
+        return ""
+    if not isinstance(box, list) or len(box) != 4 or not all(isinstance(v, (int, float)) for v in box) or box[2] <= 0 or box[3] <= 0:
+        return f"{where} is not left, top, width, height with a positive width and height"
+    left, top, width, height = box
+    if left >= wide or top >= high or left + width <= 0 or top + height <= 0:
+        return f"{where} (left, top, width, height) lies outside the image, which is {wide}×{high}"
+    return ""
 
 
 def read_tables(path: Path, needed: Mapping[str, tuple[str, ...]]) -> dict[str, list[dict[str, Any]]]:

@@ -10,21 +10,27 @@ from PIL import Image
 from torch import Tensor
 
 from datasets.errors import UserError
-from datasets.images import ImageFiles
+from datasets.images import ImageFiles, broken_file
 
-ENDINGS = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff", ".gif", ".pgm", ".ppm")
+ENDINGS = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".pgm", ".ppm")
+_COMMON = "png, jpg, jpeg, bmp, gif, tif or webp"
+
+
+def pictures(folder: Path) -> list[Path]:
+    """Image files directly in a folder, by their endings, in the order of their names."""
+    return sorted(path for path in folder.iterdir() if path.suffix.lower() in ENDINGS)
 
 
 def image_paths(folder: Path) -> list[Path]:
-    """Image files of a folder, by their endings, in the order of their names; sub-folders are left out.
+    """:func:`pictures` of a folder that must have some.
 
     Raises:
         UserError: for a folder that is missing or without any.
     """
     if not folder.is_dir():
         raise UserError(f"folder {folder} does not exist")
-    if not (found := sorted(path for path in folder.iterdir() if path.suffix.lower() in ENDINGS)):
-        raise UserError(f"folder {folder} is empty: it has no file that ends in {', '.join(ENDINGS)}")
+    if not (found := pictures(folder)):
+        raise UserError(f"folder {folder} is empty: it has no file that ends in {_COMMON}")
     return found
 
 
@@ -40,7 +46,7 @@ def common_size(paths: list[Path]) -> tuple[int, int]:
             with Image.open(path) as image:
                 sizes.setdefault((image.height, image.width), path)
         except Exception as error:  # decoders raise anything
-            raise UserError(f"image file {path} is broken: {error}; mend it or take it away") from error
+            raise UserError(broken_file(path, error, "mend it or take it away")) from error
         if len(sizes) > 1:
             (one, first), (other, second) = sizes.items()
             raise UserError(f"images of different sizes in one folder: {first} has {one[0]} × {one[1]} pixels, {second} {other[0]} × "

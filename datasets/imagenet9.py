@@ -13,9 +13,12 @@ from typing import ClassVar
 import numpy as np
 import torch
 from PIL import Image
+from scipy import ndimage
 from torch import Tensor
 
-from datasets.folders import Folders, Row, class_folders, pictures
+from datasets.folders import COUNT, SKIP, Folders, Row, class_folders
+from datasets.imagefolder import pictures
+from datasets.images import broken_file
 from datasets.mnist import DataError
 from datasets.registry import register
 from datasets.schema import Variable
@@ -23,6 +26,7 @@ from datasets.schema import Variable
 CLASSES = ("dog", "bird", "wheeled vehicle", "reptile", "carnivore", "insect", "musical instrument", "primate", "fish")
 FOLDERS = tuple(f"{k:02d}_{name}" for k, name in enumerate(CLASSES))
 VARIANTS = ("original", "mixed_same", "mixed_rand", "mixed_next", "only_fg", "no_fg")
+_DARK, _SQUARE = 16, np.ones((3, 3), dtype=bool)  # what is at most so bright counts as black
 _PLACES = {"train": ("train", "train"), "valid": ("train", "val"), "test": ("test", "val")}  # split → part, leaf
 
 
@@ -34,7 +38,8 @@ class ImageNet9(Folders):
     ``{train,test}/<variant>/{train,val}/<class>/*.JPEG`` in ``data_dir`` or ``data_dir/bg_challenge``: training images are in
     ``train/<variant>/train``, validation in ``train/<variant>/val``, the test in ``test/<variant>/val``; classes are folders
     ``00_dog`` … ``08_fish``. Masks are ``fg_mask`` in a variant's place, ``.npy`` for an image of the same name; for an original image
-    without one, the pixels that are black in its ``no_fg`` image and not in itself.
+    without one, what is black in its ``no_fg`` image and not in itself (see :func:`removed`). An image from which nothing was taken
+    has an empty mask: it is not known what in it is the foreground; ``skip_broken`` counts it as one that is missing.
 
     Nothing here says what an image's background shows, so no attribute is spurious, and groups are the classes. The variant is an
     attribute: a test of several (``variant=mixed_same,mixed_rand``) can be told apart by ``--spurious variant``, and a training on
@@ -85,11 +90,14 @@ class ImageNet9(Folders):
                 masks = folder.parent.parent / "fg_mask" / leaf / name / f"{image.stem}.npy"
                 without = folder.parent.parent / "no_fg" / leaf / name / image.name
                 found = next((path for path in (masks, without) if path.is_file() and (path == masks or variant == "original")), None)
-                rows.append(Row(image, values, found, f"no {masks}"))
+                rows.append(Row(image, values, found, f"no {masks}" + (f" nor {without}" if variant == "original" else "")))
         return rows
 
     def mask(self, row: Row) -> np.ndarray:
         return read_array_mask(row.mask) if row.mask.suffix == ".npy" else removed(row.image, row.mask)
+
+    def may_be_empty(self, row: Row) -> bool:
+        return row.mask.suffix != ".npy"
 
     def environments(self, split: str) -> Tensor:
         """The place of a row's variant among those of its split."""
@@ -106,14 +114,17 @@ def read_array_mask(path: Path) -> np.ndarray:
     try:
         mask = np.load(path, allow_pickle=False)
     except (OSError, ValueError, EOFError) as error:
-        raise DataError(f"mask file {path} is broken: {error}; mend it or leave its row out") from error
+        raise DataError(broken_file(path, error, COUNT, "mask file")) from error
     if mask.ndim != 2:
         raise DataError(f"mask file {path} holds an array of shape {mask.shape}; a mask is (height, width)")
     return mask >= 0.5
 
 
 def removed(path: Path, without: Path) -> np.ndarray:
-    """Where the foreground was taken out: black in ``without`` and not in the image, bool ``(h, w)``.
+    """Where the foreground was taken out: nearly black in ``without`` and not in the image, bool ``(h, w)``.
+
+    Compression makes black grey by some levels, up to a threshold here, and the foreground's own dark pixels cannot be told from
+    black: holes are filled, and specks and gaps of single pixels taken away (an opening and a closing by 3×3 pixels).
 
     Raises:
         DataError: for a broken file, or images of different sizes.
@@ -124,7 +135,13 @@ def removed(path: Path, without: Path) -> np.ndarray:
             with Image.open(file) as image:
                 pixels.append(np.array(image.convert("RGB")))
         except Exception as error:  # decoders raise anything: OSError, SyntaxError, struct.error, ValueError, …
-            raise DataError(f"image file {file} is broken: {error}; mend it or leave its row out") from error
+            raise DataError(broken_file(file, error, SKIP)) from error
     if pixels[0].shape != pixels[1].shape:
         raise DataError(f"{without} is {pixels[1].shape[:2]} pixels, but {path}, from which it was made, is {pixels[0].shape[:2]}")
-    return (pixels[1] == 0).all(2) & (pixels[0] != 0).any(2)
+    seen, left = (values.transpose(2, 0, 1).max(0) > _DARK for values in pixels)
+    gone = seen & ~left
+    closed = ndimage.binary_closing(np.pad(gone, 2, mode="edge"), _SQUARE)[1:-1, 1:-1]  # beyond the border is what is at it
+    parts, _ = ndimage.label(~closed)
+    outside = np.unique(np.concatenate([parts[0], parts[-1], parts[:, 0], parts[:, -1]]))  # 0, the foreground itself, may be among them
+    filled = closed | ~np.isin(parts, outside)
+    return ndimage.binary_opening(filled, _SQUARE)[1:-1, 1:-1]

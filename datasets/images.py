@@ -6,11 +6,13 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
 from datasets.base import LazyImages
 from datasets.errors import UserError
+
+REMEDY = "mend it or leave its row out"
 
 
 class ImageFiles:
@@ -20,13 +22,14 @@ class ImageFiles:
         paths: in the order of the attributes' rows.
         shape: ``(channels, height, width)``; 1 channel converts to grey, 3 to RGB.
         crop: share of each side that is kept, at the centre: .875 resizes to 256×256 what is then cut to 224×224.
+        remedy: what to do about a broken file, for the message.
 
     Raises:
         UserError: here if a file is missing, when it is read if it is broken; the file is named.
     """
 
-    def __init__(self, paths: Sequence[str | Path], shape: tuple[int, int, int], crop: float = 1.0) -> None:
-        self.paths, self.shape, self.crop = [Path(p) for p in paths], shape, crop
+    def __init__(self, paths: Sequence[str | Path], shape: tuple[int, int, int], crop: float = 1.0, remedy: str = REMEDY) -> None:
+        self.paths, self.shape, self.crop, self.remedy = [Path(p) for p in paths], shape, crop, remedy
         if shape[0] not in (1, 3):
             raise UserError(f"image files have 1 or 3 channels, not {shape[0]}")
         missing = [str(p) for p in self.paths if not p.is_file()]
@@ -43,19 +46,43 @@ class ImageFiles:
             with Image.open(path) as image:
                 if image.mode.startswith(("I", "F")):  # Pillow would cut what is above 255 of 65535, not scale it
                     raise UserError(f"image file {path} has pixels of 16 bits or more (mode {image.mode}); scale them to 8 bits first")
-                image = image.convert("L" if channels == 1 else "RGB")
-                whole = round(width / self.crop), round(height / self.crop)
-                if image.size != whole:
-                    image = image.resize(whole, Image.Resampling.BILINEAR)
-                if whole != (width, height):
-                    left, top = (whole[0] - width) // 2, (whole[1] - height) // 2
-                    image = image.crop((left, top, left + width, top + height))
-                pixels = np.array(image, dtype=np.uint8)
+                pixels = np.array(fitted(image.convert("L" if channels == 1 else "RGB"), (height, width), self.crop), dtype=np.uint8)
         except UserError:
             raise
         except Exception as error:  # decoders raise anything: OSError, SyntaxError, struct.error, ValueError, …
-            raise UserError(f"image file {path} is broken: {error}; mend it or leave its row out") from error
+            raise UserError(broken_file(path, error, self.remedy)) from error
         return pixels[None] if channels == 1 else pixels.transpose(2, 0, 1)
+
+    def stamp(self) -> bytes:
+        """Other for other files, or where any was written since: paths, sizes and times; none is read."""
+        found = [(str(path.resolve()), (known := path.stat()).st_size, known.st_mtime_ns) for path in self.paths]
+        return repr((self.shape, self.crop, found)).encode()
+
+
+def broken_file(path: Path, error: Exception, remedy: str = REMEDY, what: str = "image file") -> str:
+    """What to say of a file that cannot be decoded; its path once, which some of the decoder's errors name too."""
+    if isinstance(error, UnidentifiedImageError):
+        told = "it is in no format of images that is known"
+    else:
+        told = getattr(error, "strerror", None) or str(error)
+    return f"{what} {path} is broken: {told}; {remedy}"
+
+
+def resized(size: tuple[int, int], crop: float) -> tuple[int, int]:
+    """Height and width to which an image is resized before ``size`` is cut from it."""
+    return round(size[0] / crop), round(size[1] / crop)
+
+
+def fitted(image: Image.Image, size: tuple[int, int], crop: float = 1.0) -> Image.Image:
+    """An image, or a mask in mode F, resized so that ``crop`` of each side, at the centre, is ``size`` (height, width), and cut to it."""
+    height, width = size
+    whole = resized(size, crop)[::-1]
+    if image.size != whole:
+        image = image.resize(whole, Image.Resampling.BILINEAR)
+    if whole != (width, height):
+        left, top = (whole[0] - width) // 2, (whole[1] - height) // 2
+        image = image.crop((left, top, left + width, top + height))
+    return image
 
 
 class Kept(LazyImages):
@@ -69,6 +96,15 @@ class Kept(LazyImages):
 
     def __getitem__(self, row: int) -> np.ndarray | Tensor:
         return self.images[int(self.index[row])]
+
+    def stamp(self) -> bytes:
+        """See :func:`stamp_of`, of all files, with which of them are kept."""
+        return stamp_of(self.images) + self.index.numpy().tobytes()
+
+
+def stamp_of(images: LazyImages) -> bytes:
+    """By what images that are read one by one are told from others without reading them; nothing where they are of no files."""
+    return images.stamp() if isinstance(images, (ImageFiles, Kept)) else b""
 
 
 def kept(values: Tensor | LazyImages, index: Tensor) -> Tensor | LazyImages:

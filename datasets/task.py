@@ -122,12 +122,12 @@ class Task:
     def check_masks(self, needed_by: str) -> None:
         """Raises SchemaError where nothing says what the foreground is, and ``needed_by`` needs that."""
         if self.masks("train") is None:
-            raise SchemaError(f"{needed_by} needs the foreground's masks or boxes, but {self.dataset.title} has none: define masks(split) "
-                              "in its file, or take a data set that has them")
+            why = self.dataset.masks_missing("train") or "define masks(split) in its file, or take a data set that has them"
+            raise SchemaError(f"{needed_by} needs the foreground's masks or boxes, but {self.dataset.title} has none: {why}")
 
     # ------------------------------------------------------------------------------------------------ groups
-    def check_relabelling(self, needed_by: str) -> None:
-        """Raises SchemaError where do(label) would change nothing of the image but what the spurious attributes do."""
+    def check_relabelling(self, needed_by: str, remedy: str = "") -> None:
+        """Raises SchemaError, ``remedy`` at its end, where do(label) would change of the image only what the spurious attributes do."""
         names, reached = {v.name for v in self.spurious}, {self.label.name}
         for variable in self.dataset.schema:  # causes come before effects
             if variable.name not in names and reached & set(variable.parents):
@@ -135,7 +135,7 @@ class Task:
         if self.dataset.schema.image.name not in reached:
             through = ", ".join(sorted(names)) or "nothing"
             raise SchemaError(f"{needed_by} needs a label that causes the image, but in {self.dataset.title} do({self.label.name}) reaches "
-                              f"it through {through} alone: what shows the class would stay")
+                              f"it through {through} alone: what shows the class would stay{remedy}")
 
     def parts(self, variable: Variable) -> tuple[str, ...]:
         """Names of the classes into which a variable divides the rows."""

@@ -58,10 +58,17 @@ class Waterbirds(Folders):
             lines = list(reader)
         if missing := [name for name in COLUMNS if name not in (reader.fieldnames or ())]:
             raise DataError(f"{path} has no column {', '.join(missing)}; its header is {', '.join(reader.fieldnames or ('empty',))}")
+        seen: dict[str, int] = {}
         for number, line in enumerate(lines, 2):
+            if not (line["img_filename"] or "").strip():
+                raise DataError(f"{path}, line {number}: img_filename is empty; name an image, or leave the line out")
+            if (first := seen.setdefault(line["img_filename"], number)) != number:
+                raise DataError(f"{path}, line {number}: img_filename={line['img_filename']!r} is that of line {first} again; leave one of "
+                                "them out")
             for name, valid in (("y", "01"), ("place", "01"), ("split", "012")):
                 if line[name] not in tuple(valid):
                     raise DataError(f"{path}, line {number}: {name}={line[name]!r} must be one of {', '.join(valid)}")
+            line["listed"] = f"{path.name}, line {number}"
         return path, lines
 
     def listed(self, split: str) -> list[Row]:
@@ -76,15 +83,17 @@ class Waterbirds(Folders):
     def _row(self, folder: Path, drawn: Path | None, line: Mapping[str, str]) -> Row:
         values = {"y": int(line["y"]), "place": int(line["place"])}
         if drawn is None:
-            return Row(folder / line["img_filename"], values, None, f"no folder segmentations in {folder}")
+            missing = (f"no folder segmentations/ in {folder}; expected {folder}/segmentations/<class>/<image>.png (CUB's "
+                       "segmentations.tgz)")
+            return Row(folder / line["img_filename"], values, None, missing, line["listed"])
         mask = (drawn / line["img_filename"]).with_suffix(".png")
-        return Row(folder / line["img_filename"], values, mask if mask.is_file() else None, f"no {mask}")
+        return Row(folder / line["img_filename"], values, mask if mask.is_file() else None, f"no {mask}", line["listed"])
 
     def _compare(self, found: Mapping[tuple[int, int], int]) -> None:
         if any(found[group] != count for group, count in PUBLISHED.items()):
-            told = ", ".join(f"{found[group]} of {count}" for group, count in PUBLISHED.items())
-            warnings.warn(f"{self.title}: this is not all of the published training data: {told} images of landbirds on land and on water, "
-                          "waterbirds on land and on water", stacklevel=2)
+            kinds, places = (v.classes for v in self.schema.attributes)
+            told = ", ".join(f"{found[y, place]} of {count} {kinds[y]}s on {places[place]}" for (y, place), count in PUBLISHED.items())
+            warnings.warn(f"{self.title}: this is not all of the published training data: {told}", stacklevel=2)
 
     def mask(self, row: Row) -> np.ndarray:
         return read_picture_mask(row.mask)

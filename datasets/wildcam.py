@@ -14,7 +14,8 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from datasets.folders import Folders, Row, class_folders, pictures, read_json, share_of
+from datasets.folders import Folders, Row, class_folders, read_json, share_of
+from datasets.imagefolder import pictures
 from datasets.mnist import DataError
 from datasets.registry import register
 from datasets.schema import Variable
@@ -35,7 +36,8 @@ class WildCam(Folders):
     its images are taken, else all there are. Images are resized to 8/7 of their size and cut at the centre, as published.
 
     Nothing was published for validation: a share of the images of either training camera, drawn at random within category and
-    camera, is held out. Frames of one visit are nearly alike and may be on both sides, so that validation says little of the test.
+    camera, is held out; all images of these cameras were trained on where results were published. Frames of one visit are nearly
+    alike and may be on both sides, so that validation says little of the test.
 
     Args:
         valid: share of the training cameras' images that is for validation.
@@ -94,12 +96,12 @@ def _named(path: Path) -> list[tuple[str, str, str]]:
     """Category, location and file name of each image in the listing.
 
     Raises:
-        DataError: for an entry without one of these, or of an unknown category or location.
+        DataError: for an entry without one of these, of an unknown category or location, or that is listed before.
     """
     entries = read_json(path)
     if not isinstance(entries, list):
         raise DataError(f"{path} is no list of {{category, location, filename}}")
-    found = []
+    found: dict[tuple[str, str, str], int] = {}
     for number, entry in enumerate(entries):
         if not isinstance(entry, dict) or not {"category", "location", "filename"} <= set(entry):
             raise DataError(f"{path}: entry {number} must have category, location and filename; it is {entry!r}")
@@ -107,5 +109,8 @@ def _named(path: Path) -> list[tuple[str, str, str]]:
         for name, value, valid in (("category", category, CATEGORIES), ("location", location, LOCATIONS)):
             if value not in valid:
                 raise DataError(f"{path}: entry {number} has the unknown {name} {value!r}; valid are {', '.join(valid)}")
-        found.append((category, location, str(entry["filename"])))
-    return found
+        image = category, location, str(entry["filename"])
+        if image in found:  # would be trained on, and validated with
+            raise DataError(f"{path}: entry {number} is that of entry {found[image]} again: {entry!r}; leave one of them out")
+        found[image] = number
+    return list(found)

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from experiments.deeplift import check_sum
 from experiments.deeplift import deeplift as rescaled
 from experiments.lime import SAMPLES, lime
 from experiments.networks import at_once
@@ -22,7 +23,6 @@ from mechanisms.checkpoint import RunError
 
 STEPS = 50  # of the path of integrated gradients
 _DEEPER = 8  # times as many values are kept for gradients as without
-_APART, _TINY = 0.01, 1e-5  # of the attributions, and of the logit: what rounding may take from DeepLift's sum
 
 Compute = Callable[[nn.Module, Tensor, Tensor, str], Tensor]
 
@@ -112,14 +112,7 @@ def _deeplift(network: nn.Module, images: Tensor, targets: Tensor, layer: str) -
     Attributions that do not add up to the difference of logits would be wrong silently; they are refused.
     """
     maps = rescaled(network, images, targets).detach().sum(1)
-    with torch.no_grad():
-        there, black = (network(pixels).gather(1, targets[:, None])[:, 0] for pixels in (images, torch.zeros_like(images)))
-    apart = (maps.sum((1, 2)) - (there - black)).abs()
-    wrong = ~(apart <= _APART * maps.abs().sum((1, 2)) + _TINY * there.abs())
-    if wrong.any():
-        raise RunError(f"DeepLift's attributions of {int(wrong.sum())} of {len(images)} images do not add up to the difference of their "
-                       f"logits to a black image's: {type(network).__name__} has products of activations, or nonlinearities that are not "
-                       "known or change their tensor in place. Take integrated_gradients, which minds none of these")
+    check_sum(network, images, targets, maps, "Take integrated_gradients, which minds none of these")
     return maps
 
 

@@ -30,7 +30,7 @@ _OLD_DENSE = re.compile(r"^(.*denselayer\d+\.(?:norm|relu|conv))\.([12]\..*)$") 
 
 
 class Backbone(Network):
-    """A classifier of torchvision whose last module is linear: that is replaced by the head, for K classes.
+    """A classifier of torchvision whose last module is linear: that is replaced by the head; one output for two classes.
 
     Images are normalised inside, with the mean and standard deviation that torchvision's own weights of this network were
     trained with (ImageNet's (0.485, 0.456, 0.406) and (0.229, 0.224, 0.225) for nearly all), also where it is not
@@ -52,7 +52,7 @@ class Backbone(Network):
         if hidden not in (None, self.hidden):
             raise RunError(f"--network {self.name} has {self.hidden} features, not {hidden}; leave --hidden out, or give --hidden "
                            f"{self.hidden} where a recipe sets another")
-        self.head = nn.Linear(self.hidden, classes)
+        self.head = nn.Linear(self.hidden, 1 if classes == 2 else classes)
         transform = published.transforms()
         for name in ("mean", "std"):  # constants of the network's name, so no part of its state
             self.register_buffer(name, torch.tensor(getattr(transform, name))[:, None, None], persistent=False)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -69,12 +70,29 @@ def is_finished(run: Path, algorithm: str, seed: int) -> bool:
 
 def _lacking(run: Path, algorithm: str, seed: int, state: Mapping[str, Any]) -> str:
     """Why the weights of a training are not to be used, with the remedy; empty if they are."""
-    again = f"python -m experiments.train --run {run} --algorithm {algorithm}"
+    again = _train(run, algorithm)
     if "diverged" in state:
         return (f"has diverged at step {state['diverged']}; its weights are of step {state['step']}. Train it again with a lower "
                 f"--learning-rate: {again} --overwrite")
     steps = [row["steps"] for row in results(run) if (row["algorithm"], row["seed"]) == (algorithm, seed)]
-    return "" if steps == [state["step"]] else f"is unfinished, at step {state['step']}; {again} --resume, with the same data set, goes on"
+    at = f", at step {state['step']}" if "step" in state else ""
+    return "" if steps == [state.get("step")] else f"is unfinished{at}; {again} --resume, with the same data set, goes on"
+
+
+def unfinished(run: Path) -> list[tuple[str, int, str]]:
+    """``(algorithm, seed, why)`` of every classifier of a run that was begun and cannot be used; of a stack of seeds, of each."""
+    done, found = set(list_trained(run)), {}
+    for folder in sorted((Path(run) / FOLDER).glob("*/seed*-*")):
+        state = load(folder / WEIGHTS) if (folder / WEIGHTS).exists() else {}
+        for seed in map(int, folder.name.split("-")[1:]):
+            if (pair := (folder.parent.name, seed)) not in done:
+                found[pair] = _lacking(run, *pair, state)
+    return [(*pair, why) for pair, why in found.items()]
+
+
+def _train(run: Path, algorithm: str) -> str:
+    """The command that trains it."""
+    return f"python -m experiments.train --run {shlex.quote(str(run))} --algorithm {algorithm}"
 
 
 def load_trained(run: Path, algorithm: str, seed: int, rule: str = "last", device: str | torch.device = "cpu") -> Trained:
@@ -87,10 +105,12 @@ def load_trained(run: Path, algorithm: str, seed: int, rule: str = "last", devic
     if rule not in RULES:
         raise RunError(f"unknown selection rule {rule!r}; valid are {', '.join(RULES)}")
     path = folder_of(run, algorithm, seed) / WEIGHTS
+    if not Path(run).is_dir():
+        raise RunError(f"run folder {run} does not exist; train into it first: {_train(run, algorithm)}")
     if not path.exists():
         there = ", ".join(f"{name} (seed {n})" for name, n in list_trained(run)) or "none"
-        raise RunError(f"{run} has no classifier {algorithm} of seed {seed}; there are: {there}. Train it: python -m experiments.train "
-                       f"--run {run} --algorithm {algorithm}, with the same data set")
+        raise RunError(f"{run} has no classifier {algorithm} of seed {seed}; there are: {there}. Train it: "
+                       f"{_train(run, algorithm)}, with the same data set")
     state = load(path, "classifier")
     if lacking := _lacking(run, algorithm, seed, state):
         raise RunError(f"{algorithm} of seed {seed} in {run} {lacking}")
@@ -100,7 +120,7 @@ def load_trained(run: Path, algorithm: str, seed: int, rule: str = "last", devic
                        "images on validation")
     network = rebuild(state)
     network.load_state_dict(kept[rule]["weights"])
-    check_finite(network, path, f"Train it again: python -m experiments.train --run {run} --algorithm {algorithm} --overwrite")
+    check_finite(network, path, f"Train it again: {_train(run, algorithm)} --overwrite")
     return Trained(algorithm, seed, rule, network.eval().requires_grad_(False).to(device), kept[rule]["step"],
                    {name: value for name, value in state.items() if name not in ("weights", "selected")})
 
@@ -110,7 +130,7 @@ def check_base(run: Path, trained: Trained, base: Trained) -> None:
     told = trained.description  # an older one tells of the newest weights only, which are ERM's where it was fine-tuned once
     if told.get("base", told.get("begun_from")) != weights_fingerprint(base.network):
         raise RunError(f"{trained.algorithm} of seed {trained.seed} in {run} began with another erm than the one that is there now; train "
-                       f"it again: python -m experiments.train --run {run} --algorithm {trained.algorithm} --overwrite")
+                       f"it again: {_train(run, trained.algorithm)} --overwrite")
 
 
 def results(run: Path) -> list[dict[str, Any]]:

@@ -20,9 +20,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
+from mechanisms.checkpoint import RunError
+
 _ELEMENTWISE = {"relu", "relu6", "hardtanh", "leaky_relu", "elu", "celu", "selu", "gelu", "silu", "mish", "softplus", "sigmoid", "tanh",
                 "hardswish", "hardsigmoid"}
 _SAME = 1e-7  # inputs that differ by less have no secant: the slope takes its place
+_ROUNDING = 1e-5  # of a logit
 
 
 def deeplift(network: nn.Module, images: Tensor, labels: Tensor, baseline: float = 0.0) -> Tensor:
@@ -40,6 +43,22 @@ def deeplift(network: nn.Module, images: Tensor, labels: Tensor, baseline: float
     return multipliers * (images - baseline)
 
 
+def check_sum(network: nn.Module, images: Tensor, labels: Tensor, maps: Tensor, remedy: str, error: float = 0.01) -> None:
+    """Raises RunError unless attributions ``(B, H, W)`` against black, summed over channels, add up to the difference of logits.
+
+    The network is in eval mode. Those that do not would be wrong silently; ``remedy`` says what to do instead, ``error`` which
+    share of the attributions' sizes rounding may take from their sum.
+    """
+    with torch.no_grad():
+        there, black = (network(pixels).gather(1, labels[:, None])[:, 0] for pixels in (images, torch.zeros_like(images)))
+    apart = (maps.sum((1, 2)) - (there - black)).abs()
+    wrong = ~(apart <= error * maps.abs().sum((1, 2)) + _ROUNDING * there.abs())
+    if wrong.any():
+        raise RunError(f"DeepLift's attributions of {int(wrong.sum())} of {len(images)} images do not add up to the difference of their "
+                       f"logits to a black image's: {type(network).__name__} has products of activations, or nonlinearities that are not "
+                       f"known or change their tensor in place. {remedy}")
+
+
 class _Secants(TorchFunctionMode):
     """Nonlinearities within, of batches of three parts, are secants in the first."""
 
@@ -48,7 +67,8 @@ class _Secants(TorchFunctionMode):
         named, name = dict(named or {}), getattr(function, "__name__", "")
         if name in _ELEMENTWISE and arguments[0].requires_grad:
             plain = {key: value for key, value in named.items() if key != "inplace"}
-            return _elementwise(lambda z: function(z, *arguments[1:], **plain), arguments[0])
+            called = _hardsigmoid if name == "hardsigmoid" else function
+            return _elementwise(lambda z: called(z, *arguments[1:], **plain), arguments[0])
         if name == "max_pool2d":
             return _pooled(arguments[0], *arguments[1:], **{key: value for key, value in named.items() if key != "return_indices"})
         return function(*arguments, **named)
@@ -59,6 +79,11 @@ def _elementwise(function: Callable[[Tensor], Tensor], joint: Tensor) -> Tensor:
     value, begun = function(z), function(base)
     (slope,) = torch.autograd.grad(value.sum(), z, create_graph=True)
     return torch.cat([value + _secant(value - begun, z - base, slope) * (moving - z), value, begun])
+
+
+def _hardsigmoid(z: Tensor) -> Tensor:
+    """Of whose slope, unlike that of torch's own, there is a derivative."""
+    return F.relu6(z + 3) / 6
 
 
 def _pooled(joint: Tensor, *arguments: Any, **named: Any) -> Tensor:

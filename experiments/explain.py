@@ -25,8 +25,8 @@ class Options:
 
     run: Path | None = None
     """Run folder with classifiers; its data set is used. Without it, --dataset and --classifier say what to look into."""
-    algorithm: str = "masktune"
-    """Whose classifier."""
+    algorithm: str = ""
+    """Whose classifier; without it masktune's if the run has one, else the last of its algorithms by name."""
     method: Literal["saliency", "gradcam", "xgradcam", "deeplift", "integrated_gradients", "lime"] = "xgradcam"
     """How it is found out. gradcam and xgradcam read a layer of maps; the others need none. lime takes seconds an image."""
     seed_of: int = 0
@@ -38,7 +38,7 @@ class Options:
     shift: str = ""
     """Show them under one of the data set's named shifts, by the true process; as observed without it."""
     count: int = 8
-    """How many images, from the first."""
+    """How many images, at random."""
     rows: str = ""
     """Numbers of images instead, comma-separated."""
     layer: str = ""
@@ -53,7 +53,7 @@ class Options:
     out: Path = Path("explain.png")
     """Picture to write."""
     seed: int = 0
-    """Of what is random in a shift."""
+    """Of which images, and of what is random in a shift."""
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
     """Where to compute."""
 
@@ -72,8 +72,7 @@ class Options:
                             "read, a convolution or what follows it; other methods need none, such as --method saliency")
         if self.layer and self.method not in LAYERED:
             raise UserError(f"--layer {self.layer}: --method {self.method} reads no layer, only {' and '.join(LAYERED)} do; leave it out")
-        if not all(part.strip().isdigit() for part in self.rows.split(",") if self.rows):
-            raise UserError(f"--rows {self.rows!r} must be numbers, comma-separated, such as 0,5,12")
+        check_rows(self.rows)
 
     def chosen(self, available: int) -> list[int]:
         """Numbers of the images.
@@ -81,10 +80,23 @@ class Options:
         Raises:
             UserError: for one that is not there.
         """
-        rows = [int(part) for part in self.rows.split(",")] if self.rows else list(range(min(self.count, available)))
-        if beyond := [str(row) for row in rows if row >= available]:
-            raise UserError(f"--rows {', '.join(beyond)}: the {self.split} split has {available} images, 0..{available - 1}")
-        return rows
+        from mechanisms.noise import some_of
+
+        return numbered(self.rows, available, self.split) or some_of(available, self.count, self.seed).tolist()
+
+
+def check_rows(rows: str) -> None:
+    """Raises UserError for --rows that are no numbers."""
+    if not all(part.strip().isdigit() for part in rows.split(",") if rows):
+        raise UserError(f"--rows {rows!r} must be numbers, comma-separated, such as 0,5,12")
+
+
+def numbered(rows: str, available: int, split: str) -> list[int]:
+    """The numbers of --rows; raises UserError for one that a split does not have."""
+    numbers = [int(part) for part in rows.split(",")] if rows else []
+    if beyond := [str(row) for row in numbers if row >= available]:
+        raise UserError(f"--rows {', '.join(beyond)}: the {split} split has {available} images, 0..{available - 1}")
+    return numbers
 
 
 def main(options: Options) -> None:

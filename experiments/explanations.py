@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -12,8 +13,9 @@ from torch import Tensor, nn
 from datasets.base import Split
 from datasets.task import Task, task_of
 from dscm.figures import written
+from experiments.algorithms.base import Algorithm
 from experiments.algorithms.masktune import MaskTune, MaskTuneSettings, next_masks, stage_name
-from experiments.algorithms.registry import algorithm
+from experiments.algorithms.registry import ALGORITHMS, algorithm
 from experiments.attributions import Attribution, attribution
 from experiments.classifier import Trained, check_base, folder_of, is_finished, list_trained, load_trained
 from experiments.explain import Options
@@ -41,7 +43,7 @@ def explain(options: Options) -> Figure:
             whose ERM has been trained anew since.
     """
     device = find_device(options.device)
-    kind = algorithm(options.algorithm)
+    kind = _algorithm(options)
     trained = load_trained(options.run, kind.name, options.seed_of, options.rule, device)
     task = trained_task(options.run, trained)
     looker = _Looker(task, _images(task, options), options)
@@ -63,8 +65,8 @@ def explain(options: Options) -> Figure:
             panels.append(looker.heat(erm.network, "ERM"))
         panels.append(looker.heat(trained.network, kind.title))
     notes += looker.notes(trained.network, f"weights selected by: {options.rule}; ")
-    return explanation_figure(panels, f"{kind.title}, seed {options.seed_of}, {_where(task, options)}", notes, scale=looker.scale,
-                              signed=looker.method.signed)
+    title = f"{kind.title}, seed {options.seed_of}: {looker.method.title}, {_where(task, options)}"
+    return explanation_figure(panels, title, notes, scale=looker.scale, signed=looker.method.signed)
 
 
 def explain_own(options: Options) -> Figure:
@@ -81,11 +83,23 @@ def explain_own(options: Options) -> Figure:
     own = open_own(options.classifier, task, options.weights, device=find_device(options.device))
     looker, network = _Looker(task, _images(task, options), options), own.module()
     panels = [looker.input(), looker.heat(network, own.name)]
-    return explanation_figure(panels, f"{own.name}, {_where(task, options)}", [_ORANGE, *looker.notes(network)], scale=looker.scale,
-                              signed=looker.method.signed)
+    title = f"{own.name}: {looker.method.title}, {_where(task, options)}"
+    return explanation_figure(panels, title, [_ORANGE, *looker.notes(network)], scale=looker.scale, signed=looker.method.signed)
 
 
 # -------------------------------------------------------------------------------------------------------- what is looked at
+def _algorithm(options: Options) -> type[Algorithm]:
+    """The one that is asked for, or MaskTune if the run has it, or the last that it has of that seed.
+
+    Raises:
+        RunError: for an unknown one.
+    """
+    there = [name for name, seed in list_trained(options.run) if seed == options.seed_of]
+    if options.algorithm and options.algorithm not in ALGORITHMS:
+        raise RunError(f"unknown algorithm {options.algorithm!r}; {options.run} has {', '.join(there) or 'none'}")
+    return algorithm(options.algorithm or (there[-1] if there and MaskTune.name not in there else MaskTune.name))
+
+
 def trained_task(run: Path, trained: Trained | None = None) -> Task:
     """The task that the run's classifiers were trained for; the data set's own where there are none."""
     if trained is None and (there := list_trained(run)):
@@ -127,7 +141,7 @@ def _masks(options: Options, trained: Trained, before: nn.Module, images: Split)
     if options.split == "train" and not options.shift:
         if (used := load_masks(folder / f"masks-{settings.iterations}.pt")) is None:
             raise RunError(f"{folder} has no masks-{settings.iterations}.pt, which masktune trained with; train it again: "
-                           f"python -m experiments.train --run {options.run} --algorithm masktune --overwrite")
+                           f"python -m experiments.train --run {shlex.quote(str(options.run))} --algorithm masktune --overwrite")
         return Masks(used.dropped[images.attributes["row"]], used.blank[images.attributes["row"]]), networks[-1]
     masks = None
     for number, network in enumerate(networks, 1):
@@ -178,6 +192,7 @@ class _Looker:
         told = [f"{begun}{self.method.title}" + (f" of {layer}" if layer else "")]
         if self.known is not None:
             told.append(f"blue line: the foreground; % inside: its share of the squared map; it is {self._area()} % of the images")
+            told.append("maps are of the predicted class; the focus in tables of experiments.robustness is of each image's own class")
         return told
 
     @property

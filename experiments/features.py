@@ -16,6 +16,7 @@ from tqdm import tqdm
 
 from datasets.base import Split
 from datasets.cache import cached
+from datasets.images import stamp_of
 from experiments.networks import Network, at_once
 from experiments.xgradcam import evaluating
 
@@ -46,13 +47,14 @@ def stored(network: Network, split: Split, device: torch.device) -> Tensor:
 
 
 def images_fingerprint(split: Split) -> str:
-    """A hash of all images; of images that are not in memory, of some from all over the split, and of all attributes."""
+    """A hash of all images; of images that are not in memory, of some from all over the split, all files' stamps, and all attributes."""
     digest = hashlib.blake2b(digest_size=10)
     if split.in_memory:
         digest.update(split.images.contiguous().numpy().data)
         return digest.hexdigest()
     for row in torch.linspace(0, len(split) - 1, min(_SAMPLED, len(split))).long().tolist():
         digest.update(torch.as_tensor(split.images[row]).contiguous().numpy().tobytes())
+    digest.update(stamp_of(split.images))
     for name, values in sorted(split.attributes.items()):
         if isinstance(values, Tensor):
             digest.update(name.encode() + values.contiguous().numpy().tobytes())

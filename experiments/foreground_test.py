@@ -16,8 +16,12 @@ from datasets.task import Task
 from experiments.attributions import attribution
 from experiments.focus import NONE, Foreground, chance, focus, foreground, images_for, summary
 from experiments.ood import confidence, ood_scores, without_foreground
+from mechanisms.noise import some_of
 
 Predict = Callable[[Tensor], Tensor]
+Read = Callable[[Tensor], Tensor]
+_AT_ONCE = 512  # images that are read at once
+_ROWS = 10**6 + 2  # the stream of which images focus is measured on
 
 
 @dataclass(frozen=True)
@@ -50,24 +54,29 @@ def foreground_test(task: Task, split: str, index: Tensor, networks: Sequence[tu
     """
     if {method, fill} == {NONE} or (known := foreground(task, split, index)) is None:
         return None
-    rows = task.dataset.split(split).batch(index[known.rows])
-    images, labels = rows["image"], rows[task.label.name]
+    data = task.dataset.split(split)
+    labels = data.attributes[task.label.name][index[known.rows]]
     values: list[dict[str, float]] = [{} for _ in networks]
     left = f" ({known.without:,} others have none, or nothing else)" if known.without else ""
-    notes, floor = [f"The foreground of {len(images):,} images is known{left}; it is {100 * float(known.masks.float().mean()):.1f} % of "
-                    "their area."], {}
+    area = int(known.masks.sum()) / known.masks.numel()
+    notes, floor = [f"The foreground of {len(labels):,} images is known{left}; it is {100 * area:.1f} % of their area."], {}
+
+    def read(rows: Tensor) -> Tensor:
+        return data.batch(index[known.rows[rows]])["image"]
+
     if method != NONE:
-        floor |= _focus(networks, images, labels, known, method, values, notes)
+        floor |= _focus(networks, read, labels, known, method, seed, values, notes)
     if fill != NONE:
-        floor |= _ood(predict, images, labels, known, fill, seed, values, notes)
+        floor |= _ood(predict, read, labels, known, fill, seed, values, notes)
     return ForegroundTest(tuple(values), floor, tuple(notes))
 
 
-def _focus(networks: Sequence[tuple[str, nn.Module | None]], images: Tensor, labels: Tensor, known: Foreground, method: str,
+def _focus(networks: Sequence[tuple[str, nn.Module | None]], read: Read, labels: Tensor, known: Foreground, method: str, seed: int,
            values: list[dict[str, float]], notes: list[str]) -> dict[str, float]:
-    """Fills in ``values`` and ``notes``; the floor."""
-    kind, count, errors, blind = attribution(method), images_for(method, len(images)), [], []
-    images, labels, masks = images[:count], labels[:count], known.masks[:count]
+    """Fills in ``values`` and ``notes``, by some of the images at random; the floor."""
+    kind, count, errors, blind = attribution(method), images_for(method, len(labels)), [], []
+    rows = some_of(len(labels), count, seed, _ROWS)
+    images, labels, masks = read(rows), labels[rows], known.masks[rows]
     for (name, network), own in zip(networks, values, strict=True):
         if network is None or (kind.layered and not getattr(network, "cam_layer", "")):
             blind.append(name)
@@ -78,20 +87,26 @@ def _focus(networks: Sequence[tuple[str, nn.Module | None]], images: Tensor, lab
         errors += [error for _, error in found.values() if error is not None]
     spread = f", which add a standard error of up to {100 * max(errors):.1f} points" if errors else ""
     notes.append(f"Focus: {kind.title} of each image's own class, on {count:,} images{spread}; a map that is the same everywhere has the "
-                 "figures of the majority class, which looks at nothing.")
+                 "figures of chance, in the last row. Maps of experiments.explain are of the predicted class.")
     if blind:
         without = "no layer of maps to look into" if kind.layered else "no network to look into"
         notes.append(f"No focus of {', '.join(dict.fromkeys(blind))}: {without}.")
     return {metric: mean for metric, (mean, _) in summary(chance(masks)).items()}
 
 
-def _ood(predict: Sequence[Predict], images: Tensor, labels: Tensor, known: Foreground, fill: str, seed: int,
+def _ood(predict: Sequence[Predict], read: Read, labels: Tensor, known: Foreground, fill: str, seed: int,
          values: list[dict[str, float]], notes: list[str]) -> dict[str, float]:
     """Fills in ``values`` and ``notes``; the floor."""
-    gone = without_foreground(images, known.masks, labels, fill, seed)
-    for answer, own in zip(predict, values, strict=True):
-        own.update(ood_scores(confidence(answer(images)), confidence(answer(gone))))
+    inside, outside = ([[] for _ in predict] for _ in range(2))
+    for k, rows in enumerate(torch.arange(len(labels)).split(_AT_ONCE)):
+        images = read(rows)
+        gone = without_foreground(images, known.masks[rows], labels[rows], fill, seed, k)
+        for answer, present, absent in zip(predict, inside, outside, strict=True):
+            present.append(confidence(answer(images)))
+            absent.append(confidence(answer(gone)))
+    for own, present, absent in zip(values, inside, outside, strict=True):
+        own.update(ood_scores(torch.cat(present), torch.cat(absent)))
     notes.append(f"No foreground: the same images with its bounding rectangle replaced ({fill}); they are told apart by the maximum "
                  "softmax probability, the images as they are being the positives.")
-    same = torch.zeros(len(images))
+    same = torch.zeros(len(labels))
     return ood_scores(same, same)

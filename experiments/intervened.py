@@ -8,7 +8,7 @@ row, so that ``a`` no longer says anything about the label.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -20,15 +20,14 @@ from datasets.task import Task
 from dscm.exported import weights_hash
 from dscm.model import DSCM
 from mechanisms.checkpoint import RunError, load, save, waiting
-from mechanisms.noise import seeded
+from mechanisms.noise import seeded, some_of
 from mechanisms.runs import recorded
 
 QUANTILES = (0.1, 0.3, 0.5, 0.7, 0.9)
 """Of its training marginal: the values that a continuous attribute is set to."""
 AS_OBSERVED, WORST_INTERVENTION, WORST_GROUP = "observational", "worst intervention", "worst group"  # columns of tables
-LARGEST = 2**30  # bytes of the images of one stress, as floats
 _CHUNK = 512  # rows that are made at once; part of what a seed means, since noise is drawn for each chunk
-_ABDUCTION = 10**6  # the stream of latents' noise, apart from those of drawn values
+_ABDUCTION, _ROWS = 10**6, 10**6 + 1  # the streams of latents' noise and of which rows, apart from those of drawn values
 
 
 @dataclass(frozen=True)
@@ -52,6 +51,11 @@ class Stress:
     def __len__(self) -> int:
         return len(self.index)
 
+    def parts(self) -> list[Stress]:
+        """The same, some rows at a time: as many images as are made, and held, at once."""
+        return [replace(self, index=self.index[rows], do={name: value[rows] for name, value in self.do.items()})
+                for rows in torch.arange(len(self)).split(_CHUNK)]
+
 
 def distinct_rows(task: Task, split: str = "test") -> Tensor:
     """The first row of each subject, ascending; every row where each shows its own."""
@@ -63,27 +67,60 @@ def distinct_rows(task: Task, split: str = "test") -> Tensor:
     return first.sort().values
 
 
+def draw_rows(task: Task, split: str = "test", count: int = 1000, seed: int = 0) -> Tensor:
+    """``count`` distinct subjects at random, ``(count,)`` row numbers, ascending: many a split is sorted by class.
+
+    Raises:
+        SchemaError: for a count below 2, or above the number of distinct subjects.
+    """
+    distinct = distinct_rows(task, split)
+    if not 2 <= count <= len(distinct):
+        raise SchemaError(f"count={count}: the {split} split of {task.dataset.title} has {len(distinct)} images of distinct subjects; take "
+                          f"2..{len(distinct)}")
+    return distinct[some_of(len(distinct), count, seed, _ROWS)]
+
+
 def draw_stresses(task: Task, split: str = "test", count: int = 1000, seed: int = 0) -> list[Stress]:
-    """Interventions on the spurious attributes, all about the same rows: the first ``count`` distinct subjects.
+    """Interventions on the spurious attributes, all about the same rows, see :func:`draw_rows`.
 
     In order: ``do(a)`` for each spurious attribute a, drawn from its training marginal; all of them at once, where there
     are several, each drawn on its own; ``do(a=v)`` for each class that training has shown (of a continuous one, five
-    quantiles); the shifts that the data set names. A function of data set, split, count and seed alone.
+    quantiles); the shifts that the data set names. None where there is neither. A function of data set, split, count and seed
+    alone.
 
     Raises:
-        SchemaError: without a spurious attribute or shift; for an intervention that would change the label; for a shift
-            that does not return what it should, or is called as another column; for a count below 2, above the number of
-            distinct subjects, or whose images would not fit in memory.
+        SchemaError: for an intervention that would change the label; for a shift that does not return what it should, or is
+            called as another column; see also :func:`draw_rows`.
     """
-    rows, distinct = task.dataset.split(split), distinct_rows(task, split)
-    where = f"the {split} split of {task.dataset.title}"
-    if not 2 <= count <= len(distinct):
-        raise SchemaError(f"count={count}: {where} has {len(distinct)} images of distinct subjects; take 2..{len(distinct)}")
-    channels, height, width = task.dataset.schema.image.shape
-    if (most := LARGEST // (4 * channels * height * width)) < count:
-        raise SchemaError(f"count={count}: {count} images of {where} do not fit in {LARGEST >> 20} MiB; take at most {most}")
-    index, training = distinct[:count], task.dataset.split("train").attributes
-    present = {name: values[index] for name, values in rows.attributes.items()}
+    made = _drawn_stresses(task, split, count, seed)
+    for stress in made:
+        check_label(task, stress.do, stress.name)
+    return made
+
+
+def possible_stresses(task: Task, split: str = "test", count: int = 1000, seed: int = 0) -> tuple[list[Stress], dict[str, str]]:
+    """Those of :func:`draw_stresses` that leave the label as it is, and name → why not of the others.
+
+    Where a spurious attribute causes the label, as cameras decide which animals come by, the images as observed may be all
+    that is left. ``do(a=…)`` stands for all values of a.
+
+    Raises:
+        SchemaError: see :func:`draw_stresses`, but for the label.
+    """
+    left: list[Stress] = []
+    refused: dict[str, str] = {}
+    for stress in _drawn_stresses(task, split, count, seed):
+        if changes_label(task, stress.do):
+            refused[f"do({stress.attribute}=…)" if stress.value_label else stress.name] = (
+                f"not asked, since the label {task.label.name!r} itself would change, so no classifier could be asked to keep its answer")
+        else:
+            left.append(stress)
+    return left, refused
+
+
+def _drawn_stresses(task: Task, split: str, count: int, seed: int) -> list[Stress]:
+    index, training = draw_rows(task, split, count, seed), task.dataset.split("train").attributes
+    present = {name: values[index] for name, values in task.dataset.split(split).attributes.items()}
     drawn = {v.name: _marginal(training[v.name], count, seeded(seed, k)) for k, v in enumerate(task.spurious)}
     made = [Stress(f"do({name})", name, "", index, {name: values}) for name, values in drawn.items()]
     if len(drawn) > 1:
@@ -95,17 +132,17 @@ def draw_stresses(task: Task, split: str = "test", count: int = 1000, seed: int 
         if name in (AS_OBSERVED, WORST_INTERVENTION, WORST_GROUP, *(stress.name for stress in made)):
             raise SchemaError(f"the shift {name!r} of {task.dataset.title} is called as another column of the table; give it another name")
         made.append(Stress(name, "", "", index, task.shifted(name, present, seeded(seed, len(task.spurious), k))))
-    if not made:
-        raise SchemaError(f"nothing to stress: {task.dataset.title} names no spurious attribute and no shift. Set spurious in its file, or "
-                          "name some: --spurious NAME")
-    for stress in made:
-        check_label(task, stress.do, stress.name)
     return made
+
+
+def changes_label(task: Task, names: Mapping[str, Tensor] | Sequence[str]) -> bool:
+    """Whether ``do(names)`` may give images another label."""
+    return task.label.name in names or task.label.name in task.dataset.schema.descendants(names)
 
 
 def check_label(task: Task, names: Mapping[str, Tensor] | Sequence[str], what: str) -> None:
     """Raises SchemaError where ``do(names)``, told as ``what``, would change the label."""
-    if task.label.name in names or task.label.name in task.dataset.schema.descendants(names):
+    if changes_label(task, names):
         raise SchemaError(f"{what} of {task.dataset.title} would change the label {task.label.name!r} itself, so no classifier can be "
                           "asked to keep its answer; name other spurious attributes: --spurious NAME")
 
@@ -162,13 +199,15 @@ def true_images(task: Task, stress: Stress, split: str) -> Tensor:
     return task.dataset.true_worlds(split, stress.index, stress.do)["image"]
 
 
-def model_images(dscm: DSCM, task: Task, stress: Stress, split: str, seed: int = 0) -> Tensor:
-    """What ``dscm`` makes of the same rows under the same values, float ``(B, C, H, W)`` on the CPU."""
-    rows, made = task.dataset.split(split), []
-    for k, part in enumerate(torch.arange(len(stress)).split(_CHUNK)):
-        do = {name: value[part] for name, value in stress.do.items()}
-        made.append(dscm.counterfactual(rows.batch(stress.index[part]), do, generator=seeded(seed, _ABDUCTION, k)).image.cpu())
-    return torch.cat(made)
+def model_images(dscm: DSCM, task: Task, stress: Stress, split: str, seed: int = 0, first: int = 0) -> Tensor:
+    """What ``dscm`` makes of the same rows under the same values, float ``(B, C, H, W)`` on the CPU.
+
+    Args:
+        first: of which part of a whole stress these rows are, see :meth:`Stress.parts`; each has noise of its own.
+    """
+    rows = task.dataset.split(split)
+    return torch.cat([dscm.counterfactual(rows.batch(part.index), part.do, generator=seeded(seed, _ABDUCTION, k)).image.cpu()
+                      for k, part in enumerate(stress.parts(), first)])
 
 
 # -------------------------------------------------------------------------------------------------------- training

@@ -25,9 +25,13 @@ MEANINGS: Mapping[str, tuple[str, str]] = {  # metric → which is better, what 
 TITLES = {"ood_auroc": "no foreground: AUROC", "ood_aupr": "no foreground: AUPR", "ood_fpr95": "no foreground: FPR at 95 %"}
 
 
-def without_foreground(images: Tensor, masks: Tensor, labels: Tensor, fill: str = "mean", seed: int = 0) -> Tensor:
-    """The images with their foreground's bounding rectangle filled, see :mod:`experiments.augmenters.counterfactual`."""
-    return augmenter("counterfactual", fill)(images, masks, labels, seeded(seed))
+def without_foreground(images: Tensor, masks: Tensor, labels: Tensor, fill: str = "mean", *keys: int) -> Tensor:
+    """The images with their foreground's bounding rectangle filled, see :mod:`experiments.augmenters.counterfactual`.
+
+    Args:
+        keys: of which what is random is a function.
+    """
+    return augmenter("counterfactual", fill)(images, masks, labels, seeded(*keys))
 
 
 def confidence(logits: Tensor) -> Tensor:

@@ -20,6 +20,7 @@ import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import torch
@@ -266,8 +267,11 @@ def read_weights(path: Path) -> dict[str, Tensor]:
             state = torch.load(path, map_location="cpu", weights_only=True)
     except ImportError:
         raise RunError(f"{path} needs the safetensors package: pip install safetensors") from None
-    except Exception as error:  # what a damaged archive or pickle raises has no common class
-        raise RunError(f"{path} is damaged, or holds more than tensors ({_line(error)}); save network.state_dict()") from error
+    except UnpicklingError as error:
+        raise RunError(f"{path} holds more than tensors; save network.state_dict(), not the network") from error
+    except Exception as error:  # what a damaged archive or pickle raises has no common class, and says nothing to a reader
+        kind = "file of safetensors" if path.suffix == ".safetensors" else "state dict of torch"
+        raise RunError(f"{path} is damaged, or no {kind}; save network.state_dict()") from error
     while isinstance(state, Mapping) and (inner := next((k for k in _INSIDE if isinstance(state.get(k), Mapping)), None)):
         state = state[inner]
     if not isinstance(state, Mapping) or not state or not all(isinstance(v, Tensor) for v in state.values()):

@@ -8,6 +8,7 @@ from typing import Literal
 
 from datasets.errors import UserError
 from datasets.options import DataOptions
+from experiments.explain import check_rows
 from mechanisms.command import run_command
 
 
@@ -23,7 +24,9 @@ class Options:
     factual: str = "all"
     """The new background: random, shuffle, mrand, fgsm, pgd, dscm, comma-separated; all, or none."""
     count: int = 6
-    """How many images, drawn from the split by --seed."""
+    """How many images, drawn from the split by --seed; fewer if there are no more."""
+    rows: str = ""
+    """Numbers of images instead, comma-separated."""
     split: Literal["train", "valid", "test"] = "train"
     """Where the images come from."""
     label: str = ""
@@ -53,6 +56,7 @@ class Options:
         """Raises UserError for flags that make no sense."""
         if self.count < 1:
             raise UserError(f"--count {self.count} must be at least 1")
+        check_rows(self.rows)
         if self.run is not None and self.data != DataOptions():
             raise UserError(f"--run {self.run} says which data set is looked at; leave --dataset and its options out")
         if self.run is not None and self.label:

@@ -12,9 +12,12 @@ from datasets.task import Task, task_of
 from dscm.figures import written
 from dscm.model import DSCM
 from experiments.augmenters.base import Augmenter
+from experiments.augmenters.counterfactual import Tile
 from experiments.augmenters.ready import ready_images
+from experiments.augmenters.regions import inside, rectangles, strips
 from experiments.augmenters.registry import KINDS, augmenter
 from experiments.classifier import Trained, load_trained
+from experiments.explain import numbered
 from experiments.explain_figure import Panel, explanation_figure
 from experiments.explanations import trained_task
 from experiments.intervened import Stress, check_model, model_images, true_images
@@ -33,10 +36,10 @@ def preview(options: Options) -> Figure:
     """A row for each image: as it is, its mask, and what every augmenter that is asked for makes of it.
 
     Raises:
-        UserError: for unknown augmenters, those that lack what they need, a data set without masks, more images than there are.
+        UserError: for unknown augmenters, those that lack what they need, a data set without masks, rows that are not there.
     """
     scene = Scene(options)
-    columns, notes = [], ["orange line: the foreground's mask"]
+    columns, notes = [], ["orange line: the foreground's mask; blue: its bounding rectangle, which --cf fills"]
     for kind, flag in _FLAGS.items():
         found, left_out = scene.wanted(kind, getattr(options, flag.removeprefix("--")))
         columns += found
@@ -49,7 +52,8 @@ class Scene:
     """The images, and what augmenters are given beside them.
 
     Attributes:
-        rows: of the split, at random; the first ``count`` of them are shown.
+        count: how many images are shown.
+        rows: of the split; the first ``count`` of them are shown, the others are at random.
     """
 
     def __init__(self, options: Options) -> None:
@@ -63,10 +67,12 @@ class Scene:
         self.task.check_masks("experiments.preview")
         split = self.task.dataset.split(options.split)
         if (masks := self.task.masks(options.split)) is None:
-            raise RunError(f"{self.task.dataset.title} has masks of its train split, but none of {options.split}; take --split train")
-        if options.count > len(split):
-            raise RunError(f"--count {options.count}: the {options.split} split has {len(split)} images")
-        self.rows = torch.randperm(len(split), generator=seeded(options.seed))[: max(options.count, _POOL)]
+            why = f": {why}" if (why := self.task.dataset.masks_missing(options.split)) else ""
+            raise RunError(f"{self.task.dataset.title} has masks of its train split, but none of {options.split}; take --split train{why}")
+        asked = numbered(options.rows, len(split), options.split)
+        drawn = [row for row in torch.randperm(len(split), generator=seeded(options.seed)).tolist() if row not in asked]
+        self.count = len(asked) or min(options.count, len(split))
+        self.rows = torch.tensor([*asked, *drawn])[: max(self.count, _POOL)]
         self.batch = with_columns(split, mask=masks).batch(self.rows)
         self.labels = self.batch[self.task.label.name]
 
@@ -125,15 +131,16 @@ class Scene:
     # ------------------------------------------------------------------------------------------------ columns
     def given(self) -> list[Panel]:
         """The images and their masks."""
-        count, shown = self.options.count, (self.task.label, *self.task.spurious)
+        count, shown = self.count, (self.task.label, *self.task.spurious)
         images, masks = self.batch["image"][:count], self.batch["mask"][:count]
         facts = [[f"{v.name} {written(v, self.batch[v.name][row], unit=True)}" for v in shown] for row in range(count)]
         shares = [[f"{100 * float(mask.float().mean()):.0f} % of pixels" if mask.any() else "no foreground"] for mask in masks]
-        return [Panel("image", images, facts), Panel("mask", images, shares, outline=masks)]
+        boxes = inside(rectangles(masks), *masks.shape[1:])
+        return [Panel("image", images, facts), Panel("mask", images, shares, outline=masks, foreground=boxes)]
 
     def panel(self, made: Augmenter) -> Panel:
         """What an augmenter makes of the images, and what label it gives them."""
-        count, classes = self.options.count, self.task.label.classes
+        count, classes = self.count, self.task.label.classes
         used = slice(count if made.needs != {"masks"} else None)  # networks and models are slow, and look at one image at a time
         images, masks, labels = (value[used].to(self.device) for value in (self.batch["image"], self.batch["mask"], self.labels))
         context = {"network": self.network, "ready": self.ready(made)}
@@ -142,13 +149,16 @@ class Scene:
         lines = [[f"{'' if made.keeps_label else 'not '}{classes[int(label)]}"] for label in self.labels[:count]]
         for line, image, before in zip(lines, new, self.batch["image"], strict=False):
             line += ["as it is"] * torch.equal(image, before)
-        return Panel(f"{_FLAGS[made.kind]} {made.name}\n{made.title}", new, lines)
+        if isinstance(made, Tile):
+            for line, (_, begin, end) in zip(lines, strips(rectangles(self.batch["mask"][:count]), *new.shape[2:]).tolist(), strict=True):
+                line += ["no strip: grey"] * (begin == end)
+        return Panel(f"{_FLAGS[made.kind]} {made.name}\n{replacement(made)}", new, lines)
 
     def ready(self, made: Augmenter) -> Tensor | None:
         """Images that were made before, or are made now by the model or the true process, of the rows that are shown."""
         if "ready" not in made.needs:
             return None
-        options, rows = self.options, self.rows[: self.options.count]
+        options, rows = self.options, self.rows[: self.count]
         if "masks" in made.needs:
             shape = self.task.dataset.schema.image.shape
             files = ready_images(options.ready, options.split, len(self.task.dataset.split(options.split)), shape)
@@ -165,3 +175,9 @@ class Scene:
         if self.dscm is None:
             return true_images(self.task, stress, options.split)
         return model_images(self.dscm, self.task, stress, options.split, options.seed)
+
+
+def replacement(made: Augmenter) -> str:
+    """What an augmenter replaces, and by what, in words."""
+    part = "whole image" if "masks" not in made.needs else "background" if made.keeps_label else "rectangle"
+    return f"{part}: {f'attack ({made.title})' if 'network' in made.needs else made.title}"

@@ -13,7 +13,8 @@ from datasets.errors import UserError
 from datasets.schema import SchemaError
 from experiments.algorithms.base import Algorithm
 from experiments.algorithms.registry import ALGORITHMS, algorithm
-from experiments.train_options import DEFAULT_EPOCHS, DEFAULTS, ClassifierConfig, TrainingFlags
+from experiments.networks import ALIASES, NETWORKS
+from experiments.train_options import DEFAULT_EPOCHS, DEFAULTS, NEVER, ClassifierConfig, TrainingFlags
 from mechanisms.options import TrainingConfig
 
 _BUDGETS = ("epochs", "steps", "minutes")
@@ -40,18 +41,26 @@ class Plan:
         """What the algorithm needs with these settings."""
         return self.kind.needs_of(self.settings)
 
-    def __str__(self) -> str:
-        """``field value (origin)``, … of all that is no general default, and the algorithm's own settings."""
+    def told(self, rows: int) -> str:
+        """``field value (origin)``, … of all that is no general default, and the algorithm's own settings; without what is empty.
+
+        Args:
+            rows: that are trained on.
+        """
         values = {**asdict(self.classifier), **asdict(self.training), **asdict(self.settings)}
         shown = [name for name in values if name in self.origin or hasattr(self.settings, name) or name in ("network", "batch_size")]
         shown += [name for name in _BUDGETS if values[name] is not None and name not in shown]
-        texts = {name: f"{value:.10g}" if isinstance(value, float) else str(value) for name, value in values.items()}
+        texts = {name: f"{value:.5g}" if isinstance(value, float) else str(value) for name, value in values.items()}
+        texts |= {name: "none" for name in ("clip", "skip") if values[name] >= NEVER}
+        texts |= {"batch_size": "whole split"} if values["batch_size"] >= rows else {}
         marks = {name: f" ({source})" for name, source in self.origin.items()}
-        return ", ".join(f"{name.replace('_', '-')} {texts[name]}{marks.get(name, '')}" for name in shown)
+        return ", ".join(f"{name.replace('_', '-')} {texts[name]}{marks.get(name, '')}" for name in shown if texts[name])
 
 
 def resolve(name: str, dataset: CausalDataset, flags: TrainingFlags = TrainingFlags(), settings: Sequence[str] = (), seed: int = 0) -> Plan:
     """What the algorithm of this name is trained with on this data set.
+
+    A network of ours that a flag names takes no ``weights`` and ``frozen`` from a recipe, which mean another network's.
 
     Args:
         settings: ``KEY=VALUE`` or ``ALGORITHM.KEY=VALUE``; the former holds for every algorithm that has such a setting.
@@ -75,6 +84,10 @@ def resolve(name: str, dataset: CausalDataset, flags: TrainingFlags = TrainingFl
                 origin.pop(budget, None)
         values.update(given)
         origin.update({key: source for key in given if key != "device"})
+    if origin.get("network") == "flag" and values["network"] in (*NETWORKS, *ALIASES):  # which have no weights to begin with
+        for key in ("weights", "frozen"):
+            if origin.get(key) == "recipe":
+                del values[key], origin[key]
     try:
         training = replace(DEFAULTS, **_of(values, TrainingConfig), seed=seed)
         plan = Plan(kind, ClassifierConfig(**_of(values, ClassifierConfig)), training, kind.settings(**_of(values, kind.settings)), origin)

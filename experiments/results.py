@@ -13,6 +13,7 @@
 | steps, seconds | of the whole training |
 | rows | validation images that were looked at |
 | majority | accuracy of always naming their commonest class |
+| data_fraction, box_noise | of the training, see :mod:`experiments.study`; box_noise is empty where masks are as they are, or not used |
 """
 
 from __future__ import annotations
@@ -32,7 +33,8 @@ if TYPE_CHECKING:
     from experiments.trainer import Trainer
 
 TSV = "results.tsv"
-COLUMNS = ("algorithm", "seed", "rule", "step", "accuracy", "worst_group", "shifted", "loss", "steps", "seconds", "rows", "majority")
+COLUMNS = ("algorithm", "seed", "rule", "step", "accuracy", "worst_group", "shifted", "loss", "steps", "seconds", "rows", "majority",
+           "data_fraction", "box_noise")
 
 
 def row_of(trainer: Trainer) -> dict[str, Any]:
@@ -46,21 +48,23 @@ def row_of(trainer: Trainer) -> dict[str, Any]:
     judged = trainer.judged or trainer.valid
     labels = judged.attributes["label"][judged.attributes["shift"] == 0]
     shifts = range(trainer.rows.sizes.shifts)
-    rules = {}
+    rules, study = {}, trainer.rows.study.describe("masks" in trainer.plan.needs)
     for rule, step in steps.items():
         means = log[step]["valid"]
         rules[rule] = {"step": step, "accuracy": means["accuracy"], "worst_group": worst_group(means, judged), "loss": means["loss"]}
         if shifts:
             rules[rule]["shifted"] = sum(means[f"shift_{k}"] for k in shifts) / len(shifts)
     return {"algorithm": trainer.plan.kind.name, "seed": trainer.seed, "steps": last["step"], "seconds": round(trainer.seconds, 3),
-            "majority": float(torch.bincount(labels).max()) / len(labels), "rows": len(labels), "rules": rules}
+            "majority": float(torch.bincount(labels).max()) / len(labels), "rows": len(labels),
+            "data_fraction": study.get("data_fraction", 1.0), "box_noise": study.get("box_noise"), "rules": rules}
 
 
 def save_tsv(run: Path) -> Path:
     """Write ``results.tsv`` beside ``results.jsonl``, of all classifiers of the run; the module says what its columns are."""
     path = Path(run) / FOLDER / TSV
     with waiting(path.parent / LOCK):
-        write_table(path, COLUMNS, ({**row, "rule": rule, **row["rules"][rule]} for row in results(run) for rule in row["rules"]))
+        rows = [{"data_fraction": 1.0, **row} for row in results(run)]  # older ones do not tell
+        write_table(path, COLUMNS, ({**row, "rule": rule, **row["rules"][rule]} for row in rows for rule in row["rules"]))
     return path
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -56,7 +57,7 @@ class Options:
     split: Literal["train", "valid", "test"] = "test"
     """Where the images come from."""
     count: int | None = None
-    """How many images, from the first, of distinct subjects; without it 1000, or as many as there are."""
+    """How many images, at random, of distinct subjects; without it 1000, or as many as there are."""
     focus: Literal["saliency", "gradcam", "xgradcam", "deeplift", "integrated_gradients", "lime", "none"] = "saliency"
     """Where data sets know the foreground: the method that tells how much of what a classifier looks at is in it. Slow methods look at
     fewer images."""
@@ -65,7 +66,7 @@ class Options:
     out: Path | None = None
     """Folder for robustness.md, .csv, .tsv, .json and .png; without it <run>/robustness."""
     seed: int = 0
-    """Of the values that are drawn."""
+    """Of which images, and of the values that are drawn."""
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
     """Where to compute."""
 
@@ -100,7 +101,7 @@ def task_for(options: Options, dataset: CausalDataset, trained: Sequence[Trained
     if len(labels) > 1:
         raise RunError(f"the classifiers of {options.run} and the flags are about different labels: {', '.join(labels)}. Name the ones to "
                        "compare: --algorithm, or leave --label out")
-    spurious = tuple(word.strip() for word in options.spurious.split(",") if word.strip()) or None
+    spurious = tuple(_words(options.spurious)) or None
     if spurious is None and tasks:
         different = list(dict.fromkeys(tuple(t["spurious"]) for t in tasks))
         if len(different) > 1:
@@ -142,13 +143,37 @@ def load_contestants(run: Path, algorithm: str, rule: str, device: str) -> list[
     from experiments.classifier import list_trained, load_trained
     from mechanisms.checkpoint import RunError
 
-    there, wanted = list_trained(run), [word.strip() for word in algorithm.split(",") if word.strip()]
+    there, wanted = list_trained(run), _words(algorithm)
     known = list(dict.fromkeys(name for name, _ in there))
     if not there:
-        raise RunError(f"{run} has no classifiers yet; train some: python -m experiments.train --run {run} --algorithm erm,irm")
+        begun = "".join(f". {line}" for line in left_out(run, wanted))
+        raise RunError(f"{run} has no classifiers yet; train some: python -m experiments.train --run {shlex.quote(str(run))} --algorithm "
+                       f"erm,irm{begun}")
     if unknown := [name for name in wanted if name not in known]:
-        raise RunError(f"{run} has no classifier by {unknown[0]}; it has {', '.join(known)}")
+        begun = "".join(f". {line}" for line in left_out(run, unknown))
+        raise RunError(f"{run} has no classifier by {unknown[0]}; it has {', '.join(known)}{begun}")
     return [load_trained(run, name, seed, rule, device) for name, seed in there if not wanted or name in wanted]
+
+
+def left_out(run: Path, wanted: Sequence[str]) -> list[str]:
+    """Which classifiers, of the algorithms named or of all, were begun and cannot be tested, a sentence each."""
+    from experiments.classifier import unfinished
+
+    return [f"Left out: {name} (seed {seed}) {why}." for name, seed, why in unfinished(run) if not wanted or name in wanted]
+
+
+def studied(trained: Sequence[Trained]) -> list[str]:
+    """Which classifiers were trained on less than there is, see :mod:`experiments.study`, a sentence each."""
+    told: dict[str, dict[str, None]] = {}
+    for one in trained:
+        for key in ("data_fraction", "box_noise"):
+            if key in one.description:
+                told.setdefault(f"--{key.replace('_', '-')} {one.description[key]:g}", {})[one.algorithm] = None
+    return [f"Trained with {flag}: {', '.join(names)}." for flag, names in told.items()]
+
+
+def _words(text: str) -> list[str]:
+    return [word.strip() for word in text.split(",") if word.strip()]
 
 
 def robustness(options: Options) -> Report:
@@ -187,7 +212,8 @@ def robustness(options: Options) -> Report:
     stressed = stress_test(task, contestants, dscm, options.split, count, options.seed, device, options.focus, options.ood)
     about: Mapping[str, Any] = {"run": None if options.run is None else str(options.run), "model": None if folder is None else str(folder),
                                 "rule": options.rule if trained else None}
-    return Report(stressed, rules, about)
+    remarks = [*studied(trained), *(left_out(options.run, _words(options.algorithm)) if of_run else [])]
+    return Report(stressed, rules, about, remarks)
 
 
 def main(options: Options) -> None:

@@ -29,13 +29,16 @@ class Column:
         return best_of({name: v for name, v in self.values.items() if name != MAJORITY}, self.better)
 
     def cell(self, name: str) -> str:
-        """Mean ± standard error in percent; bold for the best, and for what is not significantly behind it on the same seeds."""
+        """Mean ± standard error in percent; bold for the best, if it has several seeds, and for what is not significantly
+        behind it on the same ones."""
         if name not in self.values:
             return NOTHING
         text = percent(*mean_over(list(self.values[name].values())))
         return f"**{text}**" if name != MAJORITY and len(self.values) > 2 and self._near(name) else text
 
     def _near(self, name: str) -> bool:
+        if len(self.values[self.best]) < 2:
+            return False  # of one seed nobody knows what is significant
         if name == self.best:
             return True
         mean, error = difference(self.values[name], self.values[self.best], self.better) or (1.0, None)

@@ -8,19 +8,22 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from dscm.figures import save_figure
 from dscm.tables import markdown, write_table
 from experiments import focus, ood
 from experiments.aggregate import mean_over
 from experiments.agreement import Agreement, agreement, agreement_figure
 from experiments.classifier_metrics import COVERED, MEANINGS
-from experiments.intervened import AS_OBSERVED, WORST_GROUP, WORST_INTERVENTION
+from experiments.intervened import AS_OBSERVED, WORST_GROUP, WORST_INTERVENTION, distinct_rows
 from experiments.robustness_column import NOTHING, REFERENCE, Column, percent
 from experiments.robustness_figure import robustness_figure
 from experiments.stress_test import MAJORITY, MODEL, OBSERVED, TRUTH, Point, Stressed
 from mechanisms.checkpoint import replacing, write_json
 
 NAME, FORMAT, KIND = "robustness", 1, "robustness"
+CONSTANT = "constant map (chance)"  # what the baseline is where it is asked where classifiers look
 SOURCES = {TRUTH: "true images", MODEL: "the model's images"}
 TITLES = {"flip_rate": "flip rate", "balanced_accuracy": "balanced accuracy", "macro_f1": "macro-F1", "auroc": "AUROC",
           "ece": "calibration error"}
@@ -37,11 +40,13 @@ class Report:
     Attributes:
         rules: algorithm → the selection rule of its weights, in words.
         about: further plain values: ``run``, ``model``.
+        remarks: sentences about the classifiers, and those that are left out.
     """
 
     stressed: Stressed
     rules: Mapping[str, str]
     about: Mapping[str, Any] = field(default_factory=dict)
+    remarks: Sequence[str] = ()
 
     @cached_property
     def points(self) -> tuple[Point, ...]:
@@ -126,22 +131,38 @@ class Report:
         spurious = ", ".join(v.name for v in task.spurious) or "none named"
         lines = [
             f"{task.dataset.title}: label {task.label.name} ({task.classes} classes), spurious attributes {spurious}. "
-            f"{done.images:,} images of distinct subjects of the {done.split} split, the same for all (seed {done.seed}).",
+            f"{done.images:,} images of distinct subjects of the {done.split} split, at random, the same for all (seed {done.seed}).",
             f"Figures are in percent. {self._seeds()} {done.images:,} images add a sampling error of up to "
             f"{50 / done.images ** 0.5:.1f} points of accuracy that all algorithms share{self._group_error()}.",
             "Selection of the weights: " + "; ".join(f"{rule} ({', '.join(names)})" for rule, names in self._by_rule().items()) + ".",
         ]
+        lines.append(self._always())
+        if not done.stresses and not done.missing:
+            lines.append("No attribute is named that should not matter, and no shift, so that nothing is intervened on (--spurious NAME).")
         words = ["do(a): a drawn from its training values without regard to the image."] if self.sources else []
         words += [f"{WORST_INTERVENTION}: the least accuracy over all do(a=v)."] if self.sources and task.spurious else []
         words += [f"{WORST_GROUP}: {MEANINGS['worst_group'][1]}, {self._where()}."] if self._has_groups() else []
         lines += [" ".join(words)] if words else []
         lines += [" ".join(done.foreground.notes)] if done.foreground else []
-        if bold and len(self.names) > 2:
+        if bold and len(self.names) > 2 and max(self._seed_counts(), default=0) > 1:
             lines.append("Bold: the best, and those not significantly behind it on the same seeds (t-test, 5 %; of few seeds it is blunt).")
         return [*lines, *self.notes()]
 
+    def _always(self) -> str:
+        """What the majority baseline answers, in words."""
+        label, data, told = self.stressed.task.label, self.stressed.task.dataset, []
+        for split in ("train", self.stressed.split):
+            counts = torch.bincount(data.split(split).attributes[label.name], minlength=label.cardinality)
+            told.append((label.classes[int(counts.argmax())], 100 * int(counts.max()) / int(counts.sum())))
+        (always, share), (here, there) = told
+        end = f"; that of the {self.stressed.split} split is {here}, {there:.1f} %." if here != always else "."
+        return f"{MAJORITY.capitalize()}: always {always}, the commonest in training ({share:.1f} %){end}"
+
+    def _seed_counts(self) -> set[int]:
+        return {len({p.seed for p in self.points if p.algorithm == n and p.seed is not None}) for n in self.names} - {0}
+
     def _seeds(self) -> str:
-        counts = {len({p.seed for p in self.points if p.algorithm == n and p.seed is not None}) for n in self.names} - {0}
+        counts = self._seed_counts()
         if not counts:
             return "Each classifier was trained once, elsewhere."
         told = f"{min(counts)}" if len(counts) == 1 else f"{min(counts)} to {max(counts)}"
@@ -170,7 +191,7 @@ class Report:
 
     def notes(self) -> list[str]:
         """What could not be computed, and why."""
-        task, told = self.stressed.task, []
+        task, told = self.stressed.task, list(self.remarks)
         absent = {k for p in self.points for k in p.measured.absent}
         if absent:
             named = ", ".join(task.label.classes[k] for k in sorted(absent))
@@ -178,7 +199,8 @@ class Report:
         small = {g for p in self.points if (p.source, p.stress) in self.grouped for g in p.measured.small}
         if small:
             left = "" if self._has_groups() else f" {WORST_GROUP} is left out: the others hold less than {COVERED:.0%} of the images."
-            told.append(f"Groups with too few images to be the worst: {len(small)} of {len(task.group_names)}.{left} --count takes more.")
+            more = " --count takes more." if self.stressed.images < len(distinct_rows(task, self.stressed.split)) else ""
+            told.append(f"Groups with too few images to be the worst: {len(small)} of {len(task.group_names)}.{left}{more}")
         if self.stressed.missing:
             reasons: dict[str, list[str]] = {}
             for name, why in self.stressed.missing.items():
@@ -200,7 +222,7 @@ class Report:
             if apart:
                 yield f"Difference of accuracy to {REFERENCE} on the same seeds, {words}", ["", *(c.title for c in columns)], apart
         if columns := self.foreground():
-            yield "Foreground, images as observed", *self._lines(columns)
+            yield "Foreground, images as observed", *self._lines(columns, CONSTANT)
 
     def details(self) -> Iterator[tuple[str, list[str], list[list[str]]]]:
         """Accuracy under each single value."""
@@ -210,16 +232,17 @@ class Report:
                 if columns:
                     yield f"Accuracy under each value of {variable.name}, {SOURCES[source]}", *self._lines(columns)
 
-    def _lines(self, columns: Sequence[Column]) -> tuple[list[str], list[list[str]]]:
+    def _lines(self, columns: Sequence[Column], baseline: str = MAJORITY) -> tuple[list[str], list[list[str]]]:
         shown = [n for n in self.names if any(n in c.values for c in columns)]
-        return ["", *(c.title for c in columns)], [[f"*{n}*" if n == MAJORITY else n, *(c.cell(n) for c in columns)] for n in shown]
+        return ["", *(c.title for c in columns)], [[f"*{baseline}*" if n == MAJORITY else n, *(c.cell(n) for c in columns)] for n in shown]
 
     def text(self, details: bool = False) -> str:
         """Conditions and tables as Markdown."""
         parts = ["\n".join(f"- {line}" for line in self.conditions())]
         made = [*self.tables(), *(self.details() if details else ())]
         parts += [f"### {heading}\n\n{markdown(header, lines)}" for heading, header, lines in made]
-        parts.append("### Does the model's stress test predict the true one?\n\n" + self.verdict())
+        question = "Does the model's stress test predict the true one?"
+        parts.append(f"### {question}\n\n{self.verdict()}" if MODEL in self.sources else f"{question} {self.verdict()}")
         return "\n\n".join(parts)
 
     def verdict(self) -> str:
@@ -228,6 +251,8 @@ class Report:
             return self.agreement.told()
         if MODEL in self.sources:
             return "It cannot be told: no true image is known under these interventions, so that there is the model's test only."
+        if not self.stressed.stresses:
+            return "Not asked: there is nothing to intervene on. The table says nothing about robustness to interventions."
         return "Not asked: no model is given (--model RUN)." if self.sources else (
             "Nobody can make intervened images here: the true process is not known, and no model is given (--model RUN). The table says "
             "nothing about robustness.")

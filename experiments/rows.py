@@ -45,7 +45,7 @@ class Rows:
         self.task, self.source, self.made_by, self.study, self.other_class = task, source, made_by, study, other_class
         self.trained: set[Path] = set()
         self._selection: dict[int, Split] = {}
-        self._featured: dict[tuple[Hashable, int], Split] = {}
+        self._featured: dict[tuple[Hashable, int], tuple[Split, Split]] = {}
         self._warned: set[str] = set()
 
     @cached_property
@@ -98,8 +98,9 @@ class Rows:
     def featured(self, split: Split, body: Hashable, network: Callable[[], Network], device: str) -> Split:
         """A split of these rows with features in place of images, made once for each ``body``, which ``network()`` has."""
         if (body, id(split)) not in self._featured:
-            self._featured[body, id(split)] = with_features(network(), split, find_device(device))
-        return self._featured[body, id(split)]
+            # the split too, so that it stays alive: of a dead one the id is given anew
+            self._featured[body, id(split)] = split, with_features(network(), split, find_device(device))
+        return self._featured[body, id(split)][1]
 
     @cached_property
     def sizes(self) -> Sizes:
@@ -119,8 +120,10 @@ class Rows:
             self.warn_of_empty_groups(kind.grouped, name)
         if "masks" in needs:
             self.task.check_masks(name)
+            self.warn_of_masks(name)
         if "relabelled" in needs:
-            self.task.check_relabelling(name)
+            self.task.check_relabelling(f"{name} with --cf dscm", "; take a model's factual images instead: --factual dscm --cf none "
+                                        "--saliency none --model RUN")
         if ("counterfactuals" in needs and self.source is None) or ("relabelled" in needs and self.other_class is None):
             raise RunError(f"{name} trains on counterfactuals, but nothing makes them: give --model RUN (a trained model), or --truth "
                            "where the data set knows its process")
@@ -136,6 +139,16 @@ class Rows:
             named = "; ".join(self.task.group_names[g] for g in empty)
             self.warn(f"{needed_by} and others that balance groups learn nothing of those that the {split} split of "
                       f"{self.task.dataset.title} has no rows of: {named}", split)
+
+    def warn_of_masks(self, needed_by: str) -> None:
+        """Say once how many masks say nothing: empty, or full. Those that are read one by one are not looked at."""
+        if not isinstance(self.masks, Tensor):
+            return
+        masks = self.of_train(self.masks).flatten(1)
+        counts = {"are empty, so that nothing is made of their images": int((~masks.any(1)).sum()),
+                  "are full, so that their images have no background": int(masks.all(1).sum())}
+        if told := ", and ".join(f"{count:,} {what}" for what, count in counts.items() if count):
+            self.warn(f"of {len(masks):,} training masks that {needed_by} needs, {told}", "masks")
 
     def warn(self, message: str, about: str) -> None:
         """Say something once, whoever finds it first."""

@@ -17,11 +17,12 @@ from datasets.base import Split
 from datasets.task import Task
 from experiments.algorithms.base import Sizes
 from experiments.classifier_metrics import FEWEST
-from mechanisms.noise import seeded
+from mechanisms.noise import seeded, some_of
 
 RULES = ("last", "iid", "worst-group", "oracle")
 MEANING = {"last": "weights of the end", "iid": "best on validation images as observed",
            "worst-group": "best worst group of validation images", "oracle": "best under the test's own shifts, on validation images"}
+_ROWS = 10**6  # the stream of which rows, apart from those of shifts' values
 _TIE = 1e-9  # per nat of loss: far less than one row
 
 
@@ -33,17 +34,17 @@ def shifts_of(task: Task, split: str = "valid") -> list[str]:
 
 
 def selection_split(task: Task, count: int, seed: int = 0) -> Split:
-    """The first ``count`` validation rows as observed and, after them, under every shift with true images.
+    """``count`` validation rows at random, ascending, as observed and, after them, under every shift with true images.
 
     Columns, ``(N,)``: those of :meth:`datasets.Task.split`; ``shift``, 0 as observed, else the number of the shift from 1;
     and the weights ``observed``, ``in_group`` and ``in_shift``, by which the mean of a term over all rows is its mean over
     the observed rows, those of one group and those of one shift.
 
     Args:
-        seed: of the shifts' random values.
+        seed: of which rows, and of the shifts' random values.
     """
     rows, attributes = task.split("valid"), task.dataset.split("valid").attributes
-    index = torch.arange(len(rows))[:count]
+    index = some_of(len(rows), count, seed, _ROWS)
     seen = rows.batch(index)
     images = [(seen.pop("image") * 255).round().to(torch.uint8)]
     columns = [{**seen, "shift": torch.zeros(len(index), dtype=torch.long)}]

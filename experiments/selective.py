@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -86,8 +87,8 @@ def selective(run: Path, rule: str, wanted: Sequence[float], seed: int = 0, devi
 
     seeds, place = [seed_of for name, seed_of in list_trained(run) if name == "masktune"], find_device(device)
     if not seeds:
-        raise RunError(f"{run} has no masktune; train it: python -m experiments.train --run {run} --algorithm erm,masktune, with its "
-                       "data set")
+        raise RunError(f"{run} has no masktune; train it: python -m experiments.train --run {shlex.quote(str(run))} --algorithm "
+                       "erm,masktune, with its data set")
 
     def sure(pair: tuple[Trained, Trained], images: Tensor) -> Tensor:
         return agreed(*(trained.predict(images) for trained in pair))

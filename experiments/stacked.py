@@ -27,6 +27,7 @@ from torch.func import functional_call
 from experiments.algorithms.base import Algorithm, Batch
 from experiments.classifier import forget
 from experiments.selection import criteria
+from experiments.train_options import NEVER
 from experiments.trainer import Trainer
 from mechanisms.bookkeeping import CHECKPOINT, CONFIG, METRICS, WEIGHTS
 from mechanisms.checkpoint import MetricsLog, load, locked, save, write_json
@@ -35,7 +36,6 @@ from mechanisms.noise import Noise
 from mechanisms.resuming import finished_training
 from mechanisms.training import fit
 
-_NEVER = 1e6  # clip and skip above this touch no update, which would be one for all seeds
 _LARGE = 2e7  # entries of weights times rows of a batch, above which a processor has its hands full with one seed
 _LARGE_HEAD = 1e6  # the same of a head on features, whose one thin product a stack makes slower: five heads on 512 features, full
 # batches of 2,133 rows: 19 ms an update instead of 5 × 2; of 64 rows: 3 instead of 5 × 1
@@ -82,7 +82,7 @@ def can_stack(trainer: Trainer) -> bool:
     config, network = trainer.config, trainer.network()
     alike = bool(network.pretrained) if trainer.reads_features else not any(True for _ in network.buffers())
     return (alike and PartialState().num_processes == 1 and trainer.augmentation() is None
-            and config.minutes is None and config.patience is None and min(config.clip, config.skip) >= _NEVER and trainer.train.in_memory
+            and config.minutes is None and config.patience is None and min(config.clip, config.skip) >= NEVER and trainer.train.in_memory
             and (trainer.overwrites(trainer.folder) or not (trainer.folder / CHECKPOINT).exists()))
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -14,7 +14,7 @@ from dscm.model import DSCM
 from experiments.classifier_metrics import Measured, majority, measure
 from experiments.focus import NONE
 from experiments.foreground_test import ForegroundTest, foreground_test
-from experiments.intervened import AS_OBSERVED, Stress, draw_stresses, has_truth, model_images, observed_images, true_images
+from experiments.intervened import AS_OBSERVED, Stress, draw_rows, has_truth, model_images, observed_images, possible_stresses, true_images
 
 OBSERVED, TRUTH, MODEL = "observed", "truth", "model"  # where images come from
 MAJORITY = "majority class"
@@ -69,7 +69,7 @@ class Stressed:
 
     @property
     def images(self) -> int:
-        return len(self.stresses[0])
+        return self.points[0].images
 
     def different(self) -> list[Stress]:
         """Stresses of which no two ask the same; of those that do, the first."""
@@ -90,28 +90,29 @@ def stress_test(task: Task, contestants: Sequence[Contestant], dscm: DSCM | None
                 seed: int = 0, device: torch.device | str = "cpu", focus: str = NONE, ood: str = NONE) -> Stressed:
     """Evaluate every contestant, and the majority baseline, on the rows as observed and under each stress.
 
-    Images are made by the true process where it is known, and by ``dscm`` where one is given, and are gone once all
-    contestants have seen them.
+    Images are made by the true process where it is known, and by ``dscm`` where one is given, some hundred at a time, and are
+    gone once all contestants have seen them. Where nothing is spurious and no shift is named, or the label would change under
+    all of them, there are those as observed alone.
 
     Args:
         focus: method of attribution by which it is told where contestants look, where the foreground is known; or ``none``.
         ood: what fills the foreground's place to see whether they miss it; or ``none``.
 
     Raises:
-        SchemaError: see :func:`experiments.intervened.draw_stresses`; without contestants.
+        SchemaError: see :func:`experiments.intervened.possible_stresses`; without contestants.
         RunError: see :func:`experiments.foreground_test.foreground_test`.
     """
     from tqdm import tqdm
 
     if not contestants:
         raise SchemaError("there is no classifier to test")
-    stresses = draw_stresses(task, split, count, seed)
-    index, rows = stresses[0].index, task.dataset.split(split)
+    stresses, missing = possible_stresses(task, split, count, seed)
+    index, rows = draw_rows(task, split, count, seed), task.dataset.split(split)
     attributes = {name: value[index] for name, value in rows.attributes.items()}
     labels = attributes[task.label.name]
     training = task.dataset.split("train").attributes[task.label.name]
     plain = Stress(AS_OBSERVED, "", "", index, {})
-    observed = [_logits(c, observed_images(task, plain, split), device) for c in contestants]
+    observed = _logits(contestants, (observed_images(task, part, split) for part in plain.parts()), device)
     groups = task.groups(attributes) if task.spurious else None
     looked = _foreground(task, split, index, contestants, focus, ood, seed, device)
     found = [measure(own, labels, groups) for own in observed]
@@ -121,12 +122,11 @@ def stress_test(task: Task, contestants: Sequence[Contestant], dscm: DSCM | None
         always = replace(always, values={**always.values, **looked.floor})
     nobody = Contestant(MAJORITY, None, _nothing)
     points = [_point(c, OBSERVED, plain, own) for c, own in zip([*contestants, nobody], [*found, always], strict=True)]
-    missing: dict[str, str] = {}
     for stress in tqdm(stresses, desc="stress tests", unit=" stress", delay=1, dynamic_ncols=True):
         groups = groups_under(task, attributes, stress)
         for source, images in _sources(task, stress, split, dscm, seed):
-            for contestant, own in zip(contestants, observed, strict=True):
-                points.append(_point(contestant, source, stress, measure(_logits(contestant, images, device), labels, groups, own)))
+            for contestant, before, now in zip(contestants, observed, _logits(contestants, images, device), strict=True):
+                points.append(_point(contestant, source, stress, measure(now, labels, groups, before)))
             points.append(_point(nobody, source, stress, majority(training, labels, task.classes, groups)))
         if not has_truth(task, stress):
             missing[stress.name] = "no true images" + ("" if dscm else ", and no model is given (--model RUN)")
@@ -136,7 +136,7 @@ def stress_test(task: Task, contestants: Sequence[Contestant], dscm: DSCM | None
 def _foreground(task: Task, split: str, index: Tensor, contestants: Sequence[Contestant], focus: str, ood: str, seed: int,
                 device: torch.device | str) -> ForegroundTest | None:
     def answers(contestant: Contestant) -> Callable[[Tensor], Tensor]:
-        return lambda images: _logits(contestant, images, device)
+        return lambda images: _logits([contestant], [images], device)[0]
 
     return foreground_test(task, split, index, [(c.algorithm, c.network) for c in contestants], [answers(c) for c in contestants], focus,
                            ood, seed)
@@ -150,16 +150,24 @@ def groups_under(task: Task, attributes: dict[str, Tensor], stress: Stress) -> T
     return task.groups({**attributes, **stress.do})
 
 
-def _sources(task: Task, stress: Stress, split: str, dscm: DSCM | None, seed: int) -> Iterator[tuple[str, Tensor]]:
+def _sources(task: Task, stress: Stress, split: str, dscm: DSCM | None, seed: int) -> Iterator[tuple[str, Iterator[Tensor]]]:
+    """Who makes the images of a stress, and these, some at a time."""
     if has_truth(task, stress):
-        yield TRUTH, true_images(task, stress, split)
+        yield TRUTH, (true_images(task, part, split) for part in stress.parts())
     if dscm is not None:
-        yield MODEL, model_images(dscm, task, stress, split, seed)
+        yield MODEL, (model_images(dscm, task, part, split, seed, k) for k, part in enumerate(stress.parts()))
 
 
-def _logits(contestant: Contestant, images: Tensor, device: torch.device | str) -> Tensor:
+def _logits(contestants: Sequence[Contestant], images: Iterable[Tensor], device: torch.device | str) -> list[Tensor]:
+    """Of each contestant, of all images, of which only those at hand are kept."""
+    found: list[list[Tensor]] = [[] for _ in contestants]
     with torch.no_grad():
-        return torch.cat([contestant.predict(part.to(device)).float().cpu() for part in images.split(_BATCH)])
+        for some in images:
+            for part in some.split(_BATCH):
+                given = part.to(device)
+                for contestant, own in zip(contestants, found, strict=True):
+                    own.append(contestant.predict(given).float().cpu())
+    return [torch.cat(own) for own in found]
 
 
 def _point(contestant: Contestant, source: str, stress: Stress, measured: Measured) -> Point:

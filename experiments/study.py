@@ -52,7 +52,7 @@ class NoisyBoxes:
     """``boxes[i]`` is mask i's bounding rectangle with each edge moved by a uniform share of up to ``noise`` of its side, bool ``(H, W)``.
 
     Edges move in or out, independently, to whole pixels; what protrudes from the image is cut off, and one row and column remain
-    at least. A box that would leave no background keeps its edges. Row i's draws depend on i alone.
+    at least. A box that would leave no background keeps its edges; an empty mask stays empty. Row i's draws depend on i alone.
     """
 
     def __init__(self, masks: Tensor | LazyImages, noise: float) -> None:
@@ -64,6 +64,8 @@ class NoisyBoxes:
 
     def __getitem__(self, index: int) -> Tensor:
         mask = torch.as_tensor(self.masks[index])
+        if not mask.any():
+            return torch.zeros_like(mask)
         exact = [_extent(mask.any(1 - axis)) for axis in (0, 1)]
         moved = [self._moved(span, side, self.draws[index, 2 * axis:2 * axis + 2].tolist())
                  for axis, (span, side) in enumerate(zip(exact, mask.shape, strict=True))]

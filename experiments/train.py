@@ -83,7 +83,9 @@ def train_classifiers(dataset: CausalDataset, options: Options) -> list[dict[str
     results = []
     for name, ours in trainers.items():
         if PartialState().is_main_process:
-            print(f"{name}: {ours[0].plan}", flush=True)
+            study = rows.study.describe("masks" in ours[0].plan.needs)
+            given = [f", {key.replace('_', '-')} {value:g} (flag)" for key, value in study.items()]
+            print(f"{name}: {ours[0].plan.told(len(rows.train))}{''.join(given)}", flush=True)
         if options.vectorize:
             learn_stacked(ours)
         for one in ours:
@@ -128,11 +130,11 @@ def describe(dataset: CausalDataset, options: Options) -> str:
     from experiments.algorithms.registry import algorithm
     from experiments.resolve import resolve, settings_help
 
-    lines = []
+    lines, rows = [], len(dataset.split("train"))
     for name in algorithms(options):
         kind, plan = algorithm(name), resolve(name, dataset, options.training, options.settings)
         needed = ", ".join(sorted(plan.needs)) or "nothing but labels"
-        lines += [f"{name}: {kind.title}", f"  assumes that {kind.assumes}", f"  needs {needed}", f"  here: {plan}"]
+        lines += [f"{name}: {kind.title}", f"  assumes that {kind.assumes}", f"  needs {needed}", f"  here: {plan.told(rows)}"]
         values, texts = asdict(plan.settings), settings_help(kind)
         lines += [f"  --set {name}.{key}={value}: {texts[key]}" for key, value in values.items()]
     return "\n".join(lines)

@@ -13,8 +13,9 @@ from datasets.options import DataOptions
 from mechanisms.command import Switch
 from mechanisms.options import RunOptions, TrainingConfig
 
+NEVER = 1e6  # clip and skip from here on touch no update
 DEFAULTS = TrainingConfig(batch_size=128, optimizer="adam", learning_rate=1e-3, schedule="constant", warmup=0, weight_decay=0.0,
-                          beta2=0.999, clip=1e6, skip=1e6, ema=0.0, validations=20, validation_rows=5000)
+                          beta2=0.999, clip=NEVER, skip=NEVER, ema=0.0, validations=20, validation_rows=5000)
 DEFAULT_EPOCHS = 10.0
 SETTING_FLAGS = ("cf", "factual", "saliency", "saliency_weight")
 """Options that are settings of every algorithm that has them, as ``--set KEY=VALUE`` is."""

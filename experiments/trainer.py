@@ -14,7 +14,7 @@ from torch import Tensor
 
 from datasets.base import Split
 from experiments.algorithms.base import Algorithm
-from experiments.backbones import NONE, fresh
+from experiments.backbones import NONE, Backbone, fresh
 from experiments.classifier import folder_of, forget, record, results
 from experiments.geometry import GeometricTransform, crop_and_flip
 from experiments.networks import Network
@@ -68,8 +68,10 @@ class Trainer:
             raise RunError(f"--crop and --flip change images, but {self.plan.kind.name} is trained on features of a --frozen body, made "
                            "once; leave one of them out")
         if network.frozen and not network.pretrained:
-            self.rows.warn(f"--frozen with --weights none: the features of --network {network.name} are those of random weights; give "
-                           "--weights default or PATH", "frozen")
+            mend = "give --weights default or PATH" if isinstance(network, Backbone) else (
+                "leave --frozen out, or take one that has pretrained weights, as --network resnet18 --weights default")
+            self.rows.warn(f"--frozen with --weights none: the features of --network {network.name} are those of random weights; {mend}",
+                           "frozen")
         if ema and not network.frozen and any(True for _ in network.buffers()):
             raise RunError(f"--ema {ema} averages weights, but not the statistics of --network {network.name}'s batch norm, which then are "
                            "of other weights; take --ema 0")

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Sequence
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import fields, is_dataclass
-from typing import Annotated, TypeVar, get_type_hints
+from typing import Annotated, Any, TypeVar, get_type_hints
 
 import tyro
 from tyro.constructors import PrimitiveConstructorSpec
@@ -42,7 +44,8 @@ def run_command(options: type[Options], main: Callable[[Options], None], argumen
             print(f"valid flags: {', '.join(flags(options))}", file=sys.stderr)
         raise
     try:
-        main(parsed)
+        with _warnings_as_lines():
+            main(parsed)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
@@ -51,10 +54,31 @@ def run_command(options: type[Options], main: Callable[[Options], None], argumen
         sys.exit(130)
 
 
+@contextmanager
+def _warnings_as_lines() -> Iterator[None]:
+    """What is warned of is one line, said once, without the place in the program; what a filter asked for stays as it is."""
+    before, said = warnings.formatwarning, set()
+
+    def line(message: Warning | str, category: type[Warning], *place: Any, **source: Any) -> str:
+        if category is not UserWarning:
+            return before(message, category, *place, **source)
+        if (text := str(message)) in said:  # the filter "once" is once a module
+            return ""
+        said.add(text)
+        return f"warning: {text}\n"
+
+    warnings.formatwarning = line
+    try:
+        yield
+    finally:
+        warnings.formatwarning = before
+
+
 def flags(options: type) -> list[str]:
-    """All flags of a command, those of nested groups included, as a user types them."""
-    hints, found = get_type_hints(options), []
+    """All flags of a command, those of nested groups and other names included, as a user types them."""
+    hints, full, found = get_type_hints(options), get_type_hints(options, include_extras=True), []
     for field in fields(options):
         kind = hints[field.name]
         found += flags(kind) if is_dataclass(kind) else [f"--{field.name.replace('_', '-')}"]
+        found += [alias for extra in getattr(full[field.name], "__metadata__", ()) for alias in getattr(extra, "aliases", None) or ()]
     return sorted(found)

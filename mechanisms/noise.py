@@ -38,6 +38,16 @@ def drawing(generator: torch.Generator | None, device: torch.device | str) -> Ca
     return lambda rows, *shape: torch.randn(rows, *shape, generator=generator, device=home).to(device)
 
 
+def some_of(available: int, count: int, *keys: int) -> Tensor:
+    """``count`` of the rows 0..available-1 at random, ascending, a function of the keys; all where there are no more of them.
+
+    Rows are often sorted, by class for instance, so that the first ones are not like the rest.
+    """
+    if count >= available:
+        return torch.arange(available)
+    return torch.randperm(available, generator=seeded(*keys))[:count].sort().values
+
+
 def seeded(*keys: int) -> torch.Generator:
     """A generator that is a function of the keys."""
     seed = 0

@@ -12,6 +12,7 @@ from mechanisms.bookkeeping import CHECKPOINT, WEIGHTS, Position
 from mechanisms.checkpoint import RunError, load
 from mechanisms.options import RunOptions, TrainingConfig
 
+_READABLE = 40  # letters of a value in a message
 _MAY_CHANGE = {"epochs", "steps", "minutes", "patience", "device", "workers", "checkpoint_seconds"}
 
 
@@ -65,9 +66,19 @@ def difference(state: Mapping[str, Any], config: TrainingConfig, total: int | No
     """
     if state["description"] != dict(description):
         keys = [k for k in {**description, **state["description"]} if state["description"].get(k) != description.get(k)]
-        return f"is of another model (its {', '.join(keys)} differ)"
+        told = "; ".join(filter(None, (_apart(key, state["description"].get(key), description.get(key)) for key in keys)))
+        return f"is of another model (its {', '.join(keys)} differ{': ' * bool(told)}{told})"
     then, now = {**asdict(TrainingConfig()), **state["config"]}, asdict(config)  # a field that is younger than the file has its default
     if changed := [f"{k} {then[k]} → {now[k]}" for k in now if k not in _MAY_CHANGE and then[k] != now[k]]:
         return f"cannot be resumed with another configuration: {'; '.join(changed)}"
     step = state["position"]["step"]
     return f"is already trained for {step:,} updates, and {total:,} are asked for" if total and step > total else ""
+
+
+def _apart(key: str, there: Any, asked: Any) -> str:
+    """``key: a there, b asked`` of what differs within two descriptions; what is too long to be read is left out."""
+    if isinstance(there, Mapping) and isinstance(asked, Mapping):
+        parts = [_apart(k, there.get(k), asked.get(k)) for k in {**there, **asked} if there.get(k) != asked.get(k)]
+        return ", ".join(part for part in parts if part)
+    words = [str(value) if value not in (None, "") else "nothing" for value in (there, asked)]
+    return f"{key}: {words[0]} there, {words[1]} asked" if max(map(len, words)) <= _READABLE else ""

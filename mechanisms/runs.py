@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -48,7 +49,7 @@ def recorded(run: Path) -> dict[str, Any]:
         RunError: if the folder is no run folder.
     """
     if not run.is_dir():
-        raise RunError(f"run folder {run} does not exist; train into it first: python -m pgm.train --run {run}")
+        raise RunError(f"run folder {run} does not exist; train into it first: python -m pgm.train --run {shlex.quote(str(run))}")
     if not (run / RUN).exists():
         raise RunError(f"{run} is not a run folder: it has no {RUN}")
     return read_json(run / RUN)

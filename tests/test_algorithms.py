@@ -49,7 +49,7 @@ def toy_batch(shape: tuple[int, int, int], classes: int, rows: int = ROWS, seed:
     others = images[:, None].repeat(1, 2, 1, 1, 1)
     images[:, :, -1] += 0.2 * (spurious / (classes - 1))[:, None, None]
     masks = torch.zeros(rows, *shape[1:], dtype=torch.bool)
-    masks[:, : shape[1] // 2] = torch.arange(rows)[:, None, None] % 7 > 0  # of some, nothing is known
+    masks[:, : shape[1] // 2] = torch.arange(rows)[:, None, None] % 6 > 0  # of some even rows, nothing is known
     return {"image": images.clamp(0, 1), "label": label, "environment": environment, "group": label * classes + spurious,
             "row": torch.arange(rows), "counterfactual": (others.clamp(0, 1) * 255).to(torch.uint8), "mask": masks}
 
@@ -117,7 +117,7 @@ def test_unknown_algorithms_are_listed():
 
 
 @pytest.mark.parametrize("name, settings, message", [
-    ("irm", {"penalty": -1.0}, "penalty=-1.0 must not be negative"), ("vrex", {"anneal": 1.5}, "anneal=1.5 must be a share"),
+    ("irm", {"penalty": -1.0}, "penalty=-1.0 must not be negative"), ("vrex", {"anneal": 1.5}, "anneal=1.5 must lie in"),
     ("groupdro", {"eta": float("nan")}, "eta=nan"), ("mixup", {"alpha": 0.0}, "alpha=0.0 must be positive"),
     ("lisa", {"within_label": 2.0}, "within_label=2.0"), ("jtt", {"share": 0.0}, "share=0.0"), ("jtt", {"weight": 0.5}, "weight=0.5"),
     ("dfr", {"updates": 0}, "updates=0"), ("cf-augmentation", {"share": 1.1}, "share=1.1"),
@@ -352,6 +352,16 @@ def test_gridmask_drops_a_grid_of_squares():
     assert torch.equal(made[7:9], grid([chance[7:9] for chance in chances], (24, 40), GridMaskSettings()))
 
 
+def test_gridmask_drops_to_grey():
+    toy, seen = "two classes, vectors", []
+    model, batch = built("gridmask", toy, algorithm("gridmask").settings(rise=0.0, probability=1.0)), toy_batch(*TOYS[toy][1:])
+    model.network.register_forward_pre_hook(lambda _, given: seen.append(given[0]))
+    batch["image"] = torch.rand(ROWS, 1, 4, 4, generator=torch.Generator().manual_seed(0))
+    model.objective(batch, 0.0, Noise(0))
+    changed = seen[0] != batch["image"]
+    assert 0.1 < changed.float().mean() < 0.25 and (seen[0][changed] == 0.5).all()
+
+
 def test_gridmask_sets_in():
     toy = "two classes, vectors"
     model, batch = built("gridmask", toy, algorithm("gridmask").settings(rise=0.5)), toy_batch(*TOYS[toy][1:])
@@ -429,6 +439,7 @@ def test_two_processes_compute_what_one_does(tmp_path):
         distributed.init_process_group("gloo")
         rank = distributed.get_rank()
         batch = {{name: value[rank::2] for name, value in toy_batch((1, 4, 4), 2, seed=3).items()}}
+        assert (~batch["mask"].flatten(1).any(1)).sum() == (16, 0)[rank]  # so that means of each process alone would differ
         for name in {names!r}:
             model = built(name, "two classes, vectors", STILL.get(name), l2=0.01)
             loss = model.train()(batch, Noise(0, rank=rank, world=2), 1.0)["loss"].mean()

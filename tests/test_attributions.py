@@ -270,6 +270,17 @@ def test_superpixels_of_any_image(images):
         torch.testing.assert_close(colours[:, regions == k], inside.mean(1, keepdim=True).expand_as(inside))
 
 
+def test_lime_of_a_grey_image(images):
+    """Of a classifier of one channel: a weight for each superpixel."""
+    torch.manual_seed(0)
+    grey, network = images[:2, :1], SmallCNN((1, 32, 32), 3, 16).eval()
+    found = attribution("lime")(network, grey)
+    assert found.shape == (2, 32, 32) and found.isfinite().all() and found.flatten(1).any(1).all()
+    for image, one in zip(grey, found, strict=True):
+        regions = superpixels(image)
+        assert all(len(one[regions == k].unique()) == 1 for k in regions.unique())
+
+
 def test_an_image_without_superpixels():
     with pytest.raises(RunError, match="only one in an image of 4×4 pixels; take a method that looks at single pixels"):
         lime(Linear(torch.zeros(2, 1, 4, 4)), torch.zeros(1, 1, 4, 4), torch.tensor([0]))

@@ -314,9 +314,10 @@ def test_mrand_of_a_full_mask_s_background_is_grey():
 
 @pytest.mark.parametrize("name", ["fgsm", "pgd"])
 def test_attacks_mislead_and_leave_the_network_as_it_was(name):
-    images, masks, labels = a_batch()
-    network = Network(3).train()
-    network.body[3].eval()
+    images, masks, _ = a_batch()
+    network = Network(3).eval()
+    labels = network(images).argmax(1)
+    network.train().body[3].eval()
     modes, weights = [m.training for m in network.modules()], {k: v.clone() for k, v in network.state_dict().items()}
     made = augmenter("factual", name)(images, masks, labels, seeded(0), network=network)
     assert [m.training for m in network.modules()] == modes
@@ -326,35 +327,38 @@ def test_attacks_mislead_and_leave_the_network_as_it_was(name):
     loss = nn.CrossEntropyLoss(reduction="none")
     with torch.no_grad():
         before, after = loss(network(images), labels), loss(network(made), labels)
-    assert (after[:EMPTY] > before[:EMPTY]).all()
-    assert float((made - images).abs().max()) <= 0.6 + 1e-6
+        misled = network(made).argmax(1) != labels
+    assert ((after > before) | misled)[:EMPTY].all() and (misled[:EMPTY].all() or name == "fgsm")
+    assert 0.2 < float((made - images).abs().max()) <= 0.3 + 1e-6
 
 
-def test_fgsm_is_the_published_step():
-    images, masks, labels = a_batch()
-    network = Network(3).eval()
-    start = torch.rand(images.shape, generator=seeded(4)) * 1.2 - 0.6
-    start = torch.where(masks[:, None], images, (images + start).clamp(0, 1)).requires_grad_()
-    nn.functional.cross_entropy(network(start), labels, reduction="sum").backward()
-    moved = start.detach() + 0.75 * start.grad.sign()
-    expected = torch.minimum(torch.maximum(moved, images - 0.6), images + 0.6).clamp(0, 1)
-    made = augmenter("factual", "fgsm")(images, masks, labels, seeded(4), network=network)
-    free = ~masks[:EMPTY, None].expand(-1, 3, -1, -1)
-    torch.testing.assert_close(made[:EMPTY][free], expected[:EMPTY][free])
-
-
-def test_pgd_takes_forty_steps_and_more_are_better():
-    images, masks, labels = a_batch()
-    passes = []
-    network = Network(3).eval()
+@pytest.mark.parametrize("eps", [0.6, 0.05])
+@pytest.mark.parametrize(("name", "steps"), [("fgsm", 1), ("pgd", 40)])
+def test_attacks_are_the_published_ones_of_normalised_images(name, steps, eps):
+    """eps .6, steps of .75 of z = 2x − 1 in [−1, 1]; of PGD's 40 steps an image takes those before it is misled."""
+    images, masks, _ = a_batch()
+    images, network = images.double(), Network(3).double().eval()
+    labels = network(images).argmax(1)
+    z, free = 2 * images - 1, ~masks[:, None]
+    delta = eps * (2 * torch.rand(images.shape, generator=seeded(4)).double() - 1)
+    delta, stepped = torch.where(free, (z + delta).clamp(-1, 1) - z, 0.0), []
+    for _ in range(steps):
+        moving = (z + delta).requires_grad_()
+        logits = network((moving + 1) / 2)
+        nn.functional.cross_entropy(logits, labels, reduction="sum").backward()
+        right = logits.argmax(1) == labels if name == "pgd" else torch.ones(6, dtype=torch.bool)
+        new = (delta + 1.25 * eps * moving.grad.sign()).clamp(-eps, eps)
+        delta = torch.where(free & right[:, None, None, None], (z + new).clamp(-1, 1) - z, delta)
+        stepped.append(right)
+    expected, passes = (z + delta + 1) / 2, []
     network.register_forward_hook(lambda *_: passes.append(1))
-    losses = []
-    for name, eps in (("fgsm", 0.05), ("pgd", 0.05)):
-        options = {"eps": eps, "step": 1.25 * eps if name == "fgsm" else eps / 16}
-        made = augmenter("factual", name, **options)(images, masks, labels, seeded(0), network=network)
-        with torch.no_grad():
-            losses.append(float(nn.functional.cross_entropy(network(made), labels)))
-    assert len(passes) == 1 + 40 + 2 and losses[1] > losses[0]
+    options = {} if eps == 0.6 else {"eps": eps / 2, "step": 1.25 * eps / 2}
+    made = augmenter("factual", name, **options)(images, masks, labels, seeded(4), network=network)
+    torch.testing.assert_close(made[:EMPTY], expected[:EMPTY], rtol=0, atol=1e-9)
+    assert len(passes) == steps
+    if name == "pgd":
+        counts = torch.stack(stepped).sum(0)[:EMPTY].tolist()
+        assert 0 < max(counts) and min(counts) < 40  # they move, and stop
 
 
 def test_attacks_work_inside_no_grad_and_on_any_callable():

@@ -59,6 +59,16 @@ def test_logits_are_the_head_of_the_features_and_maps_have_places(name):
     assert xgradcam(network, images(), network.cam_layer).shape == (4, 32, 32)
 
 
+@pytest.mark.parametrize("classes, outputs", [(2, 1), (3, 3)])
+def test_two_classes_are_one_output(classes, outputs):
+    network = build_network("resnet18", SHAPE, classes).eval()
+    logits = network(images())
+    assert network.head.out_features == outputs and logits.shape == (4, classes)
+    if classes == 2:  # the logistic loss of that output
+        output, labels = network.head(network.features(images()))[:, 0], torch.arange(4) % 2
+        torch.testing.assert_close(F.cross_entropy(logits, labels), F.binary_cross_entropy_with_logits(output, labels.float()))
+
+
 @pytest.mark.parametrize("frozen", [False, True])
 def test_a_description_rebuilds_it_without_any_file(weights, frozen, monkeypatch):
     network = fresh(ClassifierConfig("resnet18", weights=str(weights), frozen=frozen), SHAPE, 3, 0)

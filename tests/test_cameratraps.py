@@ -71,6 +71,22 @@ def test_wrong_tables(tree, change, words):
         opened(tree).split("train")
 
 
+def test_unusable_boxes_are_left_out_and_counted(tree):
+    path = tree / "eccv_18_annotation_files" / "train_annotations.json"
+    change_json(path, lambda table: table["annotations"][1].update(bbox=[90, 10, 5, 5]))  # one of two of the first image
+    change_json(path, annotation(bbox=[0, 0, 0, 5]))  # the second's own
+    with pytest.warns(UserWarning) as told:
+        dataset = opened(tree, skip_broken="true", masked_only="true")
+        assert [row.image.name for row in dataset.rows("train")] == ["train-0.jpg", "train-2.jpg", "train-3.jpg"]
+    assert any("2 boxes of the train split of cameratraps cannot be used and are left out, first: " in str(w.message) for w in told)
+    assert torch.equal(dataset.masks("train")[0], dataset.masks("train")[1])  # the first's other box, as all have it
+    with pytest.warns(UserWarning, match="cannot be used"):
+        dataset = opened(tree, skip_broken="true")
+        assert len(dataset.split("train")) == 4
+    with pytest.warns(UserWarning, match="1 of 4 train images of cameratraps have no mask"):
+        assert dataset.masks("train") is None
+
+
 def test_wrong_files_and_options(tree):
     path = tree / "eccv_18_annotation_files" / "cis_val_annotations.json"
     path.write_text("{", encoding="utf-8")

@@ -16,10 +16,10 @@ from datasets.registry import open_dataset
 from datasets.schema import SchemaError
 from datasets.task import task_of
 from experiments.algorithms.base import Sizes, cross_entropy
-from experiments.algorithms.cf_f import CFFSettings, CounterfactualAndFactual
+from experiments.algorithms.cf_f import CFFSettings, CounterfactualAndFactual, _seed
 from experiments.augmenters.registry import COUNTERFACTUAL, FACTUAL, augmenter
 from experiments.counterfactual_losses import COUNTERFACTUAL_LOSSES, counterfactual_loss
-from experiments.networks import build_network
+from experiments.networks import SmallCNN, build_network
 from experiments.resolve import resolve
 from experiments.rows import Rows
 from experiments.saliency import PENALTIES, SALIENCY, penalty, saliency
@@ -159,6 +159,31 @@ def test_classes_of_their_own_are_no_part_of_predictions():
     torch.testing.assert_close(model.predict(batch["image"]), model.network.eval()(batch["image"]))
 
 
+def test_attacks_and_the_penalty_of_weights_mind_classes_of_their_own():
+    model, batch = model_of("smallcnn", l2=0.1, factual="fgsm", cf="mean", cf_loss="double", saliency="none"), batch_of()
+    torch.nn.init.normal_(model.without.weight)
+    weights = sum(p.square().sum() for p in model.parameters())
+    torch.testing.assert_close(model.penalty_of_weights(), 0.1 * weights)
+    known = batch["mask"].flatten(1).any(1)
+    (factual, _), _ = model.made(batch, batch["mask"], known, Noise(0))
+    assert all(module.training for module in model.network.modules())
+    model.network.eval()
+    same = []
+    for width in (2 * CLASSES, CLASSES):
+        generator = torch.Generator().manual_seed(_seed(Noise(0)(ROWS, 2)))
+        attacked = augmenter("factual", "fgsm")(batch["image"], batch["mask"], batch["label"], generator,
+                                                network=lambda x, k=width: model.outputs(x)[:, :k])
+        same.append(torch.equal(attacked, factual))
+    assert same == [True, False]
+
+
+def test_saliency_that_would_be_wrong_is_refused():
+    network = build_network("mobilenet_v3_small", (3, 32, 32), CLASSES)
+    with pytest.raises(RunError, match="mobilenet_v3_small has products of activations.* Take saliency_of=gradient"):
+        CounterfactualAndFactual(network, Sizes(CLASSES), CFFSettings(saliency_of="deeplift"))
+    CounterfactualAndFactual(network, Sizes(CLASSES), CFFSettings(saliency_of="deeplift", saliency="none"))
+
+
 # ---------------------------------------------------------------------------------------------------- needs and settings
 @pytest.mark.parametrize("settings, needs", [
     ({}, {"masks"}), (PLAIN, set()), ({**PLAIN, "factual": "dscm"}, {"counterfactuals"}), ({**PLAIN, "cf": "mean"}, {"masks"}),
@@ -174,8 +199,8 @@ def test_settings_decide_what_is_needed(settings, needs):
     ("cf_loss=sum", "cf_loss=sum must be one of negative, uniform, uniform_others, double"), ("cf_weight=-1", "cf_weight=-1.0 must not be"),
     ("saliency=box", "saliency=box must be one of bbox, mask, none"), ("saliency_of=lime", "must be one of gradient, logits_sum, rrr"),
     ("saliency_mode=inside", "must be one of outside, cosine, f1"), ("saliency_weight=nan", "saliency_weight=nan must not be negative"),
-    ("saliency_anneal=2", "saliency_anneal=2.0 must be a share"), ("cf_folder=made", "cf_folder=made must be empty unless cf=folder"),
-    ("cf=folder", "cf_folder= must name the folder of ready images")])
+    ("saliency_anneal=2", r"saliency_anneal=2.0 must lie in \[0, 1\]"), ("cf_folder=made", "cf_folder=made must be empty unless cf=folder"),
+    ("cf=folder", "cf_folder= must name the folder of ready images: --set cf_f.cf_folder=DIR")])
 def test_settings_that_make_no_sense(setting, message):
     with pytest.raises(UserError, match=f"cf_f: .*{message}"):
         resolve("cf_f", open_dataset("photo-backgrounds"), settings=[setting])
@@ -191,7 +216,9 @@ def options(tmp_path: Path, *more: str) -> list[str]:
     (["--algorithm", "erm", "--saliency-weight", "1"], "--saliency-weight 1.0: none of erm has such a setting; add --algorithm cf_f"),
     (["--algorithm", "erm,cf_f", "--factual", "tile"], "cf_f: unknown factual augmenter 'tile'; valid are"),
     (["--algorithm", "cf_f", "--factual", "dscm"], "--algorithm cf_f trains on counterfactuals, but nothing makes them: give --model RUN"),
-    (["--algorithm", "cf_f", "--cf", "dscm", "--truth"], "do(label) reaches it through background alone: what shows the class would stay"),
+    (["--algorithm", "cf_f", "--cf", "dscm", "--truth"],
+     "--cf dscm needs a label that causes the image, but in photo-backgrounds do(label) reaches it through background alone: what shows "
+     "the class would stay; take a model's factual images instead: --factual dscm --cf none --saliency none --model RUN"),
     (["--algorithm", "cf_f", "--network", "mlp", "--set", "saliency_of=gradcam"], "--network mlp has no layer of maps"),
     (["--algorithm", "cf_f", "--network", "mlp", "--set", "saliency_of=logits_sum"], "two logits of --network mlp always sum to 0"),
     (["--algorithm", "cf_f", "--cf", "folder", "--set", "cf_folder=nowhere"], "there is no folder nowhere/train of ready images")])
@@ -205,6 +232,20 @@ def test_data_without_masks(tmp_path):
     rows = Rows(task_of(open_dataset("colourmnist", {"train_digits": 64, "valid_digits": 32, "test_digits": 16})))
     with pytest.raises(SchemaError, match="--algorithm cf_f needs the foreground's masks or boxes, but colourmnist has none"):
         Trainer(rows, resolve("cf_f", rows.task.dataset), RunOptions(tmp_path), lambda name: resolve(name, rows.task.dataset)).check()
+
+
+def test_masks_that_say_nothing_are_counted_before_training(tmp_path, capsys):
+    """Once, of the rows that are trained on."""
+    rows = Rows(task_of(open_dataset("photo-backgrounds", {"train_digits": 64, "valid_digits": 32, "test_digits": 16})))
+    rows.masks[:3], rows.masks[3:5] = False, True
+    for _ in range(2):
+        rows.check(CounterfactualAndFactual, SmallCNN)
+    told = capsys.readouterr().err
+    assert told.count("warning: ") == 1
+    assert "training masks that --algorithm cf_f needs, 3 are empty, " in told and ", and 2 are full, " in told
+    other = Rows(task_of(open_dataset("photo-backgrounds", {"train_digits": 64, "valid_digits": 32, "test_digits": 16})))
+    other.check(CounterfactualAndFactual, SmallCNN)
+    assert not capsys.readouterr().err
 
 
 def test_flags_are_settings_and_set_wins():

@@ -7,12 +7,14 @@ from pathlib import Path
 
 import pytest
 
+from experiments.train_options import Options as Classifiers
 from mechanisms.command import flags
 from pgm.train import Options
 
 
 def test_flags_are_listed_with_those_of_groups():
     assert {"--dataset", "--run", "--learning-rate", "--bins", "--resume"} <= set(flags(Options))
+    assert {"--network", "--backbone"} <= set(flags(Classifiers))  # two names of one
 
 
 @pytest.mark.parametrize("module", ["pgm.train", "dscm.counterfactual", "experiments.quickstart"])
@@ -20,6 +22,36 @@ def test_misspelt_flag_lists_the_valid_ones(module):
     done = subprocess.run([sys.executable, "-m", module, "--sede", "1"], capture_output=True, text=True)
     assert done.returncode == 2 and "--sede" in done.stderr + done.stdout
     assert "valid flags: " in done.stderr and "--seed" in done.stderr.split("valid flags: ")[1]
+
+
+WARNING = """
+import warnings
+from dataclasses import dataclass
+from mechanisms.command import run_command
+
+@dataclass(frozen=True)
+class Options:
+    "Warn."
+
+def warn(options):
+    for _ in range(2):
+        warnings.warn("twice", stacklevel=2)
+        warnings.warn("of a kind", RuntimeWarning)
+    warnings.warn("twice")
+
+run_command(Options, warn, [])
+warnings.warn("after")
+"""
+
+
+def test_a_warning_is_one_line_said_once(tmp_path):
+    (tmp_path / "warn.py").write_text(WARNING)
+    root = Path(__file__).resolve().parent.parent
+    told = {flag: subprocess.run([sys.executable, *flag, tmp_path / "warn.py"], capture_output=True, text=True, check=True,
+                                 env={**os.environ, "PYTHONPATH": str(root)}).stderr for flag in ((), ("-W", "ignore"))}
+    assert told["-W", "ignore"] == ""
+    assert told[()].count("twice") == 1 and told[()].startswith("warning: twice\n")
+    assert "RuntimeWarning: of a kind" in told[()] and "UserWarning: after" in told[()]  # with the place in the program, as ever
 
 
 def test_both_spellings_of_a_flag_are_accepted():

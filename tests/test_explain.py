@@ -113,7 +113,7 @@ def test_masktune_before_and_after(run, tmp_path, drawn):
     out = tmp_path / "explain.png"
     draw("--run", run, "--rows", "3,0,7", "--split", "train", "--out", out)
     image, before, hidden, after = drawn[0]["panels"]
-    assert drawn[0]["title"] == "MaskTune, seed 0, train images of spuriousmnist" and out.stat().st_size > 5000
+    assert drawn[0]["title"] == "MaskTune, seed 0: XGradCAM, train images of spuriousmnist" and out.stat().st_size > 5000
     dropped = load_masks(run / "classifiers/masktune/seed-0/masks-2.pt").dropped[[3, 0, 7]]
     assert torch.equal(hidden.outline, dropped)  # what fine-tuning saw
     assert torch.equal(hidden.images, image.images.masked_fill(dropped[:, None], 0))
@@ -140,6 +140,12 @@ def test_masks_of_other_images_are_what_they_would_have_been(run):
     fresh, again = explanations._masks(Options(run, count=20, split="test"), trained, before.network, images)
     assert weights_fingerprint(seen) == weights_fingerprint(again) == trained.description["begun_from"]
     assert (kept.dropped != fresh.dropped).float().mean() < 2e-3 and kept.counts.sum() > 0  # rounding
+
+
+def test_images_are_drawn_at_random(run):
+    drawn = Options(run, count=8).chosen(100)
+    assert drawn == Options(run, count=8).chosen(100) == sorted(set(drawn)) != Options(run, count=8, seed=1).chosen(100)
+    assert len(drawn) == 8 and drawn[-1] > 8 and Options(run, count=8).chosen(5) == list(range(5))
 
 
 def test_images_under_a_shift(run):
@@ -232,11 +238,12 @@ def test_the_foreground_is_outlined_and_its_share_told(tmp_path, drawn):
     image, heat = drawn[0]["panels"]
     assert [line[-1] for line in heat.lines][::2] == ["25 % inside"] * 2 and "inside" not in heat.lines[1][-1]
     assert torch.equal(image.foreground, heat.foreground) and image.foreground.flatten(1).sum(1).tolist() == [64, 0, 64]
-    assert "it is 25 % of the images" in drawn[0]["notes"][-1] and matplotlib.image.imread(tmp_path / "x.png").std() > 0.05
+    assert "it is 25 % of the images" in drawn[0]["notes"][-2] and "maps are of the predicted class" in drawn[0]["notes"][-1]
+    assert matplotlib.image.imread(tmp_path / "x.png").std() > 0.05
 
 
 @pytest.mark.parametrize("arguments, message", [
-    ("--algorithm masktun", "unknown algorithm 'masktun'; valid are erm,"),
+    ("--algorithm masktun", "has erm, masktune\n"),
     ("--algorithm jtt", "has no classifier jtt of seed 0; there are: erm"),
     ("--seed-of 7", "has no classifier masktune of seed 7"),
     ("--algorithm erm --rule oracle --shift nowhere", "unknown shift 'nowhere'; spuriousmnist has raw, malicious"),
@@ -257,6 +264,20 @@ def test_bad_input(run, tmp_path, monkeypatch, capsys, arguments, message):
     with pytest.raises(SystemExit) as stop:
         draw("--run", run, *arguments.split())
     assert stop.value.code == 2 and message in capsys.readouterr().err and not list(tmp_path.iterdir())
+
+
+def test_whose_classifier_without_a_name(run, tmp_path, drawn):
+    """Of seed 1 there is no masktune."""
+    draw("--run", run, "--seed-of", 1, "--method", "saliency", "--count", 1, "--out", tmp_path / "erm.png")
+    assert drawn[0]["title"].startswith("ERM, seed 1: saliency, test images")
+
+
+def test_a_run_that_is_not_there(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit):
+        draw("--run", "no where")
+    told = capsys.readouterr().err
+    assert "run folder no where does not exist; train into it first: python -m experiments.train --run 'no where' --algorithm" in told
 
 
 def test_nothing_to_explain(capsys):

@@ -10,9 +10,11 @@ from typing import Any
 
 import pytest
 import torch
+from PIL import Image
 from torchvision import models
 
 from datasets.base import Split
+from datasets.images import ImageFiles, kept
 from datasets.registry import open_dataset
 from datasets.task import task_of
 from experiments import features
@@ -200,6 +202,31 @@ def test_lazy_images_are_told_apart_without_reading_all(toy):
     assert images_fingerprint(lazy) != images_fingerprint(with_columns(lazy, bright=1 - lazy.attributes["bright"]))
     network = frozen()
     torch.testing.assert_close(extract(network, lazy), extract(network, open_dataset(toy).split("train")))
+
+
+def test_files_that_change_are_noticed_though_they_are_not_read(tmp_path):
+    for k in range(200):
+        Image.new("L", (16, 16), k).save(tmp_path / f"{k:03d}.png")
+    paths, every = sorted(tmp_path.glob("*.png")), torch.arange(200)
+
+    def found(index=every, crop=1.0):
+        return images_fingerprint(Split("train", kept(ImageFiles(paths, (1, 16, 16), crop), index), {}))
+
+    assert found() == found()
+    before, sampled = found(), torch.linspace(0, 199, 64).long().tolist()
+    Image.new("L", (16, 16), 255).save(paths[next(k for k in range(200) if k not in sampled)])
+    assert found() != before
+    swapped = every.clone()
+    rest = [k for k in range(200) if k not in sampled][:2]
+    swapped[rest] = swapped[rest[::-1]]
+    assert len({found(), found(swapped), found(crop=0.875)}) == 3
+
+
+def test_features_of_a_split_that_is_gone_are_not_another_ones(toy, own_cache, monkeypatch):
+    monkeypatch.setattr("experiments.rows.with_features", lambda network, split, device: split.name)
+    rows = Rows(task_of(open_dataset(toy)))
+    images = torch.zeros(1, 3, 32, 32, dtype=torch.uint8)
+    assert [rows.featured(Split(str(k), images, {}), "body", frozen, "cpu") for k in range(20)] == [str(k) for k in range(20)]
 
 
 # ---------------------------------------------------------------------------------------------------- the trainer

@@ -14,7 +14,7 @@ from torchmetrics.functional.classification import binary_average_precision
 from datasets.base import CausalDataset
 from datasets.schema import Variable
 from datasets.task import task_of
-from experiments import ood
+from experiments import foreground_test, ood
 from experiments.focus import MEANINGS, TITLES, chance, focus, foreground, scores, summary
 from experiments.networks import MLP
 from experiments.robustness import Options, main
@@ -168,7 +168,7 @@ def stressed(task):
     people = {"right": Inside(boxes, rows["image"]), "wrong": Inside(~boxes, rows["image"])}
     contestants = [Contestant(name, None, network, network) for name, network in people.items()]
     blind = Contestant("blind", None, people["right"], None)
-    return stress_test(task, [*contestants, blind], None, "test", 40, focus="saliency", ood="mean")
+    return stress_test(task, [*contestants, blind], None, "test", 60, focus="saliency", ood="mean")
 
 
 def test_who_looks_where(task, stressed):
@@ -188,10 +188,11 @@ def test_columns_of_the_table(stressed, tmp_path):
     (_, header, lines), = [made for made in report.tables() if made[0] == "Foreground, images as observed"]
     assert header[1:] == [*TITLES.values(), *ood.TITLES.values()]
     cells = {line[0]: line[1:] for line in lines}
-    assert cells["wrong"][0] == "0.0" and cells["blind"][:3] == ["–"] * 3 and cells[f"*{MAJORITY}*"][0] == "11.1"
+    assert cells["wrong"][0] == "0.0" and cells["blind"][:3] == ["–"] * 3 and cells["*constant map (chance)*"][0] == "11.1"
     text = report.text()
-    assert "The foreground of 38 images is known (2 others have none, or nothing else); it is 11.1 % of their area." in text
-    assert "Focus: saliency of each image's own class, on 38 images, which add a standard error of up to 0.0 points" in text
+    assert "The foreground of 58 images is known (2 others have none, or nothing else); it is 11.1 % of their area." in text
+    assert "Focus: saliency of each image's own class, on 58 images, which add a standard error of up to 0.0 points" in text
+    assert "Maps of experiments.explain are of the predicted class." in text
     assert "No focus of blind: no network to look into." in text and "replaced (mean)" in text
     report.save(tmp_path)
     every = json.loads((tmp_path / "robustness.json").read_text())["rows"]
@@ -207,6 +208,30 @@ def test_nothing_is_asked_where_nothing_is_known(task):
     assert stress_test(task, [plain], None, "test", 20).foreground is None
     only = stress_test(task, [plain], None, "test", 20, focus="deeplift")
     assert [c.title for c in Report(only, {}).foreground()] == list(TITLES.values()) and "DeepLift" in only.foreground.notes[1]
+
+
+def test_images_are_read_some_at_a_time_and_of_all_classes(task, monkeypatch):
+    """Of rows that are sorted by class, focus looks at some of either; images without foreground are answered part by part."""
+    order = task.dataset.split("test").attributes["kind"].sort(stable=True).indices
+    seen, labels = [], []
+
+    class Sorted(Blocks):
+        def load(self, split):
+            return {name: values[order] for name, values in super().load(split).items()}
+
+        def boxes(self):
+            return super().boxes()[order]
+
+    network = MLP((1, SIDE, SIDE), 2, 4).eval()
+    plain = Contestant("plain", 0, lambda images: seen.append(len(images)) or network(images), network)
+    monkeypatch.setattr(foreground_test, "images_for", lambda method, count: 12)
+    monkeypatch.setattr(foreground_test, "focus", lambda network, images, own, masks, method: labels.append(own) or chance(masks))
+    whole = stress_test(task_of(Sorted()), [plain], None, "test", 60, focus="saliency", ood="mean").points[0].measured.values
+    monkeypatch.setattr(foreground_test, "_AT_ONCE", 20)
+    seen.clear()
+    parts = stress_test(task_of(Sorted()), [plain], None, "test", 60, focus="saliency", ood="mean").points[0].measured.values
+    assert whole == pytest.approx(parts) and seen == [60, 20, 20, 20, 20, 18, 18]
+    assert all(len(own) == 12 and set(own.tolist()) == {0, 1} for own in labels)
 
 
 def test_networks_without_the_layer_are_left_out(task):

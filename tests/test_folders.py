@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+
 import numpy as np
 import pytest
 import torch
@@ -112,7 +114,7 @@ def test_missing_images_are_counted_and_one_is_named(name, tmp_path):
     if name == "imagenet9":  # has no listing: its images are those that are there
         assert lost not in [row.image for row in opened(name, tmp_path).rows("train")]
         return
-    with pytest.raises(DataError, match=rf"{name}: 1 of \d+ images that are listed .* are missing, first {lost}; unpack all of"):
+    with pytest.raises(DataError, match=rf"{name}: 1 of \d+ images that are listed .* are missing, first {lost}.*; unpack all of"):
         opened(name, tmp_path).split("train")
 
 
@@ -120,8 +122,9 @@ def test_broken_images_are_named_or_left_out_and_counted(name, tmp_path):
     TREES[name](tmp_path)
     rows = opened(name, tmp_path).rows("train")
     rows[2].image.write_bytes(b"no picture")
-    with pytest.raises(ValueError, match=f"{rows[2].image} is broken"):
+    with pytest.raises(ValueError, match=f"{rows[2].image} is broken: .*--option skip-broken=true$") as caught:
         opened(name, tmp_path).split("train").batch([1, 2])
+    assert str(caught.value).count(str(rows[2].image)) == 1
     with pytest.warns(UserWarning, match=f"1 of {len(rows)} train images of {name} are broken and left out, first {rows[2].image}"):
         left = opened(name, tmp_path, skip_broken="true").split("train")
     assert len(left) == len(rows) - 1
@@ -164,13 +167,89 @@ def test_wrong_masks(name, wrong, words, tmp_path):
     dataset.masks("test")[1]
 
 
+@pytest.mark.parametrize("name", ["waterbirds", "imagenet9"])
+@pytest.mark.parametrize("wrong", [np.ones((7, 9), bool), np.zeros((30, 40), bool), None])
+def test_wrong_masks_count_as_missing(name, wrong, tmp_path):
+    TREES[name](tmp_path)
+    row = opened(name, tmp_path).rows("test")[1]
+    if wrong is None:
+        row.mask.write_bytes(b"nothing")
+    elif row.mask.suffix == ".npy":
+        np.save(row.mask, wrong)
+    else:
+        Image.fromarray(wrong.astype(np.uint8) * 255).save(row.mask)
+    count = len(opened(name, tmp_path).rows("test"))
+    dataset = opened(name, tmp_path, skip_broken="true")
+    with pytest.warns(UserWarning, match=rf"1 of {count} test masks of {name} cannot be used and count as missing, first: .*mask "):
+        assert len(dataset.split("test")) == count
+    with pytest.warns(UserWarning, match=f"1 of {count} test images of {name} have no mask, first {row.image}"):
+        assert dataset.masks("test") is None
+    with pytest.warns(UserWarning, match="cannot be used"):
+        less = opened(name, tmp_path, skip_broken="true", masked_only="true")
+        assert len(less.split("test")) == count - 1
+    task_of(less).masks("test")
+
+
 # ---------------------------------------------------------------------------------------------------- pieces
+def test_masks_are_of_their_images_own_size(tmp_path):
+    """Also if one happens to have the size that images are resized to; unless it was made for that size."""
+    photograph(tmp_path / "a.png", 0)
+    mask = np.ones((32, 32), bool)
+    with pytest.raises(DataError, match="is 32×32 pixels, its image 30×40"):
+        FolderMasks([Row(tmp_path / "a.png", {})], lambda row: mask, 32)[0]
+    assert FolderMasks([Row(tmp_path / "a.png", {})], lambda row: mask, 32, sized=True)[0].all()
+
+
+def test_masks_are_cut_as_their_images_are(tmp_path):
+    pixels = np.zeros((64, 96, 3), np.uint8)
+    pixels[:30, 20:60] = 255
+    Image.fromarray(pixels).save(tmp_path / "a.png")
+    for crop in (1.0, 0.875, 0.5):
+        mask = FolderMasks([Row(tmp_path / "a.png", {})], lambda row: pixels[..., 0] > 0, 28, crop)[0]
+        image = torch.from_numpy(ImageFiles([tmp_path / "a.png"], (3, 28, 28), crop)[0].copy())[0]
+        shown = image > 0
+        grown = torch.nn.functional.max_pool2d(shown[None].float(), 3, 1, 1)[0] > 0
+        assert torch.equal(mask, grown) and shown.any() and not grown.all(), crop
+    corner = np.zeros((64, 96), bool)
+    corner[:5, :5] = True
+    with pytest.raises(DataError, match="is empty: it has no foreground at the centre; .*skip-broken=true"):
+        FolderMasks([Row(tmp_path / "a.png", {})], lambda row: corner, 28, 0.5)[0]
+
+
 def test_thin_foregrounds_do_not_vanish(tmp_path):
     photograph(tmp_path / "a.png", 0)
     mask = np.zeros((30, WIDE), bool)
     mask[11, 17] = True
     small = FolderMasks([Row(tmp_path / "a.png", {})], lambda row: mask, 16)[0]
-    assert small.any() and float(small.float().mean()) < 0.05
+    assert small.any() and float(small.float().mean()) < 0.1
+
+
+@pytest.mark.parametrize(("ending", "size", "left"), [
+    (".png", (300, 400), 0), (".png", (30, 40), 0), (".png", (64, 64), 0), (".jpg", (300, 400), 12)])
+def test_nothing_of_the_foreground_is_left_outside_its_mask(tmp_path, ending, size, left):
+    """Also not in pixels that resizing mixes from both sides of its edge."""
+    y, x = np.mgrid[:size[0], :size[1]] / np.array(size)[:, None, None]
+    bird = (y - 0.5) ** 2 / 0.09 + (x - 0.45) ** 2 / 0.04 < 1
+    path = tmp_path / f"bird{ending}"
+    Image.fromarray(np.where(bird[..., None], (255, 0, 0), (0, 0, 255)).astype(np.uint8)).save(path, quality=90)
+    for crop in (1.0, 0.875):
+        mask = FolderMasks([Row(path, {})], lambda row: bird, 64, crop)[0].numpy()
+        red, _, blue = ImageFiles([path], (3, 64, 64), crop)[0]
+        assert red[~mask].max() <= left and 0.1 < mask.mean() < 0.4 and (blue[mask] < 128).mean() > 0.7, crop
+
+
+def test_masks_that_are_missing_say_where_they_are_expected(tmp_path):
+    shutil.rmtree(TREES["waterbirds"](tmp_path / "birds") / "segmentations")
+    told = (f"waterbirds has none: no folder segmentations/ in {tmp_path}/birds; expected {tmp_path}/birds/segmentations/<class>/"
+            r"<image>.png \(CUB's segmentations.tgz\)")
+    with pytest.raises(SchemaError, match=told):
+        task_of(opened("waterbirds", tmp_path / "birds")).check_masks("a test")
+    shutil.rmtree(TREES["imagenet9"](tmp_path / "nine") / "bg_challenge" / "train" / "no_fg")
+    told = r"imagenet9 has none: no .*/train/fg_mask/train/00_dog/n00_1.npy nor .*/train/no_fg/train/00_dog/n00_1.JPEG$"
+    with pytest.raises(SchemaError, match=told):
+        task_of(opened("imagenet9", tmp_path / "nine")).check_masks("a test")
+    with pytest.raises(SchemaError, match=r"wildcam has none: define masks\(split\)"):
+        task_of(opened("wildcam", TREES["wildcam"](tmp_path / "wild"))).check_masks("a test")
 
 
 def test_half_of_white_is_foreground(tmp_path):

@@ -11,7 +11,7 @@ from PIL import Image
 from trees import foreground, imagenet9
 
 from datasets import SchemaError, open_dataset
-from datasets.imagenet9 import VARIANTS
+from datasets.imagenet9 import VARIANTS, removed
 from datasets.mnist import DataError
 from datasets.task import task_of
 
@@ -43,8 +43,38 @@ def test_masks_are_arrays_or_what_was_taken_out(tree):
     for split in ("train", "valid", "test"):
         row = dataset.rows(split)[4]
         assert row.mask.suffix == (".npy" if split == "test" else ".JPEG")
-        assert np.array_equal(dataset.mask(row), foreground())
+        mask = dataset.mask(row)
+        assert (mask & foreground()).sum() > 0.95 * (mask | foreground()).sum()
     assert open_dataset("imagenet9", {"data_dir": tree, "size": 32, "train_variant": "mixed_rand"}).masks("train") is None
+
+
+@pytest.mark.parametrize("at_border", [False, True])
+def test_what_was_taken_out_of_compressed_photographs_of_dark_things(tmp_path, at_border):
+    """Of a smooth photograph with parts that are nearly black, a third of the foreground's too: exact black finds 0.8 of it."""
+    random, (high, wide) = np.random.default_rng(0), (150, 200)
+    pixels = np.array(Image.fromarray(random.integers(0, 160, (6, 8, 3), dtype=np.uint8)).resize((wide, high), Image.Resampling.BICUBIC))
+    y, x = np.mgrid[:high, :wide]
+    inside = ((y - (105 if at_border else 75)) / 55) ** 2 + ((x - 100) / 60) ** 2 < 1
+    pixels[60:90, 80:115] = 3  # an eye, a shadow
+    pixels[100:104, 70:130] = 0
+    without = pixels.copy()
+    without[inside] = 0
+    for name, values in (("original", pixels), ("no_fg", without)):
+        Image.fromarray(values).save(tmp_path / f"{name}.JPEG", quality=90)
+    found = removed(tmp_path / "original.JPEG", tmp_path / "no_fg.JPEG")
+    assert (found & inside).sum() > 0.97 * (found | inside).sum()
+    assert not removed(tmp_path / "original.JPEG", tmp_path / "original.JPEG").any()
+
+
+def test_images_from_which_nothing_was_taken_have_an_empty_mask(tree):
+    dataset = open_dataset("imagenet9", {"data_dir": tree, "size": 32})
+    row = dataset.rows("train")[3]
+    shutil.copy(row.image, row.mask)
+    masks = dataset.masks("train")
+    assert not masks[3].any() and masks[2].any()
+    with pytest.warns(UserWarning, match=f"1 of 9 train masks of imagenet9 cannot be used and count as missing, first: .*{row.image}"):
+        sound = open_dataset("imagenet9", {"data_dir": tree, "size": 32, "skip_broken": "true", "masked_only": "true"})
+        assert len(sound.split("train")) == 8 == len(sound.masks("train"))
 
 
 def test_arrays_of_other_rank_and_images_of_other_size(tree):

@@ -21,13 +21,16 @@ from experiments.intervened import (
     QUANTILES,
     check_model,
     distinct_rows,
+    draw_rows,
     draw_stresses,
     has_truth,
     model_images,
     observed_images,
+    possible_stresses,
     training_counterfactuals,
     true_images,
 )
+from experiments.robustness_table import Report
 from experiments.stress_test import AS_OBSERVED, MAJORITY, MODEL, OBSERVED, TRUTH, Contestant, stress_test
 from mechanisms.checkpoint import RunError, read_json, write_json
 from mechanisms.runs import claim
@@ -55,7 +58,9 @@ def test_what_is_asked(task):
     names = [s.name for s in stresses]
     assert names[:3] == ["do(thickness)", "do(intensity)", "do(thickness, intensity)"]
     assert len(set(names)) == len(names) == 3 + 2 * len(QUANTILES)
-    assert all(torch.equal(s.index, torch.arange(20)) and all(len(v) == 20 for v in s.do.values()) for s in stresses)
+    index = draw_rows(task, count=20)
+    assert len(index.unique()) == 20 and torch.equal(index, index.sort().values) and 20 <= int(index.max()) < 32
+    assert all(torch.equal(s.index, index) and all(len(v) == 20 for v in s.do.values()) for s in stresses)
     training = task.dataset.split("train").attributes
     drawn = stresses[0].do["thickness"]
     assert torch.isin(drawn, training["thickness"]).all() and len(drawn.unique()) > 10
@@ -95,10 +100,10 @@ def test_named_shifts_and_labels_that_would_change(task):
     shifted = task_of(Shifted(**DIGITS), "digit", ("intensity",))
     with pytest.raises(SchemaError, match="relabelled of morphomnist would change the label 'digit' itself"):
         draw_stresses(shifted, count=4)
+    possible, refused = possible_stresses(shifted, count=4)
+    assert len(possible) == 1 + len(QUANTILES) + 1 and list(refused) == ["relabelled"] and "'digit' itself" in refused["relabelled"]
     Shifted.shifts = lambda self: {"dark": lambda attributes, generator: {"intensity": 80 + 0 * attributes["intensity"]}}
     assert (draw_stresses(shifted, count=4)[-1].do["intensity"] == 80).all()
-    with pytest.raises(SchemaError, match="names no spurious attribute and no shift"):
-        draw_stresses(replace(task, spurious=()), count=4)
 
 
 def test_shifts_are_not_called_as_other_columns(task):
@@ -121,10 +126,46 @@ def test_each_value_of_a_continuous_attribute_is_asked_once():
     assert len({label for _, label in close}) == len(close) == 5
 
 
-def test_memory_is_guarded(task, monkeypatch):
-    monkeypatch.setattr(intervened, "LARGEST", 10 * 4 * 32 * 32)
-    with pytest.raises(SchemaError, match="do not fit in .* MiB; take at most 10"):
-        draw_stresses(task, count=11)
+def test_rows_that_are_sorted_by_class_are_drawn_of_all_classes(task):
+    class Sorted(type(task.dataset)):
+        def load(self, split):
+            rows = super().load(split)
+            order = rows["digit"].argsort()
+            return {name: values[order] for name, values in rows.items()}
+
+    dataset = Sorted(**{**DIGITS, "test_digits": 200})
+    task = task_of(dataset, "digit", ("thickness",))
+    digits = dataset.split("test").attributes["digit"]
+    assert len(digits[:100].unique()) < 10 == len(digits[draw_rows(task, count=100)].unique())
+    assert not torch.equal(draw_rows(task, count=100), draw_rows(task, count=100, seed=1))
+    assert torch.equal(draw_rows(task, count=200), torch.arange(200))
+    with pytest.raises(SchemaError, match="count=1: the test split of .* take 2..200"):
+        draw_rows(task, count=1)
+
+
+def test_images_are_made_some_at_a_time(task, dscm, monkeypatch):
+    """However many are asked for; what is told is the same, and each part has noise of its own."""
+    weights, held = torch.randn(1024, 10, generator=torch.Generator().manual_seed(0)), []
+    linear = Contestant("linear", 0, lambda images: held.append(len(images)) or images.flatten(1) @ weights)
+    whole = stress_test(task, [linear], None, count=20)
+    monkeypatch.setattr(intervened, "_CHUNK", 7)
+    held.clear()
+    parts = stress_test(task, [linear], None, count=20)
+    assert set(held) == {7, 6} and len(parts.points) == len(whole.points)
+    for one, other in zip(parts.points, whole.points, strict=True):
+        assert one.measured.values == pytest.approx(other.measured.values, abs=1e-6) and one.images == 20
+    stress = by_name(task)["do(thickness)"]
+    made = [model_images(dscm, task, part, "test", 0, k) for k, part in enumerate(stress.parts())]
+    assert torch.equal(torch.cat(made), model_images(dscm, task, stress, "test"))
+
+
+def test_nothing_to_intervene_on(task):
+    """There are the images as observed, and it is said that there is nothing else."""
+    assert draw_stresses(replace(task, spurious=()), count=4) == []
+    found = stress_test(replace(task, spurious=()), [Contestant("any", 0, lambda x: torch.zeros(len(x), 10))], count=20)
+    assert {(p.source, p.stress, p.images) for p in found.points} == {(OBSERVED, AS_OBSERVED, 20)} and found.images == 20
+    text = Report(found, {"any": "as given"}).text()
+    assert "### As observed" in text and "No attribute is named that should not matter" in text and "nothing to intervene on" in text
 
 
 # ---------------------------------------------------------------------------------------------------- images
@@ -198,7 +239,8 @@ def test_every_classifier_on_every_stress(task, dscm):
     found = stress_test(task, contestants, dscm, count=20)
     points = {(p.algorithm, p.source, p.stress): p.measured.values for p in found.points}
     assert len(points) == len(found.points) == 3 * (1 + 2 * 13) and sum(seen) == 20 * 27
-    labels = task.dataset.split("test").attributes["digit"][:20]
+    index = draw_rows(task, count=20)
+    labels = task.dataset.split("test").attributes["digit"][index]
     for (name, _, _), values in points.items():
         if name == "constant":
             assert values["accuracy"] == float((labels == 3).double().mean()) and values.get("flip_rate", 0) == values.get("drop", 0) == 0
@@ -220,7 +262,7 @@ def test_groups_are_those_of_the_intervened_world(task):
     from experiments.stress_test import groups_under
 
     stresses = by_name(task)
-    attributes = {n: v[:20] for n, v in task.dataset.split("test").attributes.items()}
+    attributes = {n: v[draw_rows(task, count=20)] for n, v in task.dataset.split("test").attributes.items()}
     assert groups_under(task, attributes, stresses["do(thickness)"]) is None
     both = stresses["do(thickness, intensity)"]
     assert torch.equal(groups_under(task, attributes, both), task.groups({**attributes, **both.do}))

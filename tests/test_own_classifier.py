@@ -256,11 +256,14 @@ def test_weights_that_do_not_fit(built, tmp_path):
     with pytest.raises(RunError, match="nothing.pt does not exist"):
         load_weights(built, tmp_path / "nothing.pt")
     torch.save(nn.Linear(2, 2), tmp_path / "module.pt")
-    with pytest.raises(RunError, match=r"holds more than tensors .*save network.state_dict\(\)"):
+    with pytest.raises(RunError, match=r"holds more than tensors; save network.state_dict\(\)"):
         load_weights(built, tmp_path / "module.pt")
     torch.save({"epoch": 3}, tmp_path / "empty.pt")
     with pytest.raises(RunError, match="holds no state dict"):
         load_weights(built, tmp_path / "empty.pt")
+    (tmp_path / "junk.pt").write_bytes(b"junk of some kind")
+    with pytest.raises(RunError, match=r"junk.pt is damaged, or no state dict of torch; save network.state_dict\(\)$"):
+        load_weights(built, tmp_path / "junk.pt")
     (tmp_path / "cut.safetensors").write_bytes(b"1234")
     with pytest.raises(RunError, match="cut.safetensors is damaged"):
         load_weights(built, tmp_path / "cut.safetensors")

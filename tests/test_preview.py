@@ -14,7 +14,8 @@ from PIL import Image
 from datasets.options import DataOptions
 from dscm.figures import ORANGE
 from experiments import preview, preview_figure
-from experiments.augmenters.registry import COUNTERFACTUAL, FACTUAL
+from experiments.augmenters.registry import COUNTERFACTUAL, FACTUAL, augmenter
+from experiments.explain_figure import EDGE
 from experiments.preview import Options
 from experiments.preview_figure import Scene
 from experiments.train import train_classifiers
@@ -152,7 +153,40 @@ def test_an_image_without_foreground_is_marked(bars):
 
 def test_the_mask_is_outlined(bars):
     figure = figure_of(bars, cf="none", factual="none", count=2)
-    assert [matplotlib.colors.to_hex(c.get_edgecolor()[0]) for c in figure.axes[0].collections] == [ORANGE] * 2
+    assert [matplotlib.colors.to_hex(c.get_edgecolor()[0]) for c in figure.axes[0].collections] == [EDGE, ORANGE] * 2
+    assert any("blue: its bounding rectangle, which --cf fills" in text for text in words(figure))
+
+
+def test_the_rectangle_that_is_filled_is_outlined(bars):
+    scene = Scene(Options(data=DataOptions(str(bars)), device="cpu"))
+    box, filled = scene.given()[1].foreground, scene.panel(scene.wanted("counterfactual", "mean")[0][0]).images
+    assert torch.equal((filled != scene.batch["image"][:6]).any(1), box & (scene.batch["image"][:6] != 0.5).any(1))
+
+
+def test_no_more_images_than_there_are(bars):
+    scene = Scene(Options(data=DataOptions(str(bars)), count=50, device="cpu"))
+    assert scene.count == 40 and sorted(scene.rows.tolist()) == list(range(40)) and len(scene.given()[0].images) == 40
+
+
+def test_rows_may_be_named(bars):
+    options = Options(data=DataOptions(str(bars)), rows="7,3", device="cpu")
+    scene, rows = Scene(options), options.data.open().split("train")
+    assert scene.rows[:2].tolist() == [7, 3] and sorted(scene.rows.tolist()) == list(range(40))
+    assert torch.equal(scene.given()[0].images, rows.batch([7, 3])["image"]) and len(scene.given()[1].lines) == 2
+
+
+def test_headings_say_what_replaces_what(bars):
+    told = words(figure_of(bars, cf="mean,tile", factual="shuffle", count=1))
+    assert {"rectangle: grey", "rectangle: strip tiled", "background: pixels shuffled"} <= set(told)
+    assert [preview_figure.replacement(augmenter("factual", name)) for name in ("fgsm", "dscm")] == [
+        "background: attack (FGSM)", "whole image: causal model"]
+
+
+def test_a_rectangle_without_a_strip_is_said(bars):
+    scene = Scene(Options(data=DataOptions(str(bars)), count=2, device="cpu"))
+    scene.batch["mask"][0] = True
+    lines = scene.panel(scene.wanted("counterfactual", "tile")[0][0]).lines
+    assert lines[0][-1] == "no strip: grey" and len(lines[1]) == 1
 
 
 def test_seeds_draw_images_and_repeat(bars):
@@ -234,7 +268,8 @@ def test_a_label_that_does_not_cause_the_image_is_none_to_set(bars):
 @pytest.mark.parametrize(("arguments", "told"), [
     (["--cf", "tiles"], "unknown counterfactual augmenter 'tiles'; valid are mean"),
     (["--factual", "all,random"], "unknown factual augmenter 'all'; valid are random"),
-    (["--count", "41"], "--count 41: the train split has 40 images"), (["--count", "0"], "--count 0 must be at least 1"),
+    (["--rows", "3,40"], "--rows 40: the train split has 40 images, 0..39"), (["--count", "0"], "--count 0 must be at least 1"),
+    (["--rows", "3-7"], "--rows '3-7' must be numbers"),
     (["--option", "known=valid"], "has none: define masks"), (["--option", "known=train", "--split", "test"], "none of test; take --split"),
     (["--run", "nowhere"], "leave --dataset and its options out"), (["--truth", "--model", "nowhere"], "not both"),
     (["--model", "nowhere", "--cf", "dscm"], "nowhere"), (["--out", "preview.doc"], "preview.doc"),

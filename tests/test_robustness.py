@@ -13,6 +13,7 @@ import pytest
 import torch
 from scipy.stats import spearmanr
 from torchmetrics.functional import classification
+from trees import wildcam
 
 from datasets.errors import UserError
 from datasets.registry import open_dataset
@@ -218,9 +219,28 @@ def test_table_says_how_it_came_about(task):
     for told in ("last: weights of the end (erm, irm)", "majority class", "Seeds, of weights and training order: 3",
                  "32 images of distinct", "Difference of accuracy to erm on the same seeds", "worst intervention"):
         assert told in text
-    one = report_of(task, {"erm": 0.5}, seeds=(0,), sources=(TRUTH,)).text()
+    one = report_of(task, {"erm": 0.5, "irm": 0.7}, seeds=(0,), sources=(TRUTH,)).text()
+    assert "**" not in one and "Bold" not in one and "Bold" in report_of(task, {"erm": 0.5, "irm": 0.7}).text()  # one seed proves nothing
+    assert "### Does the model's" not in one and "\nDoes the model's stress test predict the true one? Not asked" in one
+    assert "Majority class: always " in one and ", the commonest in training (" in one
     assert "with one seed there is no standard error" in one and "Not asked: no model is given (--model RUN)." in one
     assert "there is the model's test only" in report_of(task, {"erm": 0.5}, sources=(MODEL,)).text()
+
+
+def test_the_baseline_of_the_foreground_is_chance(task):
+    report = report_of(task, {"erm": 0.5}, sources=())
+    points = tuple(replace(p, measured=replace(p.measured, values={**p.measured.values, "focus_share": 0.2})) for p in report.points)
+    tables = {heading: lines for heading, _, lines in replace(report, stressed=replace(report.stressed, points=points)).tables()}
+    assert [line[0] for line in tables["Foreground, images as observed"]] == ["erm", "*constant map (chance)*"]
+    assert [line[0] for line in tables["As observed"]] == ["erm", f"*{MAJORITY}*"]
+
+
+def test_more_images_are_advised_only_where_there_are_more(task):
+    report = report_of(task, {"erm": 0.5}, sources=())
+    points = tuple(replace(p, measured=replace(p.measured, small=(3,))) for p in report.points)
+    for images, told in ((IMAGES, False), (IMAGES - 1, True)):
+        few = tuple(replace(p, images=images) for p in points)
+        assert ("--count takes more" in replace(report, stressed=replace(report.stressed, points=few)).text()) is told
 
 
 def test_files(task, tmp_path):
@@ -400,6 +420,42 @@ def test_command_without_truth_and_without_a_model(mine, tmp_path, capsys):
     assert told.index("### As observed") < told.index("wrote ") and "a worst group has 15" in told
     written = {f"robustness.{ending}" for ending in ("md", "csv", "tsv", "json", "png")}
     assert {path.name for path in (tmp_path / "out").iterdir()} == written
+
+
+def test_spurious_attributes_that_cause_the_label(tmp_path, capsys):
+    """The camera decides which animals come by: nothing can be intervened on, and the table of the images as observed is there."""
+    from experiments.train import main as train
+    from experiments.train_options import Options as Training
+    from experiments.train_options import TrainingFlags
+    from mechanisms.options import RunOptions
+
+    tree, run = wildcam(tmp_path / "tree"), tmp_path / "a run"
+    flags = TrainingFlags(network="small", frozen=True, steps=2, validations=1, device="cpu")
+    given = Training(run=RunOptions(run), algorithm="erm,irm", seeds=1, training=flags, data_fraction=0.8)
+    data = replace(given.data, dataset="wildcam", data_dir=tree, option=("size=32",))
+    train(replace(given, data=data))
+    warned, told = capsys.readouterr(), json.loads((run / "classifiers" / "results.jsonl").read_text().splitlines()[0])
+    assert "weights default" not in warned.out and "frozen True (flag)" in warned.out and "batch-size whole split (recipe)" in warned.out
+    assert "clip none (recipe)" in warned.out and "data-fraction 0.8 (flag)" in warned.out
+    assert "leave --frozen out, or take one that has pretrained weights" in warned.err
+    assert told["data_fraction"] == 0.8 and told["box_noise"] is None
+    main(Options(run=run, out=tmp_path / "out", device="cpu"))
+    said = capsys.readouterr().out
+    assert "Of do(location), do(location=…): not asked, since the label 'category' itself would change" in said
+    assert "### As observed" in said and "| irm " in said and "| *majority class* |" in said and "balanced accuracy" in said
+    assert "Trained with --data-fraction 0.8: erm, irm." in said and "No attribute is named" not in said and "--count takes" not in said
+    assert "Majority class: always " in said
+
+    folder = run / "classifiers" / "irm"  # a stack that was interrupted
+    shutil.copytree(folder / "seed-0", folder / "seeds-3-4")
+    shutil.copytree(folder / "seed-0", run / "classifiers" / "groupdro" / "seed-0")
+    main(Options(run=run, out=tmp_path / "out", device="cpu"))
+    said = capsys.readouterr().out
+    again = f"python -m experiments.train --run '{run}' --algorithm"
+    assert f"Left out: groupdro (seed 0) is unfinished, at step 2; {again} groupdro --resume" in said
+    assert all(f"Left out: irm (seed {seed}) is unfinished, at step 2" in said for seed in (3, 4)) and "irm (seed 0) is" not in said
+    with pytest.raises(RunError, match="has no classifier by groupdro; it has erm, irm. Left out: groupdro .seed 0. is unfinished"):
+        main(Options(run=run, algorithm="groupdro", out=tmp_path / "out", device="cpu"))
 
 
 @pytest.mark.parametrize(("changes", "told"), [

@@ -9,8 +9,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from experiments.deeplift import deeplift
-from experiments.networks import Network, build_network
-from experiments.saliency import PENALTIES, SALIENCY, outside, penalty, saliency
+from experiments.networks import Network, SmallCNN, build_network
+from experiments.saliency import PENALTIES, SALIENCY, check_saliency, outside, penalty, saliency
 from mechanisms.checkpoint import RunError
 
 ROWS, CLASSES, SHAPE = 6, 3, (3, 16, 16)
@@ -96,6 +96,18 @@ def test_no_image_depends_on_its_batch_and_modes_are_left(name):
     assert all(torch.equal(value, state[key]) for key, value in network.state_dict().items())
 
 
+@every
+def test_a_frozen_body_has_the_same_saliency_and_a_gradient_of_the_head(name):
+    network, images, labels, masks = case()
+    free = saliency(name, network, images, labels)
+    (expected,) = torch.autograd.grad(penalty("outside", free, masks).sum(), network.head.weight)
+    found = saliency(name, network.freeze(), images, labels)
+    torch.testing.assert_close(found, free)
+    penalty("outside", found, masks).sum().backward()
+    torch.testing.assert_close(network.head.weight.grad, expected)
+    assert expected.any() and all(p.grad is None for n, p in network.named_parameters() if not n.startswith("head"))
+
+
 def test_in_train_mode_images_would_depend_on_each_other():
     network, images, labels, _ = case()
     pixels = images.clone().requires_grad_()
@@ -158,6 +170,28 @@ def test_deeplift_adds_up_on_functions_in_place_and_overlapping_windows():
     found = deeplift(network, images, labels)
     own = (network(images) - network(torch.zeros_like(images))).gather(1, labels[:, None])[:, 0]
     torch.testing.assert_close(found.flatten(1).sum(1), own)
+
+
+class Gated(SmallCNN):
+    """With a product that takes a thousandth from the sum of DeepLift's attributions."""
+
+    name = "gated"
+    gate = 0.01
+
+    def features(self, images: Tensor) -> Tensor:
+        found = super().features(images)
+        return found * (1 + self.gate * found.mean(1, keepdim=True))
+
+
+def test_deeplift_of_networks_with_products_is_refused():
+    network = Gated(SHAPE, CLASSES, 12)
+    state = torch.get_rng_state()
+    with pytest.raises(RunError, match="do not add up .*: Gated has products of activations.* Take saliency_of=gradient"):
+        check_saliency("deeplift", network)
+    assert torch.equal(torch.get_rng_state(), state)
+    check_saliency("gradient", network)
+    for kind in ("smallcnn", "mlp", "resnet18"):  # the latter's signals vanish without statistics of batch norm
+        check_saliency("deeplift", build_network(kind, (3, 32, 32), CLASSES))
 
 
 def test_deeplifts_gradient_is_a_finite_difference():

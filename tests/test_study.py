@@ -118,6 +118,11 @@ def test_boxes_stay_in_the_image_and_leave_background(noise, place):
         assert boxes[k].any() and not boxes[k].all() and boxes[k].shape == (40, 60)
 
 
+def test_empty_masks_stay_empty():
+    boxes = NoisyBoxes(torch.stack([torch.zeros(8, 9, dtype=torch.bool), mask_of(2, 5, 3, 7, (8, 9))]), 0.2)
+    assert boxes[0].dtype == torch.bool and boxes[0].shape == (8, 9) and not boxes[0].any() and boxes[1].any()
+
+
 def test_noise_changes_masks_of_algorithms_that_need_them(tmp_path):
     noisy, plain = rows(box_noise=0.2), rows()
     boxes, masks = (trainer(of, tmp_path, "cf_f").train.attributes["mask"] for of in (noisy, plain))
@@ -143,6 +148,9 @@ def test_from_the_command_line(tmp_path, capsys):
     run_command(Options, main, [*asked, "--box-noise", "0.2"])
     state = load(tmp_path / "run" / "classifiers" / "cf_f" / "seed-0" / "mechanism.pt", "classifier")
     assert (state["data_fraction"], state["box_noise"]) == (0.5, 0.2)
+    assert "data-fraction 0.5 (flag), box-noise 0.2 (flag)" in capsys.readouterr().out
+    table = (tmp_path / "run" / "classifiers" / "results.tsv").read_text().splitlines()
+    assert table[0].endswith("\tdata_fraction\tbox_noise") and table[1].endswith("\t0.5\t0.2")
     for other in ([*asked, "--box-noise", "0.1"], asked, [*asked[:-2], "--box-noise", "0.2"]):
         with pytest.raises(SystemExit):
             run_command(Options, main, other)

@@ -168,9 +168,9 @@ def counted(monkeypatch) -> list[str]:
     """The folder of every training that is begun from now on, in ``<run>/classifiers``."""
     begun, genuine = [], training.fit
 
-    def fit(model, train, valid, config, folder, description, options, **named):
+    def fit(model, train, valid, config, folder, description, options, *rest, **named):
         before = files(folder) if folder.exists() else None
-        result = genuine(model, train, valid, config, folder, description, options, **named)
+        result = genuine(model, train, valid, config, folder, description, options, *rest, **named)
         if before is None or files(folder) != before:
             begun.append("/".join(folder.parts[folder.parts.index("classifiers") + 1 :]))
         return result
@@ -190,8 +190,10 @@ def test_what_is_finished_is_not_trained_again(trained, toy, capsys):
 
 
 def test_another_configuration_is_refused(trained, toy, capsys):
-    for arguments, message in [(["--learning-rate", "0.5"], "learning_rate 0.001 → 0.5"), (["--hidden", "9"], "its hidden differ"),
-                               (["--set", "irm.penalty=8"], "its settings differ"), (["--l2", "1"], "its l2 differ")]:
+    for arguments, message in [(["--learning-rate", "0.5"], "learning_rate 0.001 → 0.5"),
+                               (["--hidden", "9"], "its hidden differ: hidden: 8 there, 9 asked"),
+                               (["--set", "irm.penalty=8"], "(its settings differ: penalty: 7.0 there, 8.0 asked)"),
+                               (["--data-fraction", "0.5"], "data_fraction: nothing there, 0.5 asked"), (["--l2", "1"], "its l2 differ")]:
         with pytest.raises(SystemExit) as caught:
             command(toy, trained, "--algorithm", "irm", "--seeds", "1", "--no-vectorize", *arguments)
         assert caught.value.code == 2 and message in capsys.readouterr().err
@@ -228,6 +230,26 @@ def test_groups_are_needed_where_they_are(tmp_path):
     path.write_text(TOY.replace('spurious = ("light",)', "spurious = ()"))
     with pytest.raises(SchemaError, match="--algorithm groupdro needs groups, but Toy names no spurious attribute.*--spurious NAME"):
         train_classifiers(open_dataset(str(path)), Options(algorithm="groupdro", run=RunOptions(tmp_path / "run"), training=FLAGS))
+
+
+def test_a_network_of_ours_takes_no_pretrained_weights_from_a_recipe(tmp_path):
+    path = tmp_path / "deep.py"
+    path.write_text(TOY.replace('"network": "mlp", "hidden": 8,', '"network": "resnet18", "weights": "default", "frozen": True,'))
+    dataset = open_dataset(str(path))
+
+    def asked(**flags: Any) -> ClassifierConfig:
+        return resolve("erm", dataset, replace(FLAGS, **flags)).classifier
+
+    assert asked(network="resnet50") == ClassifierConfig("resnet50", weights="default", frozen=True)
+    assert [asked(network=name) for name in ("small", "mlp")] == [ClassifierConfig("small"), ClassifierConfig("mlp")]
+    assert asked(network="mlp", frozen=True, weights="w.pt") == ClassifierConfig("mlp", weights="w.pt", frozen=True)  # the user's own
+
+
+def test_settings_in_words(toy):
+    plan = resolve("cf_f", open_dataset(toy), replace(FLAGS, batch_size=1_000_000, learning_rate=1 / 3))
+    told = plan.told(999)
+    assert "batch-size whole split (flag)" in told and "batch-size 1000000" in plan.told(1_000_001)
+    assert "learning-rate 0.33333 (flag)" in told and "cf-folder" not in told and "cf-loss negative" in told
 
 
 def test_an_empty_environment_is_named(tmp_path):
@@ -296,8 +318,8 @@ def test_flags_win_over_recipes_over_defaults(toy):
     asked = resolve("vrex", dataset, TrainingFlags(hidden=5, epochs=2.0), ["penalty=3", "irm.penalty=4"])
     assert asked.settings.penalty == 3 and asked.classifier.hidden == 5 and asked.training.epochs == 2 and asked.training.steps is None
     assert asked.origin["hidden"] == "flag" and asked.origin["network"] == "recipe" and "steps" not in asked.origin
-    assert "penalty 3 (flag)" in str(asked) and "network mlp (recipe)" in str(asked)
-    assert resolve("erm", dataset).training.batch_size == 32 and "penalty" not in str(resolve("erm", dataset))
+    assert "penalty 3 (flag)" in asked.told(96) and "network mlp (recipe)" in asked.told(96)
+    assert resolve("erm", dataset).training.batch_size == 32 and "penalty" not in resolve("erm", dataset).told(96)
 
 
 def test_a_recipe_that_sets_what_is_not_there(toy):
@@ -322,13 +344,14 @@ def test_every_setting_has_a_help_text_and_a_name_of_its_own():
 def test_selection_rows_weigh_as_they_say(toy):
     task = task_of(open_dataset(toy))
     split = selection_split(task, 40)
-    columns = split.attributes
+    columns, rows = split.attributes, split.attributes["row"][:40]
+    assert 40 < len(task.split("valid")) and 40 <= int(rows.max()) and torch.equal(rows, rows.unique())  # not the first ones
     assert shifts_of(task) == ["unlinked"] and len(split) == 80 and columns["shift"].tolist() == [0] * 40 + [1] * 40
     for weight, which in (("observed", columns["shift"] == 0), ("in_shift", columns["shift"] == 1)):
         assert columns[weight].mean() == pytest.approx(1) and not columns[weight][~which].any()
     groups = columns["group"][:40]
     assert all((columns["in_group"] * (columns["group"] == g)).mean() == pytest.approx(1) for g in groups.unique())
-    assert torch.equal(split.images[:40], task.split("valid").images[:40]) and torch.equal(columns["label"][:40], columns["label"][40:])
+    assert torch.equal(split.images[:40], task.split("valid").images[rows]) and torch.equal(columns["label"][:40], columns["label"][40:])
     assert not torch.equal(columns["group"][40:], groups)
 
 

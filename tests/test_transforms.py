@@ -172,7 +172,7 @@ def test_folders_that_are_no_data_set(tmp_path):
 
 
 def test_a_folder_without_images(tmp_path):
-    with pytest.raises(UserError, match="is empty"):
+    with pytest.raises(UserError, match=r"is empty: it has no file that ends in png, jpg, jpeg, bmp, gif, tif or webp$"):
         read_folder(tmp_path, (1, 8, 8))
     with pytest.raises(UserError, match="does not exist"):
         read_folder(tmp_path / "nowhere", (1, 8, 8))

@@ -62,6 +62,7 @@ def test_published_recipe(tree):
     (lambda listing: listing[3].update(category="cat"), "entry 3 has the unknown category 'cat'; valid are coyote, raccoon"),
     (lambda listing: listing[0].update(location=44), "entry 0 has the unknown location '44'; valid are 43, 46, 130"),
     (lambda listing: listing[5].pop("filename"), "entry 5 must have category, location and filename"),
+    (lambda listing: listing.append(dict(listing[2])), r"entry 39 is that of entry 2 again: \{.*43-0-2.jpg"),
     (lambda listing: listing[1].update(filename="lost.jpg"), "images that are listed for the train split are missing, first .*lost.jpg"),
 ])
 def test_wrong_listings(tree, change, words):

@@ -16,11 +16,15 @@ BIRD = (slice(5, 20), slice(10, 30))  # rows and columns of every foreground
 
 
 def photograph(path: Path, seed: int, mode: str = "RGB", size: tuple[int, int] = (WIDE, HIGH)) -> None:
-    """A picture of noise, with a brighter foreground."""
     path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(picture(seed, size)).convert(mode).save(path, quality=90)  # which PNG does not mind
+
+
+def picture(seed: int, size: tuple[int, int] = (WIDE, HIGH)) -> np.ndarray:
+    """Noise, with a brighter foreground."""
     pixels = np.random.default_rng(seed).integers(1, 120, (size[1], size[0], 3), dtype=np.uint8)
     pixels[BIRD] += 100
-    Image.fromarray(pixels).convert(mode).save(path)
+    return pixels
 
 
 def foreground() -> np.ndarray:
@@ -44,7 +48,10 @@ def waterbirds(root: Path) -> Path:
 
 
 def imagenet9(root: Path) -> Path:
-    """One image of each class, variant and place; masks as arrays for the test, as images without foreground for training."""
+    """One image of each class, variant and place; masks as arrays for the test, as images without foreground for training.
+
+    The latter, as published, from images before compression, and compressed as they are: black is not quite black.
+    """
     for part, leaf, seed in (("train", "train", 0), ("train", "val", 100), ("test", "val", 200)):
         for variant in ("original", "mixed_same", "mixed_rand"):
             for k, folder in enumerate(FOLDERS):
@@ -56,10 +63,9 @@ def imagenet9(root: Path) -> Path:
         for leaf, seed in (("train", 0), ("val", 100)):
             path = root / "bg_challenge" / "train" / "no_fg" / leaf / folder / f"n0{seed + k}_1.JPEG"
             path.parent.mkdir(parents=True, exist_ok=True)
-            with Image.open(root / "bg_challenge" / "train" / "original" / leaf / folder / path.name) as image:
-                pixels = np.array(image)
+            pixels = picture(seed + k)
             pixels[foreground()] = 0
-            Image.fromarray(pixels).save(path, format="PNG")  # without loss: black stays black
+            Image.fromarray(pixels).save(path, quality=90)
     return root
 
 

@@ -22,7 +22,8 @@ from experiments.augmenters.regions import has_foreground, inside, rectangles
 from experiments.augmenters.registry import NONE, augmenter
 from experiments.counterfactual_losses import COUNTERFACTUAL_LOSSES, counterfactual_loss
 from experiments.networks import Network
-from experiments.saliency import PENALTIES, SALIENCY, penalty, saliency
+from experiments.saliency import PENALTIES, SALIENCY, check_saliency, penalty, saliency
+from experiments.xgradcam import evaluating
 from mechanisms.checkpoint import RunError
 
 if TYPE_CHECKING:
@@ -72,7 +73,8 @@ class CounterfactualAndFactual(Algorithm):
     With ``factual=dscm``, x_F is a counterfactual of a causal model under do(spurious attributes): it keeps the label, so it is
     factual data. With ``cf=dscm``, x_CF is one under do(label = another class), with the spurious attributes as they are. With
     ``cf_loss=double``, the classes "without y" are K further outputs, of a linear layer of their own on the network's features,
-    which predictions leave out.
+    which predictions leave out; attacks and Σ‖w‖² mind all 2K. Of several boxes in an image, what x_CF loses is the rectangle
+    around all of them, which may be nearly everything; x_F keeps the boxes alone.
 
     The random numbers of augmenters come from a generator that is seeded with a draw of the training's noise, so that a
     training resumes bit for bit.
@@ -90,6 +92,8 @@ class CounterfactualAndFactual(Algorithm):
         self.fill, self.background = augmenter("counterfactual", asked.cf), augmenter("factual", asked.factual)
         if asked.saliency != NONE and asked.saliency_of == "logits_sum" and network.head.out_features == 1:
             raise RunError(f"saliency_of=logits_sum: the two logits of --network {network.name} always sum to 0; take gradient")
+        if asked.saliency != NONE:
+            check_saliency(asked.saliency_of, network)
         self.without: nn.Linear | None = None
         if asked.cf != NONE and asked.cf_loss == "double":
             self.without = nn.Linear(network.head.in_features, sizes.classes)
@@ -101,7 +105,7 @@ class CounterfactualAndFactual(Algorithm):
         augmenter("counterfactual", settings.cf)
         augmenter("factual", settings.factual)
         if settings.cf == FOLDER:
-            require(bool(settings.cf_folder), "cf_folder", settings.cf_folder, "name the folder of ready images")
+            require(bool(settings.cf_folder), "cf_folder", settings.cf_folder, "name the folder of ready images: --set cf_f.cf_folder=DIR")
         else:
             require(not settings.cf_folder, "cf_folder", settings.cf_folder, "be empty unless cf=folder")
         for name, valid in (("cf_loss", COUNTERFACTUAL_LOSSES), ("saliency", (*REGIONS, NONE)), ("saliency_of", SALIENCY),
@@ -110,7 +114,7 @@ class CounterfactualAndFactual(Algorithm):
             require(value in valid, name, value, f"be one of {', '.join(valid)}")
         for name in ("cf_weight", "saliency_weight"):
             require(0 <= getattr(settings, name) < math.inf, name, getattr(settings, name), "not be negative")
-        require(0 <= settings.saliency_anneal <= 1, "saliency_anneal", settings.saliency_anneal, "be a share")
+        require(0 <= settings.saliency_anneal <= 1, "saliency_anneal", settings.saliency_anneal, "lie in [0, 1]")
 
     @classmethod
     def needs_of(cls, settings: CFFSettings) -> frozenset[str]:
@@ -161,7 +165,8 @@ class CounterfactualAndFactual(Algorithm):
         found = []
         for kind in (self.background, self.fill):
             if kind is not None:
-                made = kind(images, masks, labels, generator, network=self.network, ready=ready[kind.kind])
+                with evaluating(self.network):  # an attack is on all outputs that are trained
+                    made = kind(images, masks, labels, generator, network=self.outputs, ready=ready[kind.kind])
                 found.append((made, known if "masks" in kind.needs else torch.ones_like(known)))
         return found
 
@@ -172,6 +177,11 @@ class CounterfactualAndFactual(Algorithm):
         features = self.network.features(images)
         with torch.autocast(features.device.type, enabled=False):
             return torch.cat([self.network.logits(features), self.without(features.float())], 1)
+
+    def penalty_of_weights(self) -> Tensor | float:
+        """That of every algorithm, with the classes of counterfactual images' own."""
+        own = () if self.without is None else self.without.parameters()
+        return super().penalty_of_weights() + self.l2 * sum(p.square().sum() for p in own)
 
     def region(self, masks: Tensor) -> Tensor:
         """Where the network may look, bool ``(B, H, W)``."""

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from experiments.algorithms.base import Algorithm, Batch, Draw, cross_entropy, require
 from experiments.algorithms.mixing import uniform
+from experiments.augmenters.regions import GREY
 
 
 @dataclass(frozen=True)
@@ -30,10 +31,12 @@ class GridMaskSettings:
 
 
 class GridMask(Algorithm):
-    """CE(f(x·g), y), g a grid of squares of zeros, turned by a random angle (Chen et al. 2020, *GridMask data augmentation*, section 3).
+    """CE(f(x·g + ½·(1 − g)), y), g a grid of squares of zeros, turned by a random angle (Chen et al. 2020, *GridMask data
+    augmentation*, section 3).
 
     With the distance d ~ U(shortest, longest) of the image's side, each d×d tile has one square of zeros of side (1 − ratio)·d:
-    (1 − ratio)² of all pixels. d, both offsets and the angle are each image's own.
+    (1 − ratio)² of all pixels. d, both offsets and the angle are each image's own. What is dropped is grey, .5: as published, g
+    multiplies images whose mean was taken off before.
     """
 
     name = "gridmask"
@@ -52,7 +55,7 @@ class GridMask(Algorithm):
         whether, *chances = uniform(noise(len(images), 5)).unbind(1)
         likely = options.probability * (min(1.0, progress / options.rise) if options.rise else 1.0)
         dropped = grid(chances, images.shape[-2:], options) & (whether < likely)[:, None, None]
-        losses = cross_entropy(self.network(images.masked_fill(dropped[:, None], 0.0)), batch["label"])
+        losses = cross_entropy(self.network(images.masked_fill(dropped[:, None], GREY)), batch["label"])
         return {"loss": losses + self.penalty_of_weights(), "risk": losses}
 
 

@@ -42,7 +42,7 @@ class Penalised(Algorithm):
     @classmethod
     def check(cls, settings: Any) -> None:
         require(0 <= settings.penalty < math.inf, "penalty", settings.penalty, "not be negative")
-        require(0 <= settings.anneal <= 1, "anneal", settings.anneal, "be a share of the training, in [0, 1]")
+        require(0 <= settings.anneal <= 1, "anneal", settings.anneal, "lie in [0, 1], a share of the training")
 
     def restarts(self, updates: int | None) -> tuple[int, ...]:
         if not self.options.reset:

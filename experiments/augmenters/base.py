@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from datasets.schema import SchemaError
-from experiments.augmenters.regions import has_foreground
+from experiments.augmenters.ready import as_images
+from experiments.augmenters.regions import coloured, has_foreground
 from mechanisms.checkpoint import RunError
 
 Context = Mapping[str, Any]
@@ -109,6 +110,28 @@ def check_masks(images: Tensor, masks: Tensor | None, what: str) -> None:
                           "by nearest neighbours")
     if len(masks) != len(images):
         raise SchemaError(f"{what}: {len(masks)} masks for {len(images)} images; give one for each")
+
+
+# -------------------------------------------------------------------------------------------------------- contents that both kinds have
+class Coloured:
+    """U(0, 1) for each image and channel, + N(0, .2) for each pixel, clamped to [0, 1]."""
+
+    name = "random"
+    title = "random colour"
+
+    def make(self, images: Tensor, masks: Tensor, labels: Tensor, generator: torch.Generator, context: Context) -> Tensor:
+        return coloured(uniform(generator, images, *images.shape[:2]), normal(generator, images, *images.shape))
+
+
+class Modelled:
+    """The whole of ``ready``, which a causal model has made. Needs no masks."""
+
+    name = "dscm"
+    title = "causal model"
+    needs = frozenset({"ready"})
+
+    def make(self, images: Tensor, masks: Tensor | None, labels: Tensor, generator: torch.Generator, context: Context) -> Tensor:
+        return as_images(context["ready"], images)
 
 
 # -------------------------------------------------------------------------------------------------------- random numbers

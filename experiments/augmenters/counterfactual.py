@@ -11,13 +11,17 @@ import torch
 from torch import Tensor
 
 from datasets.errors import UserError
-from experiments.augmenters.base import Augmenter, Context, normal, uniform
+from experiments.augmenters.base import Augmenter, Coloured, Context, Modelled
 from experiments.augmenters.ready import as_images
-from experiments.augmenters.regions import GREY, coloured, inside, rectangles, shuffled, tiled
+from experiments.augmenters.regions import GREY, inside, rectangles, shuffled, tiled
 
 
 class Fill(Augmenter):
-    """Another content of the foreground's bounding rectangle; all around it stays. A full mask has a rectangle like any other."""
+    """Another content of the foreground's bounding rectangle; all around it stays. A full mask has a rectangle like any other.
+
+    There is one rectangle for each image: of several boxes, such as two animals' in opposite corners of a camera trap's image, it
+    is that around all of them, and hardly any background may be left.
+    """
 
     kind = "counterfactual"
 
@@ -45,14 +49,8 @@ class Mean(Fill):
         return torch.full_like(images, self.grey)
 
 
-class RandomColour(Fill):
-    """U(0, 1) for each image and channel, + N(0, .2) for each pixel, clamped to [0, 1]."""
-
-    name = "random"
-    title = "random colour"
-
-    def make(self, images: Tensor, masks: Tensor, labels: Tensor, generator: torch.Generator, context: Context) -> Tensor:
-        return coloured(uniform(generator, images, *images.shape[:2]), normal(generator, images, *images.shape))
+class RandomColour(Coloured, Fill):
+    __doc__ = Coloured.__doc__
 
 
 class Shuffle(Fill):
@@ -90,13 +88,7 @@ class Folder(Fill):
         return as_images(context["ready"], images)
 
 
-class Model(Augmenter):
+class Model(Modelled, Augmenter):
     """The whole of ``ready``: what a DSCM makes of the image under do(label = another class). Needs no masks."""
 
-    name = "dscm"
-    title = "causal model"
     kind = "counterfactual"
-    needs = frozenset({"ready"})
-
-    def make(self, images: Tensor, masks: Tensor | None, labels: Tensor, generator: torch.Generator, context: Context) -> Tensor:
-        return as_images(context["ready"], images)

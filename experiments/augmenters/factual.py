@@ -7,15 +7,15 @@ from __future__ import annotations
 
 from contextlib import nullcontext
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from datasets.errors import UserError
-from experiments.augmenters.base import Augmenter, Context, normal, uniform
-from experiments.augmenters.ready import as_images
-from experiments.augmenters.regions import GREY, coloured, continued, has_foreground, inside, rectangles, shuffled, taken
+from experiments.augmenters.base import Augmenter, Coloured, Context, Modelled, uniform
+from experiments.augmenters.regions import GREY, continued, has_foreground, inside, rectangles, shuffled, taken
 from experiments.xgradcam import evaluating
 
 
@@ -29,14 +29,8 @@ class Background(Augmenter):
         return masks
 
 
-class RandomBackground(Background):
-    """U(0, 1) for each image and channel, + N(0, .2) for each pixel, clamped to [0, 1]."""
-
-    name = "random"
-    title = "random colour"
-
-    def make(self, images: Tensor, masks: Tensor, labels: Tensor, generator: torch.Generator, context: Context) -> Tensor:
-        return coloured(uniform(generator, images, *images.shape[:2]), normal(generator, images, *images.shape))
+class RandomBackground(Coloured, Background):
+    __doc__ = Coloured.__doc__
 
 
 class ShuffledBackground(Background):
@@ -84,15 +78,20 @@ class Attack(Background):
     x' ← clip(x' + step · sign ∂loss/∂x'), from x + U(−eps, eps); gradients are of the image's own loss, and no parameter gets any.
     The network is in eval mode meanwhile and then has the modes that it had; a callable that is no module has to see to that itself.
 
+    Published sizes, eps .6 and steps of 1.25·eps, are of images normalised to 2x − 1, in [−1, 1]; those of x in [0, 1] are half as
+    large, .3 and .375.
+
     Attributes:
         eps: the most that a pixel changes; images are in [0, 1].
         step: of each update.
         steps: how many.
+        until_misled: whether an image stays as it is from when the network no longer predicts y.
     """
 
     needs = frozenset({"masks", "network"})
-    eps: float = 0.6
-    step: float = 0.75
+    until_misled: ClassVar[bool] = False
+    eps: float = 0.3
+    step: float = 0.375
     steps: int = 1
 
     def __post_init__(self) -> None:
@@ -108,15 +107,17 @@ class Attack(Background):
             for _ in range(self.steps):
                 with torch.enable_grad():
                     new.requires_grad_()
-                    loss = F.cross_entropy(network(new).float(), labels, reduction="sum")
-                    (gradient,) = torch.autograd.grad(loss, new)
-                moved = new.detach() + self.step * gradient.sign()
-                new = torch.where(free, moved.clamp(low, high), images)
+                    logits = network(new).float()
+                    (gradient,) = torch.autograd.grad(F.cross_entropy(logits, labels, reduction="sum"), new)
+                moves, new = free, new.detach()
+                if self.until_misled:
+                    moves = free & (logits.argmax(1) == labels)[:, None, None, None]
+                new = torch.where(moves, (new + self.step * gradient.sign()).clamp(low, high), new)
         return new
 
 
 class FGSM(Attack):
-    """One step of .75 within ±.6 from a random start (Wong, Rice & Kolter 2020, *Fast is better than free*)."""
+    """One step of 1.25·eps from a random start (Wong, Rice & Kolter 2020, *Fast is better than free*)."""
 
     name = "fgsm"
     title = "FGSM"
@@ -124,22 +125,19 @@ class FGSM(Attack):
 
 @dataclass(frozen=True)
 class PGD(Attack):
-    """40 steps of 2.5·eps/40 within ±.6 from a random start (Madry et al. 2018, whose ratio of steps to eps this is)."""
+    """As many as 40 steps of 1.25·eps from a random start, of each image until it misleads (Chang et al. 2021).
+
+    Such steps are larger than those of Madry et al. 2018, 2.5·eps/40, and jump from one side of ±eps to the other.
+    """
 
     name = "pgd"
     title = "PGD"
-    step: float = 2.5 * 0.6 / 40
+    until_misled = True
     steps: int = 40
 
 
-class Model(Augmenter):
+class Model(Modelled, Augmenter):
     """The whole of ``ready``: what a DSCM, or the true process, makes of the image under do(spurious attributes). Needs no masks."""
 
-    name = "dscm"
-    title = "causal model"
     kind = "factual"
     keeps_label = True
-    needs = frozenset({"ready"})
-
-    def make(self, images: Tensor, masks: Tensor | None, labels: Tensor, generator: torch.Generator, context: Context) -> Tensor:
-        return as_images(context["ready"], images)
