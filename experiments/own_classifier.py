@@ -268,7 +268,7 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     except ImportError:
         raise RunError(f"{path} needs the safetensors package: pip install safetensors") from None
     except UnpicklingError as error:
-        raise RunError(f"{path} holds more than tensors; save network.state_dict(), not the network") from error
+        raise RunError(f"{path} is damaged, or holds more than tensors; save network.state_dict(), not the network") from error
     except Exception as error:  # what a damaged archive or pickle raises has no common class, and says nothing to a reader
         kind = "file of safetensors" if path.suffix == ".safetensors" else "state dict of torch"
         raise RunError(f"{path} is damaged, or no {kind}; save network.state_dict()") from error
