@@ -21,6 +21,7 @@ from experiments.networks import Network
 from experiments.selection import selection_split, shifts_of
 from experiments.study import NoisyBoxes, Study, kept_rows
 from mechanisms.checkpoint import RunError
+from mechanisms.decorrelate import chosen
 from mechanisms.devices import find_device
 
 Source = Callable[[], Tensor]
@@ -60,11 +61,11 @@ class Rows:
             RunError: if they are of one class only.
         """
         rows = self.task.split("train")
-        columns = {name: self.of_train(values) for name, values in rows.attributes.items()}
-        if len(columns["label"].unique()) < 2:
-            raise RunError(f"--data-fraction {self.study.data_fraction} leaves {len(columns['label'])} of {len(rows)} training rows, all "
-                           "of one class; take more of them")
-        return Split(rows.name, self.of_train(rows.images), columns)
+        left = rows if self.kept is None else chosen(rows, self.kept)
+        if len(left.attributes["label"].unique()) < 2:
+            raise RunError(f"--data-fraction {self.study.data_fraction} leaves {len(left)} of {len(rows)} training rows, all of one class; "
+                           "take more of them")
+        return left
 
     def of_train(self, values: Tensor | LazyImages) -> Tensor | LazyImages:
         """A column of the training split, ``(N, …)``, of the rows that are trained on."""

@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from datasets.base import CausalDataset, LazyImages, Split
+from datasets.images import kept
 from datasets.schema import Variable
 from mechanisms.noise import seeded
 
@@ -188,9 +189,8 @@ class _Chosen(LazyImages):
 
 
 def chosen(split: Split, index: Tensor) -> Split:
-    """Rows ``index`` of a split, repetitions allowed; lazy images stay lazy."""
-    images = split.images[index] if split.in_memory else _Chosen((split.images,), index)
-    return Split(split.name, images, {name: values[index] for name, values in split.attributes.items()})
+    """Rows ``index`` of a split, repetitions allowed; lazy images and columns stay lazy."""
+    return Split(split.name, kept(split.images, index), {name: kept(values, index) for name, values in split.attributes.items()})
 
 
 def joined(first: Split, second: Split, seed: int = 0) -> Split:
