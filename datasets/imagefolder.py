@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
+from torch.nn import functional as F
 
 from datasets.errors import UserError
 from datasets.images import ImageFiles, broken_file
@@ -17,19 +18,25 @@ _COMMON = "png, jpg, jpeg, bmp, gif, tif or webp"
 
 
 def pictures(folder: Path) -> list[Path]:
-    """Image files directly in a folder, by their endings, in the order of their names."""
-    return sorted(path for path in folder.iterdir() if path.suffix.lower() in ENDINGS)
+    """Image files directly in a folder, by their endings, in the order of their names; not those that are :func:`hidden`."""
+    return sorted(path for path in folder.iterdir() if path.suffix.lower() in ENDINGS and not hidden(path.name))
 
 
-def image_paths(folder: Path) -> list[Path]:
-    """:func:`pictures` of a folder that must have some.
+def hidden(name: str) -> bool:
+    """Whether a file or folder is one that systems and programs leave behind: ``.git``, ``._a.png``, ``__MACOSX``."""
+    return name.startswith(".") or name == "__MACOSX"
+
+
+def image_paths(folder: Path, nested: bool = False) -> list[Path]:
+    """:func:`pictures` of a folder that must have some; ``nested`` looks into its sub-folders too.
 
     Raises:
         UserError: for a folder that is missing or without any.
     """
     if not folder.is_dir():
         raise UserError(f"folder {folder} does not exist")
-    if not (found := pictures(folder)):
+    inner = [place for place in sorted(folder.rglob("*/")) if not any(map(hidden, place.relative_to(folder).parts))] if nested else []
+    if not (found := [path for place in (folder, *inner) for path in pictures(place)]):
         raise UserError(f"folder {folder} is empty: it has no file that ends in {_COMMON}")
     return found
 
@@ -55,12 +62,22 @@ def common_size(paths: list[Path]) -> tuple[int, int]:
 
 
 def read_folder(folder: Path, shape: tuple[int, int, int]) -> tuple[list[Path], Tensor]:
-    """Paths and images, uint8 ``(N, C, H, W)``, of a folder, resized to ``shape``; they must be of one size before.
+    """Paths and images of a folder, see :func:`image_paths` and :func:`read_images`."""
+    paths = image_paths(folder)
+    return paths, read_images(paths, shape)
+
+
+def read_images(paths: list[Path], shape: tuple[int, int, int], margin: int = 0) -> Tensor:
+    """Images, uint8 ``(N, C, H, W)``, from files; they must be of one size.
+
+    Args:
+        shape: ``(channels, height, width)`` to which they are brought.
+        margin: pixels on each side of ``shape`` that are black padding; images of another size are resized to what lies within.
 
     Raises:
-        UserError: see :func:`image_paths`, :func:`common_size` and :class:`datasets.images.ImageFiles`.
+        UserError: see :func:`common_size` and :class:`datasets.images.ImageFiles`.
     """
-    paths = image_paths(folder)
-    common_size(paths)
-    files = ImageFiles(paths, shape)
-    return paths, torch.from_numpy(np.stack([files[k] for k in range(len(files))]))
+    channels, height, width = shape
+    margin = 0 if common_size(paths) == (height, width) else margin
+    files = ImageFiles(paths, (channels, height - 2 * margin, width - 2 * margin))
+    return F.pad(torch.from_numpy(np.stack([files[k] for k in range(len(files))])), (margin,) * 4)

@@ -21,10 +21,9 @@ from datasets.base import SPLITS
 from datasets.digits import DIGIT, DigitSplits
 from datasets.registry import register
 from datasets.schema import SchemaError, Variable
-from datasets.transforms import Transform, parse
+from datasets.transforms import parse
 from datasets.unpaired import UnpairedDataset
 
-PAD = 2  # 28 → 32
 NONE = "none"  # the last class of ``mechanism``, of no observed row: the clean image is its true counterfactual
 _IMAGE = Variable("image", "image", ("digit", "mechanism"), shape=(1, 32, 32))
 
@@ -47,6 +46,7 @@ class TransformedMNIST(DigitSplits, UnpairedDataset):
 
     name: ClassVar[str] = "transformed-mnist"
     label: ClassVar[str] = "digit"
+    margin: ClassVar[int] = 2  # 28 → 32
     true_images_under: ClassVar[tuple[str, ...]] = ("mechanism",)
     variables: ClassVar[tuple[Variable, ...]] = (DIGIT, Variable("mechanism", "categorical", classes=("right", NONE)), _IMAGE)
 
@@ -56,14 +56,14 @@ class TransformedMNIST(DigitSplits, UnpairedDataset):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self._transforms: tuple[Transform, ...] = parse(self.transforms, f"{self.title}: transforms")
+        self.transformations = parse(self.transforms, f"{self.title}: transforms")
         words = [word.strip() for word in str(self.digits).split(",") if word.strip()]
         if wrong := [word for word in words if word not in DIGIT.classes]:
             raise SchemaError(f"{self.title}: digits={wrong[0]!r} is no digit from 0 to 9")
         self._kept = sorted({int(word) for word in words})
         if self.channels not in (1, 3):
             raise SchemaError(f"{self.title}: channels={self.channels} must be 1 (grey) or 3 (colours)")
-        self.mechanisms = tuple(transform.text for transform in self._transforms)
+        self.mechanisms = tuple(transform.text for transform in self.transformations)
         self.variables = (DIGIT, Variable("mechanism", "categorical", classes=(*self.mechanisms, NONE)),
                           replace(_IMAGE, shape=(self.channels, 32, 32)))
 
@@ -77,7 +77,7 @@ class TransformedMNIST(DigitSplits, UnpairedDataset):
                 raise SchemaError(f"the {split} split of {self.title} has {kept.sum()} digits {self.digits or 'of any class'}; "
                                   "two halves need at least 2")
             digits, random = torch.from_numpy(images[kept]), np.random.default_rng([self.seed, SPLITS.index(split), len(SPLITS)])
-            padded = F.pad(digits, (PAD,) * 4).unsqueeze(1)
+            padded = F.pad(digits, (self.margin,) * 4).unsqueeze(1)
             if self.channels == 3:
                 colours = torch.from_numpy(_hues(random.random(len(padded))))
                 padded = (padded.float() * colours[:, :, None, None]).round().to(torch.uint8)
@@ -113,7 +113,7 @@ class TransformedMNIST(DigitSplits, UnpairedDataset):
     def _made(self, split: str, subject: Tensor, mechanism: Tensor) -> Tensor:
         """Clean digits ``subject (B,)`` under ``mechanism (B,)``, uint8 ``(B, C, 32, 32)``."""
         images = self._sources[split][1][subject]
-        for k, transform in enumerate(self._transforms):
+        for k, transform in enumerate(self.transformations):
             if len(rows := (mechanism == k).nonzero().flatten()):
                 moved = transform(images[rows].float() / 255, self._noise(split, subject[rows]))
                 images[rows] = (moved * 255).round().to(torch.uint8)

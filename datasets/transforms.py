@@ -124,17 +124,18 @@ KINDS: dict[str, Kind] = {
 TEN = (*DIRECTIONS, "noise", "invert")  # the ten mechanisms of Parascandolo et al. 2018, section 5
 
 
-def parse(text: str, where: str = "--transforms") -> tuple[Transform, ...]:
+def parse(listed: str, where: str = "--transforms") -> tuple[Transform, ...]:
     """``right,down,invert`` or ``rotate=45,noise=.1`` → transformations; ``ten`` stands for the ten of the paper.
 
     Raises:
-        SchemaError: for none at all, an unknown name (the valid ones are listed), a strength out of range, or a repetition.
+        SchemaError: for none at all, an unknown name (the valid ones are listed), a strength out of range, or a repetition,
+            in other words too: ``right`` is ``right=4``.
     """
-    parts = [part.strip() for part in text.split(",") if part.strip()]
+    parts = [part.strip() for part in listed.split(",") if part.strip()]
     words = [word for part in parts for word in (TEN if part == "ten" else (part,))]
     if not words:
-        raise SchemaError(f"{where} {text!r} names no transformation; give at least one of {', '.join(KINDS)}, or ten")
-    found = []
+        raise SchemaError(f"{where} {listed!r} names no transformation; give at least one of {', '.join(KINDS)}, or ten")
+    found: list[Transform] = []
     for word in words:
         name, given, value = (piece.strip() for piece in word.partition("="))
         if name not in KINDS:
@@ -148,8 +149,8 @@ def parse(text: str, where: str = "--transforms") -> tuple[Transform, ...]:
         if whole or not kind.low <= strength <= kind.high:
             raise SchemaError(f"{where}: {word!r} must lie between {kind.low:g} and {kind.high:g} {kind.unit}"
                               + (", in whole pixels" if name in DIRECTIONS else ""))
-        found.append(Transform(word.replace(" ", ""), kind, strength))
-    texts = [transform.text for transform in found]
-    if repeated := sorted({t for t in texts if texts.count(t) > 1}):
-        raise SchemaError(f"{where} names {', '.join(repeated)} twice")
+        text = word.replace(" ", "")
+        if same := [other.text for other in found if (other.kind, other.strength) == (kind, strength)]:
+            raise SchemaError(f"{where} names {text} twice{'' if same == [text] else f': {same[0]} is the same'}; leave one out")
+        found.append(Transform(text, kind, strength))
     return tuple(found)

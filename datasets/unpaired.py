@@ -2,10 +2,18 @@
 
 from __future__ import annotations
 
+import hashlib
+from functools import cached_property
+from typing import ClassVar
+
+import torch
 from torch import Tensor
 
-from datasets.base import CausalDataset, LazyImages
+from datasets.base import CausalDataset, LazyImages, Split, fingerprint
 from datasets.schema import SchemaError
+from datasets.transforms import Transform
+
+_FINGERPRINTED = 64  # canonical images
 
 
 class UnpairedDataset(CausalDataset):
@@ -16,9 +24,13 @@ class UnpairedDataset(CausalDataset):
 
     Attributes:
         mechanisms: names of the true mechanisms, in the order of the classes of ``mechanism``; empty if unknown.
+        transformations: what makes the images of each of ``mechanisms`` from canonical ones; empty if unknown.
+        margin: black pixels on each side of an image, which images from elsewhere need too; a mechanism may act on them.
     """
 
     mechanisms: tuple[str, ...] = ()
+    transformations: tuple[Transform, ...] = ()
+    margin: ClassVar[int] = 0
 
     def canonical(self, split: str) -> Tensor | LazyImages:
         """Canonical images of a split, uint8 ``(M, C, H, W)`` or lazy."""
@@ -27,6 +39,14 @@ class UnpairedDataset(CausalDataset):
     def clean(self, split: str) -> Tensor | None:
         """Each row of a split before its mechanism acted, uint8 ``(N, C, H, W)``; None if unknown."""
         return None
+
+    @cached_property
+    def training_fingerprint(self) -> str:
+        """A hash of the first training rows, and of canonical training images from first to last."""
+        canonical = self.canonical("train")
+        index = torch.linspace(0, len(canonical) - 1, min(_FINGERPRINTED, len(canonical))).long()
+        told = super().training_fingerprint + fingerprint(Split("train", canonical, {}), index, lazy=True)
+        return hashlib.sha256(told.encode()).hexdigest()[:16]
 
 
 def unpaired(dataset: CausalDataset) -> UnpairedDataset:

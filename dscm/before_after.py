@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from dscm.metrics.score import Score
-from dscm.tables import markdown
+from mechanisms.tables import markdown
 
 SHOWN = ("truth_l1", "effectiveness_measured", "effectiveness_predicted", "effectiveness_accuracy", "composition_l1", "reversibility_l1",
          "free_energy")

@@ -98,7 +98,7 @@ def report(columns: Sequence[Column], observed: Tensor) -> str:
     """A table of what was asked: labels, L1 to the truth beside that of copying ``observed``, and extrapolations."""
     from dscm.metrics.score import mean_and_error
     from dscm.metrics.truth import image_error
-    from dscm.tables import markdown
+    from mechanisms.tables import markdown
 
     def error(images: Tensor, target: Tensor) -> str:
         each = image_error(images.cpu(), target)

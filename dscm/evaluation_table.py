@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 from dscm.evaluation import Evaluation
 from dscm.metrics.score import Score
 from dscm.scoring import LEVEL
-from dscm.tables import markdown
+from mechanisms.tables import markdown
 
 _LABELS = {  # rows of a question, in the catalogue's order; what is not named here stands in the file only
     "truth_l1": "error to the true image, L1",

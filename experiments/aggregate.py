@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 from dscm.evaluation import Evaluation
 from dscm.metrics.score import Score
+from mechanisms.tables import mean_over
 
 Results = Mapping[str, Mapping[int, Evaluation]]  # contestant → seed → its evaluation
 Settings = tuple[tuple[str, float | str], ...]
@@ -82,14 +82,6 @@ def aggregate(results: Results, bounds: Sequence[str] = ()) -> list[Row]:
             behind = None if best is None or name in bounds else difference(values[name], values[best], better)
             rows.append(Row(name, figure, first.unit, better, mean, error, over, values[name], first.count, dict(first.floors), behind))
     return rows
-
-
-def mean_over(values: Sequence[float]) -> tuple[float, float | None]:
-    """Mean and its standard error over seeds; None for the error of one seed, or of infinite values."""
-    mean = sum(values) / len(values)
-    if len(values) < 2 or not math.isfinite(mean):
-        return mean, None
-    return mean, statistics.stdev(values) / len(values) ** 0.5
 
 
 def loss(value: float, better: str) -> float:

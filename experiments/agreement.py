@@ -9,8 +9,8 @@ from typing import Any
 from matplotlib.figure import Figure
 
 from dscm.figures import INK, PALE, page, tidy
-from experiments.aggregate import mean_over
 from experiments.stress_test import MAJORITY, MODEL, OBSERVED, TRUTH, Stressed
+from mechanisms.tables import mean_over
 
 COLORS = ("#1f6fb2", "#d9730d", "#3d8b4f", "#8659a8", "#a8324a", "#3aa0a0", "#8c6d31", "#5c6670")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")

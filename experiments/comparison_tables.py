@@ -15,11 +15,11 @@ from scipy.stats import t as student
 
 from dscm.figures import save_figure
 from dscm.metrics.score import FLOORS
-from dscm.tables import markdown
 from experiments.aggregate import Results, Row, aggregate
 from experiments.comparison_figure import comparison_figure, curve_figure
 from experiments.contestants import CONTESTANTS, Contestant
 from mechanisms.checkpoint import replacing, write_json
+from mechanisms.tables import markdown
 
 NAME, CURVE, FORMAT, KIND = "comparison", "curve", 1, "comparison"
 NOTHING, GREY = "–", "grey levels"

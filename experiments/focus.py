@@ -19,10 +19,10 @@ import torch
 from torch import Tensor, nn
 
 from datasets.task import Task
-from experiments.aggregate import mean_over
 from experiments.attributions import attribution
 from experiments.classifier_metrics import average_precision
 from mechanisms.checkpoint import RunError
+from mechanisms.tables import mean_over
 
 MEANINGS: Mapping[str, tuple[str, str]] = {  # metric → which is better, what it means
     "focus_share": ("higher", "share of squared attribution to the own class that is inside the foreground's mask"),

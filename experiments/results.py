@@ -22,12 +22,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dscm.tables import markdown, write_table
-from experiments.aggregate import mean_over
 from experiments.classifier import FOLDER, LOCK, results
 from experiments.selection import MEANING, RULES, worst_group
 from mechanisms.bookkeeping import METRICS, WEIGHTS
 from mechanisms.checkpoint import MetricsLog, load, waiting
+from mechanisms.tables import markdown, mean_over, write_table
 
 if TYPE_CHECKING:
     from experiments.trainer import Trainer

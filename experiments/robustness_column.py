@@ -8,8 +8,9 @@ from functools import cached_property
 
 from scipy.stats import t as student
 
-from experiments.aggregate import best_of, difference, mean_over
+from experiments.aggregate import best_of, difference
 from experiments.stress_test import MAJORITY
+from mechanisms.tables import mean_over
 
 NOTHING, REFERENCE = "–", "erm"
 

@@ -10,9 +10,9 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from dscm.figures import BLUE, INK, ORANGE, PALE, page, tidy
-from experiments.aggregate import mean_over
 from experiments.robustness_column import Column
 from experiments.stress_test import MAJORITY, MODEL, OBSERVED, TRUTH
+from mechanisms.tables import mean_over
 
 _ACROSS, _WIDE, _ROW = 5, 1.9, 0.19  # panels in a row, at most; inches of each; inches of an algorithm
 _STYLE = {TRUTH: (BLUE, "o", "accuracy in percent on true images, mean ± standard error and each seed"),

@@ -11,9 +11,7 @@ from typing import Any
 import torch
 
 from dscm.figures import save_figure
-from dscm.tables import markdown, write_table
 from experiments import focus, ood
-from experiments.aggregate import mean_over
 from experiments.agreement import Agreement, agreement, agreement_figure
 from experiments.classifier_metrics import COVERED, MEANINGS
 from experiments.intervened import AS_OBSERVED, WORST_GROUP, WORST_INTERVENTION, distinct_rows
@@ -21,6 +19,7 @@ from experiments.robustness_column import NOTHING, REFERENCE, Column, percent
 from experiments.robustness_figure import robustness_figure
 from experiments.stress_test import MAJORITY, MODEL, OBSERVED, TRUTH, Point, Stressed
 from mechanisms.checkpoint import replacing, write_json
+from mechanisms.tables import markdown, mean_over, write_table
 
 NAME, FORMAT, KIND = "robustness", 1, "robustness"
 CONSTANT = "constant map (chance)"  # what the baseline is where it is asked where classifiers look

@@ -107,8 +107,7 @@ def selective(run: Path, rule: str, wanted: Sequence[float], seed: int = 0, devi
 
 def report(rows: Sequence[dict[str, Any]], rule: str) -> str:
     """The table, in percent: means over seeds with their standard errors, and what it says."""
-    from dscm.tables import markdown
-    from experiments.aggregate import mean_over
+    from mechanisms.tables import markdown, mean_over
 
     def cell(values: list[float | None]) -> str:
         if any(value is None for value in values):

@@ -51,6 +51,7 @@ def fit(
     rules: Mapping[str, Criterion] | None = None,
     restarts: Collection[int] = (),
     seeds: Sequence[int] = (),
+    watch: Callable[[Mapping[str, float]], None] = lambda means: None,
 ) -> nn.Module:
     """Train ``model`` into ``folder`` and return it with the kept weights, in eval mode.
 
@@ -68,6 +69,7 @@ def fit(
         restarts: updates before which the optimiser begins anew, where an objective changes abruptly.
         seeds: of a model that is several at once, see :mod:`experiments.stacked`: each batch holds the rows that every one of
             them would get under its own seed, ``(S, B, …)``; a batch that is the whole split, ``(B, …)``, is the same for all.
+        watch: gets the means of terms of each validation, to warn of a training that goes nowhere while it runs.
 
     Raises:
         RunError: for a folder that is in use, holds another training, or cannot be written; for a diverged training.
@@ -136,6 +138,7 @@ def fit(
                         selected[name] = {"step": at.step, "score": rule(scores), "weights": copy_state(kept)}
             model.train()
             if log:
+                watch(scores)
                 log.write({"step": at.step, "epoch": at.step / per_epoch, "seconds": round(at.elapsed, 3),
                            "learning_rate": optimizer.param_groups[0]["lr"], "gradient_norm": at.norm,
                            "skipped": at.skipped, "train": meter.flush(), "valid": scores})

@@ -18,7 +18,7 @@ from dscm.evaluation import Evaluation
 from dscm.evaluation_options import EvaluationConfig
 from dscm.metrics.score import Score
 from experiments import comparison, contestants
-from experiments.aggregate import Figure, aggregate, best_of, difference, mean_over
+from experiments.aggregate import Figure, aggregate, best_of, difference
 from experiments.compare import Options
 from experiments.comparison import attempt, compare, run_all, score
 from experiments.comparison_figure import comparison_figure, curve_figure
@@ -27,6 +27,7 @@ from experiments.contestants import CONTESTANTS, Entry, chosen
 from mechanisms.checkpoint import RunError, read_json
 from mechanisms.image_options import ImageConfig
 from mechanisms.options import TrainingConfig
+from mechanisms.tables import mean_over
 
 DIGITS = ("train_digits=48", "valid_digits=32", "test_digits=40", "renderings=1")
 TINY = ImageConfig(z_dim=4, embedding=16, widths="16:8,8:16,4:16,1:16")

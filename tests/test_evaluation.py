@@ -22,9 +22,9 @@ from dscm.evaluation_table import format_table
 from dscm.metrics.score import Score
 from dscm.model import DSCM, Counterfactual
 from dscm.questions import draw_questions
-from dscm.tables import markdown
 from mechanisms.checkpoint import RunError
 from mechanisms.runs import dataset_of
+from mechanisms.tables import markdown
 from pgm.interventions import resolve_do
 
 COUNT = 60

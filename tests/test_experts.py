@@ -3,23 +3,32 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
+import textwrap
+import warnings
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from sklearn.metrics import normalized_mutual_info_score
 from torch import Tensor
+from torch.nn import functional as F
 
 from datasets.errors import UserError
+from mechanisms.experts import competition
 from mechanisms.experts.competition import Competition
-from mechanisms.experts.evaluation import evaluate, summary, table, warnings_of
+from mechanisms.experts.evaluation import evaluate, summary, table, warn_if_won, warnings_of
 from mechanisms.experts.metrics import assignment, confusion, over_seeds, specialisation
 from mechanisms.experts.model import Experts
 from mechanisms.experts.networks import EXPERTS, Discriminator, bounded
 from mechanisms.experts.options import ExpertsConfig
 from mechanisms.noise import Noise
 
+ROOT = Path(__file__).parents[1]
 GREY, COLOUR = (1, 16, 16), (3, 16, 16)
 SMALL = ExpertsConfig(experts=3, width=4, reach=2, latent=4, discriminator_width=4)
 
@@ -50,7 +59,8 @@ def test_experts_keep_shape_and_range_and_every_weight_learns(kind, shape):
         assert kl.shape == (len(x),) and kl.min() > 0
     (out - 0.5 * x).square().sum().backward()
     assert all(p.grad is not None and torch.isfinite(p.grad).all() for p in expert.parameters())
-    assert sum(bool(p.grad.abs().sum() > 0) for p in expert.parameters()) >= len(list(expert.parameters())) - 6  # biases before a norm
+    still = {"residual": 0, "cnn": 4, "vae": 6}[kind]  # biases before a norm
+    assert sum(bool(p.grad.abs().sum() > 0) for p in expert.parameters()) >= len(list(expert.parameters())) - still
 
 
 @pytest.mark.parametrize("kind", ["compact", "published", "domain"])
@@ -140,12 +150,92 @@ def test_gradients_do_not_cross():
     assert all(value == 0 for name, value in found.items() if "discriminator" in name) and any(found.values())
 
 
+class Fixed(torch.nn.Module):
+    """A discriminator of one weight: the logit is ``weight`` × mean brightness."""
+
+    def __init__(self, weight: float) -> None:
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.tensor(weight))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.weight * x.mean((1, 2, 3))
+
+
+def judged(weight: float, **settings: float) -> Competition:
+    """A competition before a discriminator that is known, without noise on what it sees."""
+    model = made(replace(SMALL, instance_noise=0.0, **{"penalty": 0.0, "reseed": 0.0} | settings))
+    model.experts.discriminator = Fixed(weight)
+    return model
+
+
+def test_losses_are_the_cross_entropies_of_the_paper():
+    """D: −log D(c) − log(1 − D(E_j(x'))); experts: −log D(E_w(x')), closed forms for a known discriminator."""
+    model, given = judged(3.0, winners=1.0, balance=0.0), batch()
+    terms = model(given, Noise(0), 0.5)
+    with torch.no_grad():
+        best = model.experts.scores(model.experts.outputs(given["image"])).max(0).values
+    real = torch.sigmoid(3.0 * given["canonical"].float().mean((1, 2, 3)) / 255)
+    assert terms["discriminator"].allclose(-real.log() - (1 - torch.sigmoid(best)).log(), atol=1e-5)
+    assert terms["experts"].allclose(-torch.sigmoid(best).log(), atol=1e-5)
+
+
+def test_the_discriminator_meets_winners_for_the_share_that_is_asked():
+    """Everybody's outputs score less than winners' do, so the discriminator's loss on them is smaller."""
+    anyone, half, winners = (judged(30.0, winners=share, balance=0.0)(batch(count=256), Noise(0), 0.5)["discriminator"].mean()
+                             for share in (0.0, 0.5, 1.0))
+    assert anyone < half < winners
+
+
+def test_the_penalty_is_half_lambda_times_the_squared_slope():
+    """Of a linear D with weight w on the mean of n pixels, the slope along a standard normal is N(0, w²/n)."""
+    without, mild, strong = (judged(40.0, penalty=penalty, winners=1.0, balance=0.0)(batch(count=512), Noise(0), 0.5)["discriminator"]
+                             for penalty in (0.0, 1.0, 3.0))
+    added = (mild - without).detach()
+    assert (strong - without).allclose(3 * added, rtol=1e-3, atol=1e-5)
+    assert added.mean() == pytest.approx(0.5 * 40.0**2 / 256, rel=0.1)
+
+
+def test_an_expert_learns_the_inverse_of_its_mechanism():
+    """Law: its inverse direction is what it learned. Canonical images are bright squares on black, transformed ones inverted."""
+    order = torch.Generator().manual_seed(0)
+    clean = torch.zeros(400, 1, 16, 16)
+    for image, (top, left) in zip(clean, torch.randint(2, 9, (400, 2), generator=order).tolist(), strict=True):
+        image[:, top:top + 5, left:left + 5] = 1
+    canonical, moved = (255 * clean[:200]).to(torch.uint8), 1 - clean[200:]
+    model, noise = made(replace(SMALL, experts=1, discriminator_width=8)), Noise(0)
+    optimizer = torch.optim.Adam(model.parameters(), lr=3e-3, betas=(0.5, 0.99))
+    for step in range(300):
+        rows = torch.randint(200, (2, 24), generator=order)
+        terms = model({"image": moved[rows[0]], "canonical": canonical[rows[1]]}, noise, step / 300)
+        optimizer.zero_grad()
+        terms["loss"].mean().backward()
+        optimizer.step()
+    restored = model.experts.eval().invert(moved).image
+    assert (restored - clean[200:]).abs().mean() < 0.3 * (moved - clean[200:]).abs().mean()
+
+
+def test_a_broken_batch_breaks_no_memory():
+    model = made(replace(SMALL, reseed=0.0))
+    before = [model.favour.clone(), model.usage.clone()]
+    scores = torch.full((3, 8), float("nan"))
+    model._assigned(scores, Noise(0), 0.1)
+    assert torch.equal(model.favour, before[0]) and torch.equal(model.usage, before[1])
+
+
+def test_nobody_trains_a_discriminator_before_experts_compete():
+    model = made(replace(SMALL, expert="cnn"))
+    terms = model(batch(), Noise(0), 0.0)
+    assert terms["discriminator"].abs().max() == 0
+    with pytest.warns(UserWarning, match="do not reproduce their input well enough.*--identity-share"):
+        assert model(batch(), Noise(0), 0.5)["discriminator"].min() > 0
+
+
 def test_only_winners_learn():
     model = made()
     with torch.no_grad():  # whatever expert 1 is given, it paints what the discriminator likes least of all
         scores = model.experts.scores(model.experts.outputs(images()))
         model.favour[1] = scores.min() - scores.max() - 1
-    found, terms = gradients(model, "experts")
+    found, terms = gradients(model, "experts", progress=0.1)
     won = [float(terms[f"won_{j}"].sum()) for j in range(3)]
     assert won[1] == 0 and sum(won) == 8
     for j in range(3):
@@ -174,6 +264,21 @@ def test_balance_favours_who_wins_too_little_until_assignment_is_free():
     for _ in range(1000):
         last = model._assigned(scores, Noise(0), 0.9)
     assert last.tolist() == [0] * 12 and model.favour.abs().max() < 1e-3
+
+
+def test_balance_does_not_add_up_chance(monkeypatch):
+    """Shares that are equal on average, but never in a batch: what is favoured forgets, instead of walking at random."""
+    def drift(forgotten: float) -> float:
+        monkeypatch.setattr(competition, "_FADE", forgotten)
+        model = made(replace(SMALL, balance=0.1, reseed=0.0))
+        found = []
+        for k in range(2000):
+            owner = torch.randint(3, (12,), generator=torch.Generator().manual_seed(k))
+            model._assigned(40.0 * F.one_hot(owner, 3).T.float(), Noise(0), 0.0)  # each image has an expert that is far ahead
+            found.append(model.favour.square().mean())
+        return float(torch.stack(found).mean().sqrt())
+
+    assert drift(competition._FADE) < 0.6 * drift(1.0)
 
 
 def test_temperature_lets_others_win():
@@ -279,10 +384,42 @@ def test_experts_that_undo_what_was_done_restore_the_clean_image():
 
 def test_a_discriminator_that_wins_outright_is_named(tmp_path):
     def log(loss: float) -> None:
-        (tmp_path / "metrics.jsonl").write_text(json.dumps({"step": 5, "valid": {"discriminator": loss}}) + "\n")
+        (tmp_path / "metrics.jsonl").write_text(json.dumps({"step": 5, "valid": {"experts": loss}}) + "\n")
 
-    log(0.01)
+    log(5.0)
     (won,) = warnings_of(tmp_path, [0.5, 0.5])
-    assert "won outright (its loss is 0.010" in won and "Raise --penalty" in won
+    assert "won outright" in won and "Raise --penalty" in won
+    with pytest.warns(UserWarning, match="won outright.*--penalty.*stop"):
+        warn_if_won({"experts": 5.0})
+    with warnings.catch_warnings(action="error"):
+        warn_if_won({"experts": 0.9})
     log(0.9)
-    assert warnings_of(tmp_path, [0.5, 0.5]) == [] and "experts 1 win nothing" in warnings_of(tmp_path, [1.0, 0.0])[0]
+    assert warnings_of(tmp_path, [0.5, 0.5]) == [] and "experts 1 win (almost) nothing" in warnings_of(tmp_path, [1.0, 0.0])[0]
+
+
+def test_two_processes_compete_as_one_does(tmp_path):
+    """``torchrun`` on the CPU: the same batches, noise and memory of who won; and the run is judged once."""
+    flags = ["--transforms", "right,invert", "--experts", "2", "--width", "4", "--reach", "2", "--discriminator-width", "4", "--steps", "8",
+             "--batch-size", "8", "--validations", "2", "--device", "cpu", "--balance", "0.5", "--seeds", "2"]
+    flags += [word for name, count in (("train", 60), ("valid", 20), ("test", 20)) for word in ("--option", f"{name}_digits={count}")]
+    script = tmp_path / "train.py"
+    script.write_text(textwrap.dedent("""
+        import sys
+        from dataclasses import replace
+        from mechanisms.command import run_command
+        from mechanisms.experts import classifier
+        from mechanisms.experts.__main__ import main
+        from mechanisms.experts.options import Options
+        classifier.SETTINGS = replace(classifier.SETTINGS, steps=3)
+        run_command(Options, main, sys.argv[1:])
+    """))
+    launches = {"one": [sys.executable], "two": [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]}
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    for name, launch in launches.items():
+        command = [*launch, str(script), *["--"] * (name == "two"), *flags, "--run", str(tmp_path / name)]
+        done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=240)
+        assert done.returncode == 0 and done.stdout.count("| hungarian") == 1, done.stderr
+    for seed in (0, 1):
+        one, two = (Experts.load(tmp_path / name, seed).state_dict() for name in launches)
+        for key, weight in two.items():
+            torch.testing.assert_close(weight, one[key], rtol=1e-3, atol=1e-5, msg=lambda text, k=key: f"{k}: {text}")

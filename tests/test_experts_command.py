@@ -4,28 +4,37 @@ from __future__ import annotations
 
 import csv
 import shutil
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from sklearn.datasets import load_digits
 
 from datasets.base import Split
+from datasets.errors import UserError
 from datasets.registry import open_dataset
-from datasets.unpaired import unpaired
+from datasets.schema import Variable
+from datasets.unpaired import UnpairedDataset, unpaired
 from mechanisms import Experts
 from mechanisms.checkpoint import MetricsLog, RunError, load, read_json
 from mechanisms.command import run_command
 from mechanisms.experts import classifier
 from mechanisms.experts.__main__ import main
+from mechanisms.experts.apply import _digits_of
 from mechanisms.experts.competition import Competition
-from mechanisms.experts.data import unlabelled
+from mechanisms.experts.data import check_apart, unlabelled
+from mechanisms.experts.model import trained_seeds
 from mechanisms.experts.options import DEFAULTS, ExpertsConfig, Options
 from mechanisms.options import RunOptions, TrainingConfig
 from mechanisms.training import fit
 
 DIGITS = ["--option", "train_digits=60", "--option", "valid_digits=20", "--option", "test_digits=20"]
+SHOWN = [0, 1, 3, 4, 5, 6, 7, 8, 9]  # digits among the 30 of these that are transformed
 SMALL = ["--width", "4", "--reach", "2", "--discriminator-width", "4", "--latent", "4", "--batch-size", "8", "--validations", "2",
          "--device", "cpu"]
 
@@ -39,12 +48,12 @@ def train(run: Path, *arguments: str, steps: int = 6) -> None:
 
 
 @pytest.fixture(scope="module")
-def trained(tmp_path_factory, session_cache) -> Path:
+def trained(tmp_path_factory, session_cache) -> Iterator[Path]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(classifier, "SETTINGS", TrainingConfig(steps=3, batch_size=8, precision="fp32", validations=1))
         run = tmp_path_factory.mktemp("experts") / "run"
         train(run, "--seeds", "2")
-    return run
+        yield run  # the classifier is still asked for with these settings
 
 
 def refused(capsys, *words: str) -> None:
@@ -79,9 +88,21 @@ def test_in_python(trained):
     model = Experts.load(trained, seed=1)
     made, winner, scores = model.invert(torch.rand(5, 1, 32, 32))
     assert made.shape == (5, 1, 32, 32) and scores.shape == (5, 2) and torch.equal(winner, scores.argmax(1))
+    double = model.invert(torch.rand(2, 1, 32, 32, dtype=torch.float64, generator=torch.Generator().manual_seed(0)))
+    single = model.invert(torch.rand(2, 1, 32, 32, dtype=torch.float64, generator=torch.Generator().manual_seed(0)).float())
+    assert double.image.dtype == torch.float32 and all(torch.equal(a, b) for a, b in zip(double, single, strict=True))
+    none = model.invert(torch.zeros(0, 1, 32, 32))
+    assert [tuple(part.shape) for part in none] == [(0, 1, 32, 32), (0,), (0, 2)] and none.winner.dtype == torch.int64
     again = Experts.load(trained, seed=1).invert(torch.zeros(1, 1, 32, 32))
     assert torch.equal(again.scores, model.invert(torch.zeros(1, 1, 32, 32)).scores)
     assert load(trained / "experts" / "seed0" / "mechanism.pt", "experts")["shape"] == [1, 32, 32]
+
+
+def test_folders_that_are_no_seeds(tmp_path):
+    for name in ("seed2", "seed10", "seed0-old", "seed", "seed01", "seeds"):
+        (tmp_path / "experts" / name).mkdir(parents=True)
+        (tmp_path / "experts" / name / "mechanism.pt").touch()
+    assert trained_seeds(tmp_path) == [2, 10]
 
 
 @pytest.mark.parametrize("expert", ["residual", "cnn", "vae"])
@@ -149,17 +170,147 @@ def test_own_images_are_routed(trained, tmp_path, capsys):
             assert image.size == (32, 32) and image.mode == "L"
 
 
+def save(pixels: np.ndarray, path: Path) -> Path:
+    """One image in a folder of its own, which is returned."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(pixels).save(path)
+    return path.parent
+
+
+def told(folder: Path) -> list[list[float]]:
+    """Scores in ``routes.csv``."""
+    rows = csv.DictReader((folder / "routes.csv").open())
+    return [[float(value) for name, value in row.items() if name.startswith("score_")] for row in rows]
+
+
+def test_transformed_digits_are_padded_with_their_edges(trained, tmp_path):
+    """An inverted digit is white outside too: black around it would be no image of any mechanism."""
+    pixels = 255 - np.random.default_rng(0).integers(0, 100, (28, 28), np.uint8)
+    for name, array in (("small", pixels), ("edges", np.pad(pixels, 2, mode="edge")), ("black", np.pad(pixels, 2))):
+        command(trained, "--apply", str(save(array, tmp_path / name / "a.png")), "--out", str(tmp_path / f"{name}-out"))
+    for name in ("a.png", "routes.csv"):
+        small, edges, black = ((tmp_path / f"{which}-out" / name).read_bytes() for which in ("small", "edges", "black"))
+        assert small == edges != black  # what is of the full size is taken as it is
+
+
+def test_sizes_that_do_not_suit_are_refused(trained, tmp_path, capsys):
+    with pytest.raises(SystemExit):
+        command(trained, "--apply", str(folder_of_images(tmp_path / "in", 2, 20)), "--out", str(tmp_path / "out"))
+    refused(capsys, "have 20 × 20 pixels", "take 32 × 32 or 28 × 28", "crop or resize these")
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("resized", [True, False])
+def test_sizes_are_changed_where_training_changed_them(tmp_path, capsys, resized):
+    for name in ("canonical", "transformed"):
+        for k, path in enumerate(sorted(folder_of_images(tmp_path / "data" / name, 20, 20 if resized else 16).iterdir())):
+            save(np.asarray(Image.open(path)) // (k % 2 + 2 if name == "transformed" else 1), path)
+    command(tmp_path / "run", "--dataset", "unpaired-folders", "--data-dir", str(tmp_path / "data"), "--experts", "2", "--steps", "1",
+            *(["--option", "size=16"] if resized else []))
+    shutil.rmtree(tmp_path / "data")  # is not needed any more
+    arguments = ["--apply", str(folder_of_images(tmp_path / "in", 1, 20)), "--out", str(tmp_path / "out")]
+    if resized:
+        command(tmp_path / "run", *arguments)
+        pixels = np.asarray(Image.open(tmp_path / "in" / "own0.png").resize((16, 16), Image.Resampling.BILINEAR))
+        scores = Experts.load(tmp_path / "run").invert(torch.from_numpy(pixels.copy())[None, None].float() / 255).scores
+        assert told(tmp_path / "out") == [pytest.approx(scores[0].tolist(), abs=1e-4)]
+    else:
+        with pytest.raises(SystemExit):
+            command(tmp_path / "run", *arguments)
+        refused(capsys, "have 20 × 20 pixels", "take 16 × 16, and")
+
+
+def test_the_seed_and_the_device_that_are_asked_for(trained, tmp_path, capsys, monkeypatch):
+    asked, folder = [], save(np.random.default_rng(0).integers(0, 256, (32, 32), np.uint8), tmp_path / "in" / "a.png")
+    monkeypatch.setattr("mechanisms.experts.apply.find_device", lambda name: torch.device(asked.append(name) or "cpu"))
+    image = torch.from_numpy(np.asarray(Image.open(folder / "a.png")).copy())[None, None].float() / 255
+    expected = {seed: Experts.load(trained, seed).invert(image).scores[0].tolist() for seed in (0, 1)}
+    assert expected[0] != pytest.approx(expected[1], abs=1e-3)
+    for given, seed in ([], 0), (["--seed", "1"], 1):
+        command(trained, "--apply", str(folder), "--out", str(tmp_path / "out"), *given)
+        assert told(tmp_path / "out") == [pytest.approx(expected[seed], abs=1e-4)]
+    assert asked == ["cpu", "cpu"]
+    with pytest.raises(SystemExit):
+        command(trained, "--apply", str(folder), "--out", str(tmp_path / "out"), "--seed", "7")
+    refused(capsys, "no experts of seed 7", "of 0, 1")
+    run = tmp_path / "run"
+    shutil.copytree(trained, run)
+    shutil.rmtree(run / "experts" / "seed0")
+    command(run, "--apply", str(folder), "--out", str(tmp_path / "out"))  # the default is no wish
+    assert told(tmp_path / "out") == [pytest.approx(expected[1], abs=1e-4)]
+
+
+def test_names_that_would_be_written_twice(trained, tmp_path, capsys):
+    for name in ("a.jpg", "a.png", "b.png"):
+        save(np.zeros((32, 32), np.uint8), tmp_path / "in" / name)
+    with pytest.raises(SystemExit):
+        command(trained, "--apply", str(tmp_path / "in"), "--out", str(tmp_path / "out"))
+    refused(capsys, "in/a.jpg and ", "in/a.png would both be written as a.png")
+    assert not (tmp_path / "out").exists()
+
+
 def test_another_hand(trained, tmp_path):
     run = tmp_path / "run"
     shutil.copytree(trained, run)
     shutil.rmtree(run / "experts" / "seed1")
     command(run, "--transfer")
     found = read_json(run / "experts" / "transfer.json")
-    assert found["images"] == 1797 and {"accuracy_clean", "accuracy_restored", "hungarian"} <= set(found["over_seeds"])
-    assert sum(map(sum, found["seeds"]["0"]["confusion"])) == 2 * 1797 and set(found["seeds"]) == {"0"}
-    command(run, "--transfer-from", str(folder_of_images(tmp_path / "in")))
+    images = np.isin(load_digits().target, SHOWN).sum()
+    assert found["images"] == images and {"accuracy_clean", "accuracy_restored", "hungarian"} <= set(found["over_seeds"])
+    assert sum(map(sum, found["seeds"]["0"]["confusion"])) == 2 * images and set(found["seeds"]) == {"0"}
+    command(run, "--transfer-from", str(folder_of_images(tmp_path / "in" / "greek" / "alpha").parents[1]))
     found = read_json(run / "experts" / "transfer.json")
     assert found["images"] == 3 and "accuracy_clean" not in found["over_seeds"] and "error_restored" in found["over_seeds"]
+
+
+def test_digits_that_the_run_did_not_keep_are_left_out(tmp_path, monkeypatch):
+    monkeypatch.setattr(classifier, "SETTINGS", TrainingConfig(steps=1, batch_size=4, precision="fp32", validations=1))
+    run = tmp_path / "run"
+    train(run, "--digits", "1,6", steps=1)
+    command(run, "--transfer")
+    found = read_json(run / "experts" / "transfer.json")
+    assert found["images"] == 182 + 181 and "accuracy_restored" in found["over_seeds"]  # scikit-learn's ones and sixes
+    monkeypatch.setattr("mechanisms.experts.apply._digits_of", lambda run, dataset: None)
+    monkeypatch.setattr("mechanisms.experts.apply._other_hand", lambda shape: (torch.full((5, *shape), 0.9), torch.arange(5)))
+    with pytest.warns(UserWarning, match=r"^scikit-learn's digits: images are bright \(0.90"):
+        command(run, "--transfer")
+    found = read_json(run / "experts" / "transfer.json")
+    assert found["images"] == 5 and "accuracy_restored" not in found["over_seeds"] and "error_restored" in found["over_seeds"]
+
+
+@pytest.mark.parametrize("label, classes, kept", [("digit", 10, SHOWN), ("digit", tuple("abcdefghij"), None),
+                                                  ("digit", 3, None), ("", 10, None)])
+def test_labels_that_are_no_digits_are_not_judged(trained, label, classes, kept):
+    found = _digits_of(trained, SimpleNamespace(label=label, schema={"digit": Variable("digit", "categorical", classes=classes)}))
+    assert found is None if kept is None else found.tolist() == kept
+
+
+def test_folders_named_like_transformations_do_not_run_them(tmp_path, capsys):
+    folder_of_images(tmp_path / "data" / "canonical", 20, 16)
+    for k, name in enumerate(("blur", "rotate")):
+        for path in folder_of_images(tmp_path / "data" / "transformed" / name, 12, 16).iterdir():
+            save(np.asarray(Image.open(path)) // (k + 2), path)
+    run = tmp_path / "run"
+    command(run, "--dataset", "unpaired-folders", "--data-dir", str(tmp_path / "data"), "--experts", "2", "--steps", "1")
+    capsys.readouterr()
+    with pytest.raises(SystemExit):
+        command(run, "--transfer")
+    refused(capsys, "trained on unpaired-folders", "does not say by which functions", "--apply FOLDER")
+    assert not (run / "experts" / "transfer.json").exists()
+
+
+def test_other_clothes_in_idx_files(trained, tmp_path, monkeypatch):
+    """As Fashion-MNIST comes; bright images are no digits, and of many as many as fit are drawn."""
+    pixels = np.random.default_rng(0).integers(150, 256, (30, 28, 28), np.uint8)
+    for name, array in (("t10k-images-idx3-ubyte", pixels), ("t10k-labels-idx1-ubyte", np.zeros(30, np.uint8))):
+        header = b"\0\0\x08" + bytes([array.ndim]) + b"".join(int(n).to_bytes(4, "big") for n in array.shape)
+        (tmp_path / name).write_bytes(header + array.tobytes())
+    monkeypatch.setattr("mechanisms.experts.apply._AT_MOST", 12)
+    run = tmp_path / "run"
+    shutil.copytree(trained, run)
+    with pytest.warns(UserWarning, match=f"^{tmp_path}: images are bright"):
+        command(run, "--transfer-from", str(tmp_path))
+    assert read_json(run / "experts" / "transfer.json")["images"] == 12
 
 
 def test_two_folders_of_images(tmp_path):
@@ -180,7 +331,7 @@ def test_two_folders_of_images(tmp_path):
     (["--transforms", ",", "--steps", "1"], ["names no transformation"]), (["--transforms", "upwards"], ["unknown", "upwards", "invert"]),
     (["--digits", "x"], ["'x' is no digit"]), (["--seeds", "0"], ["--seeds 0"]), (["--dataset", "coloredmnist"], ["no canonical images"]),
     (["--dataset", "unpaired-folders"], ["needs --data-dir"]), (["--apply", "nowhere"], ["has no experts yet", "python -m mechanisms.exp"]),
-    (["--transfer"], ["run folder", "does not exist"]), (["--apply", ".", "--transfer"], ["one at a time"]),
+    (["--transfer"], ["has no experts yet", "python -m mechanisms.exp"]), (["--apply", ".", "--transfer"], ["one at a time"]),
     (["--expert", "oracle"], ["oracle", "residual"]), (["--penalty", "-1"], ["--penalty -1.0"])])
 def test_what_makes_no_sense_is_refused_in_one_line(tmp_path, capsys, arguments, words):
     with pytest.raises(SystemExit) as stop:
@@ -197,15 +348,65 @@ def test_canonical_images_that_are_the_transformed_ones(tmp_path, capsys):
     refused(capsys, "canonical ones, byte for byte", "nothing to invert")
 
 
+class Same(UnpairedDataset):
+    """Every transformed image is a canonical one, of another split and in another order; the first ``apart`` rows are not."""
+
+    variables = (Variable("image", "image", shape=(1, 8, 8)),)
+
+    def __init__(self, lazy: bool = False, apart: int = 0) -> None:
+        self.lazy, self.apart = lazy, apart
+        self.all = torch.randint(0, 256, (1500, 1, 8, 8), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+
+    def _part(self, split: str, shift: int) -> torch.Tensor:
+        first = 500 * ((("train", "valid", "test").index(split) + shift) % 3)
+        return self.all[first:first + 500].clone()
+
+    def canonical(self, split: str) -> Any:
+        images = self._part(split, 0)
+        return [image.numpy() for image in images] if self.lazy else images
+
+    def load(self, split: str) -> Mapping[str, Any]:
+        images = self._part(split, 1).flip(0)
+        images[:self.apart] = 255 - images[:self.apart]
+        return {"image": [image.numpy() for image in images] if self.lazy else images}
+
+
+@pytest.mark.parametrize("lazy", [False, True])
+def test_pairs_are_found_in_any_order_and_split(lazy):
+    with pytest.raises(UserError, match=r"1500 of 1500 transformed images of Same are canonical ones, byte for byte"):
+        check_apart(Same(lazy))
+    check_apart(Same(lazy, apart=260))
+    assert len({Same(lazy).training_fingerprint, Same(lazy, apart=1).training_fingerprint}) == 2
+
+
+def test_resuming_with_other_canonical_images_is_refused(tmp_path, capsys):
+    folder_of_images(tmp_path / "data" / "canonical", 20, 16)
+    for path in folder_of_images(tmp_path / "data" / "transformed", 20, 16).iterdir():
+        save(255 - np.asarray(Image.open(path)), path)
+    arguments = ["--dataset", "unpaired-folders", "--data-dir", str(tmp_path / "data"), "--experts", "2", "--steps", "1"]
+    command(tmp_path / "run", *arguments)
+    command(tmp_path / "run", *arguments, "--resume")
+    for path in (tmp_path / "data" / "canonical").iterdir():
+        save(np.asarray(Image.open(path)) // 2, path)
+    with pytest.raises(SystemExit):
+        command(tmp_path / "run", *arguments, "--resume")
+    refused(capsys, "belongs to other training images", "another --run")
+
+
 def test_images_of_different_sizes_to_apply(trained, tmp_path, capsys):
-    folder_of_images(tmp_path, 2, 16)
+    folder_of_images(tmp_path, 2, 32)
     Image.new("L", (20, 20)).save(tmp_path / "zz.png")
     with pytest.raises(SystemExit):
         command(trained, "--apply", str(tmp_path), "--out", str(tmp_path / "out"))
     refused(capsys, "different sizes in one folder", "zz.png")
+
+
+def test_what_is_read_is_not_written_over(trained, tmp_path, capsys):
+    before = {path.name: path.read_bytes() for path in folder_of_images(tmp_path, 2, 32).iterdir()}
     with pytest.raises(SystemExit):
-        command(trained, "--apply", str(tmp_path), "--out", str(tmp_path))
-    refused(capsys, "different sizes")
+        command(trained, "--apply", str(tmp_path), "--out", str(tmp_path / "x" / ".."))
+    refused(capsys, "--out", "is the folder that is read")
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
 
 
 def test_weights_that_are_not_finite_stop_the_training_and_keep_the_state(tmp_path):

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from datasets.digits import DigitSplits
 from datasets.errors import UserError
-from datasets.imagefolder import read_folder
+from datasets.imagefolder import image_paths, read_folder
 from datasets.registry import open_dataset
 from datasets.transformedmnist import NONE
 from datasets.transforms import DIRECTIONS, KINDS, TEN, parse
@@ -65,7 +65,8 @@ def test_known_points():
 @pytest.mark.parametrize("text, message", [
     ("", "names no transformation"), (" , ", "names no transformation"),
     ("sideways", "unknown transformation 'sideways'; valid are up, down"),
-    ("right,right", "names right twice"), ("noise=much", "is no number"),
+    ("right,right", "names right twice; leave"), ("right,right=4", "names right=4 twice: right is the same"),
+    ("noise=.25,up,noise", "names noise twice: noise=.25 is the same"), ("noise=much", "is no number"),
     ("rotate=400", "between -180 and 180 degrees"), ("right=2.5", "whole pixels"),
     ("right=nan", "between 1 and 16"), ("blur=0", "between 0.3 and 5")])
 def test_bad_transformations_are_named(text, message):
@@ -75,12 +76,14 @@ def test_bad_transformations_are_named(text, message):
 
 def test_ten_are_the_ten():
     assert tuple(t.text for t in parse("ten")) == TEN and len(TEN) == 10
+    assert len(parse("right,left,right=3,noise,noise=.2")) == 5  # the same kind, or the same strength, is not the same
 
 
 # ---------------------------------------------------------------------------------------------------- transformed digits
 def test_canonical_and_transformed_digits_are_disjoint():
     dataset = open_dataset("transformed-mnist", {"transforms": "right,noise,invert", **FEW})
     assert issubclass(type(dataset), DigitSplits) and dataset.mechanisms == ("right", "noise", "invert")
+    assert dataset.transformations == parse("right,noise,invert")
     canonical, clean = dataset.canonical("train"), dataset.clean("train")[::3]
     assert len(canonical) == len(clean) == 20 and not {bytes(x.numpy()) for x in canonical} & {bytes(x.numpy()) for x in clean}
     rows = dataset.split("train")
@@ -140,6 +143,83 @@ def test_subfolders_are_mechanisms(tmp_path):
         write(tmp_path / "transformed" / name, 20, level=k + 1)
     dataset = open_dataset("unpaired-folders", {"data_dir": tmp_path})
     assert dataset.mechanisms == ("blurred", "dark") and set(dataset.split("train").attributes["mechanism"].tolist()) == {0, 1}
+
+
+def numbered(folder: Path, names: list[str], first: int) -> None:
+    """Images of one grey level each, ``first`` for the first one, so that an image tells its name."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for k, name in enumerate(names):
+        Image.new("L", (8, 8), first + k).save(folder / name)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_a_subject_is_in_one_split(tmp_path, seed):
+    """Files of one stem: in two sub-folders, in canonical/, with another ending."""
+    numbered(tmp_path / "canonical", [f"{k}.png" for k in range(12)], 0)  # 0–11
+    numbered(tmp_path / "transformed" / "a", [f"{k}.png" for k in range(4, 24)], 104)  # 100 more than their names
+    numbered(tmp_path / "transformed" / "b", [f"{k}.bmp" for k in range(4, 24)], 104)
+    dataset = open_dataset("unpaired-folders", {"data_dir": tmp_path, "seed": str(seed)})
+    held, seen = {}, 0
+    for split in ("train", "valid", "test"):
+        rows, canonical = dataset.split(split), dataset.canonical(split)[:, 0, 0, 0].tolist()
+        names = (rows.images[:, 0, 0, 0].long() - 100).tolist()
+        assert names and canonical and all(held.setdefault(name, split) == split for name in [*names, *canonical])
+        acted = rows.attributes["mechanism"].tolist()
+        assert sorted(zip(names, acted, strict=True)) == [(n, m) for n in sorted(set(names)) for m in (0, 1)]
+        subjects = dataset.subjects(split).tolist()
+        assert len(set(zip(names, subjects, strict=True))) == len(set(names)) == len(set(subjects))
+        seen += len(names) + len(canonical)
+    assert seen == 52 and set(held) == set(range(24)) and list(held.values()).count("valid") in (2, 3)
+
+
+def test_pairs_are_in_no_order(tmp_path):
+    for name in ("canonical", "transformed"):
+        numbered(tmp_path / name, [f"{k}.png" for k in range(100)], 0)
+    dataset = open_dataset("unpaired-folders", {"data_dir": tmp_path})
+    canonical, images = dataset.canonical("train"), dataset.split("train").images
+    assert sorted(canonical.flatten(1)[:, 0].tolist()) == sorted(images.flatten(1)[:, 0].tolist())
+    assert (canonical == images).float().mean() < 0.1
+
+
+def test_subjects_are_what_is_counted(tmp_path):
+    write(tmp_path / "canonical", 20)
+    for name in ("a", "b"):
+        write(tmp_path / "transformed" / name, 6)
+    with pytest.raises(UserError, match=r"12 transformed images of 6 subjects \(file names\) are too few .* at least 10"):
+        open_dataset("unpaired-folders", {"data_dir": tmp_path}).split("train")
+
+
+def test_hidden_folders_are_no_mechanisms(tmp_path):
+    write(tmp_path / "canonical", 12)
+    write(tmp_path / "transformed", 12, level=1)
+    for name in (".ipynb_checkpoints", ".git", "__MACOSX"):
+        write(tmp_path / "transformed" / name, 3)
+    (tmp_path / "transformed" / "._000.png").write_bytes(b"not an image")
+    dataset = open_dataset("unpaired-folders", {"data_dir": tmp_path})
+    assert dataset.mechanisms == () and sum(len(dataset.split(split)) for split in ("train", "valid", "test")) == 12
+    assert len(image_paths(tmp_path / "transformed", nested=True)) == 12
+
+
+def test_loose_images_beside_subfolders_are_not_dropped_silently(tmp_path):
+    write(tmp_path / "canonical", 12)
+    write(tmp_path / "transformed", 2)
+    write(tmp_path / "transformed" / "dark", 12, level=1)
+    with pytest.raises(UserError, match=r"transformed has images \(2, as 000.png\) beside sub-folders \(dark\).* sub-folder of their own"):
+        open_dataset("unpaired-folders", {"data_dir": tmp_path})
+
+
+def test_other_canonical_images_are_another_data_set(tmp_path):
+    def told() -> str:
+        return open_dataset("unpaired-folders", {"data_dir": tmp_path}).training_fingerprint
+
+    numbered(tmp_path / "canonical", [f"{k}.png" for k in range(20)], 0)
+    write(tmp_path / "transformed", 20, (8, 8))
+    before = told()
+    assert told() == before
+    numbered(tmp_path / "canonical", [f"{k}.png" for k in range(20)], 50)
+    assert told() != before
+    numbered(tmp_path / "canonical", [f"{k}.png" for k in range(20)], 0)
+    assert told() == before
 
 
 def test_folders_that_are_no_data_set(tmp_path):

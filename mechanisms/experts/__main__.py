@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from mechanisms.command import run_command
-from mechanisms.experts.options import Options
+from mechanisms.experts.options import DEFAULTS, Options
 
 
 def main(options: Options) -> None:
@@ -14,8 +14,12 @@ def main(options: Options) -> None:
         raise UserError("--apply and --transfer are two questions; ask one at a time")
     if options.apply is not None:
         from mechanisms.experts.apply import apply
+        from mechanisms.experts.model import trained_seeds
 
-        print(apply(run, options.apply, options.out or run / "applied"))
+        seed = options.training.seed
+        if seed == DEFAULTS.seed and seed not in trained_seeds(run):  # as if none had been given
+            seed = None
+        print(apply(run, options.apply, options.out or run / "applied", seed, options.training.device))
     elif options.transfer or options.transfer_from is not None:
         from mechanisms.experts.apply import transfer
 

@@ -11,10 +11,9 @@ from torch import Tensor
 from datasets.base import Split
 from datasets.schema import Graph
 from datasets.unpaired import UnpairedDataset
-from mechanisms.bookkeeping import WEIGHTS
-from mechanisms.checkpoint import check_finite, load
+from mechanisms.bookkeeping import CHECKPOINT, WEIGHTS
+from mechanisms.checkpoint import check_finite
 from mechanisms.options import RunOptions, TrainingConfig
-from mechanisms.predictor import FOLDER as KIND
 from mechanisms.predictor import Predictors, describe
 from mechanisms.predictor_options import PredictorConfig
 from mechanisms.training import fit
@@ -26,27 +25,27 @@ _AT_ONCE = 500
 
 
 def classifier(run: Path, dataset: UnpairedDataset, device: str) -> Predictors | None:
-    """The classifier of the data set's label on clean images, from the run folder or trained into it; None without both.
+    """The classifier of the data set's label on clean images, from the run folder or trained into it.
+
+    None without clean images, or with fewer than two classes. Under ``torchrun`` all processes must call this.
 
     It is trained on the clean training images that were then transformed, never on a transformed one.
     """
     clean = dataset.clean("train")
     if clean is None or not dataset.label:
         return None
-    path = run / FOLDER / WEIGHTS
-    if not path.exists():
-        splits = {name: _clean(dataset, name) for name in ("train", "valid")}
-        image, label = dataset.schema.image, dataset.schema[dataset.label]
-        graph = Graph((label, replace(image, parents=(label.name,)))).fitted(splits["train"].attributes)
-        torch.manual_seed(SETTINGS.seed)
-        model = Predictors(graph, PredictorConfig(width=16, blocks=1))
-        fit(model, splits["train"], splits["valid"], replace(SETTINGS, device=device), run / FOLDER, describe(model),
-            RunOptions(run, overwrite=True))
-    state = load(path, KIND)
-    model = Predictors(Graph.from_dict(state["graph"]), PredictorConfig(**state["config"]))
-    model.load_state_dict(state["weights"])
-    check_finite(model, path, "Delete its folder; it is then trained again")
-    return model.eval().requires_grad_(False)
+    splits = {name: _clean(dataset, name) for name in ("train", "valid")}
+    if len(splits["train"].attributes[dataset.label].unique()) < 2:
+        return None  # of a single class, everybody is right
+    image, label = dataset.schema.image, dataset.schema[dataset.label]
+    graph = Graph((label, replace(image, parents=(label.name,)))).fitted(splits["train"].attributes)
+    torch.manual_seed(SETTINGS.seed)
+    model = Predictors(graph, PredictorConfig(width=16, blocks=1))
+    begun = (run / FOLDER / CHECKPOINT).exists()  # one that was interrupted is trained to its end first
+    fit(model, splits["train"], splits["valid"], replace(SETTINGS, device=device), run / FOLDER, describe(model),
+        RunOptions(run, resume=begun))
+    check_finite(model, run / FOLDER / WEIGHTS, "Delete its folder; it is then trained again")
+    return model.cpu().eval().requires_grad_(False)
 
 
 def _clean(dataset: UnpairedDataset, split: str) -> Split:

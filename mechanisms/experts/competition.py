@@ -14,10 +14,11 @@ The two losses have no parameter in common, so that one backward pass and one op
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, distributed, nn
 from torch.func import functional_call
 from torch.nn import functional as F
 
@@ -28,8 +29,9 @@ from mechanisms.noise import Noise
 _PACE = 0.02  # of running means over updates
 _APART = 0.1  # in standard deviations of a weight: how far a re-seeded expert is from the one that it copies
 _REST = 200  # updates that a re-seeded expert is left alone
+_LAST = 0.75  # of the time until assignment is free: later a re-seeded expert, and the average of its weights, would not be ready
 _STEP = 0.1  # in grey levels, of the gradient penalty's finite difference
-_FADE = 0.99  # of what favours the idle, each update once assignment is free
+_FADE = 0.99  # of what favours the idle, each update
 
 
 class Competition(nn.Module):
@@ -41,7 +43,9 @@ class Competition(nn.Module):
     - *temperature*: the winner is argmax_j D(E_j(x')) + T·g, Gumbel noise g, T falling to 0.
     - *balance*: the winner is argmax_j D(E_j(x')) + b_j, where b_j rises while expert j wins less than its share, in steps
       relative to the spread of scores. Many updates together are balanced, not each batch, whose mechanisms never are.
-    - *reseed*: an idle expert becomes a copy of the busiest, which probably serves two mechanisms; until assignment is free.
+      What favours an expert is forgotten, or chance would add up until experts win, and learn, what others do well.
+    - *reseed*: an idle expert becomes a copy of the busiest, which probably serves two mechanisms; until three quarters of the
+      time before assignment is free.
     - *penalty*: ½·λ·((D(x + δn) − D(x)) / δ)², n ~ N(0, 1): on average ½·λ·‖∇D‖², by one more pass of D and no second
       derivative (a finite difference of Roth et al. 2017 and Mescheder et al. 2018). *spectral* and *instance_noise* too.
     """
@@ -66,8 +70,14 @@ class Competition(nn.Module):
         ``experts``, and ``score_j`` D of its outputs of all images.
         """
         x, canonical = batch["image"], batch["canonical"].float() / 255
-        beginning = bool(self.identity_error > self.config.identity_error) and progress < self.config.identity_share
-        if self.training and self.config.reseed and not beginning and progress < self.config.free:
+        beginning = bool(self.identity_error > self.config.identity_error)
+        if beginning and progress >= self.config.identity_share:
+            beginning = False
+            if self.training:
+                warnings.warn("experts do not reproduce their input well enough (mean squared error above --identity-error "
+                              f"{self.config.identity_error} after a share of --identity-share {self.config.identity_share} of the training); "
+                              "the competition begins nevertheless. Train longer, or raise --identity-share", stacklevel=2)
+        if self.training and self.config.reseed and not beginning and progress < _LAST * self.config.free:
             self._reseed(noise)
         with torch.no_grad():
             outputs = self._unlearned(x)
@@ -77,7 +87,10 @@ class Competition(nn.Module):
                 winner = noise(len(x), self.config.experts).argmax(1) if beginning else self._assigned(scores, noise, progress)
         anyone, lot = noise(len(x), len(outputs)).argmax(1), torch.special.ndtr(noise(len(x)))
         chosen = outputs[torch.where(lot < self.config.winners, winner, anyone), torch.arange(len(x), device=x.device)]
-        discriminator = self._discriminator_loss(canonical, chosen, noise, progress)
+        if beginning:  # nobody competes yet, and a discriminator ahead of its time would have won before they do
+            discriminator = x.new_zeros(len(x)) + 0.0 * sum(p.sum() for p in self.experts.discriminator.parameters())
+        else:
+            discriminator = self._discriminator_loss(canonical, chosen, noise, progress)
         experts = self._experts_loss(x, winner, noise, progress, beginning)
         terms = {"loss": discriminator + experts, "discriminator": discriminator, "experts": experts}
         for j in range(len(outputs)):
@@ -98,17 +111,17 @@ class Competition(nn.Module):
         config = self.config
         left = max(0.0, 1 - progress / config.free) if config.free else 0.0
         spread = scores.std(0, unbiased=False).mean()  # of the experts on an image: what an advantage is worth
-        scores = scores + self.favour[:, None]
+        if left:
+            scores = scores + self.favour[:, None]
         if config.temperature and left:
             uniform = torch.special.ndtr(noise(scores.shape[1], len(scores))).clamp(1e-6, 1 - 1e-6)
             scores = scores - config.temperature * left * torch.log(-torch.log(uniform)).T
         winner = scores.argmax(0)
-        share = F.one_hot(winner, len(scores)).float().mean(0)
-        self.usage.lerp_(share, _PACE)
-        if left:
-            self.favour.add_(config.balance * spread * (1 - len(scores) * share))
-        else:
-            self.favour.mul_(_FADE)
+        *share, spread = _over_processes(torch.cat([F.one_hot(winner, len(scores)).float().mean(0), spread[None]]))
+        if torch.isfinite(spread):  # or one broken batch would break all that is remembered; the loop skips such updates
+            share = torch.stack(share)
+            self.usage.lerp_(share, _PACE)
+            self.favour.mul_(_FADE).add_(config.balance * spread * (1 - len(scores) * share) * bool(left))
         return winner
 
     @torch.no_grad()
@@ -131,19 +144,20 @@ class Competition(nn.Module):
         self.rest.fill_(_REST)
 
     # ------------------------------------------------------------------------------------------------ what is minimised
-    def _veil(self, images: Tensor, noise: Noise, progress: float) -> Tensor | float:
-        """Instance noise for images, in training; it has fallen to 0 before the end."""
+    def _veil(self, images: Tensor, noise: Noise, progress: float) -> Tensor:
+        """``images`` under instance noise, in training; it has fallen to 0 before the end."""
         sigma = self.config.instance_noise * max(0.0, 1 - progress / 0.9) if self.training else 0.0
-        return sigma * noise(*images.shape) if sigma else 0.0
+        return images + sigma * noise(*images.shape) if sigma else images
 
     def _discriminator_loss(self, canonical: Tensor, made: Tensor, noise: Noise, progress: float) -> Tensor:
         """BCE(D(c), 1) + BCE(D(made), 0) and the penalty, ``(B,)``."""
-        both = torch.cat([canonical, made])
-        both = both + self._veil(both, noise, progress)
+        veiled = [self._veil(images, noise, progress) for images in (canonical, made)]
+        both = torch.cat(veiled)
         if not (self.training and self.config.penalty):
             real, fake = self.experts.discriminator(both).chunk(2)
             return F.softplus(-real) + F.softplus(fake)
-        there, beside = self.experts.discriminator(torch.cat([both, both + _STEP * noise(*both.shape)])).chunk(2)
+        beside = [images + _STEP * noise(*images.shape) for images in veiled]
+        there, beside = self.experts.discriminator(torch.cat([both, *beside])).chunk(2)
         real, fake = there.chunk(2)
         steepness = ((beside - there) / _STEP).square().view(2, -1).mean(0)
         return F.softplus(-real) + F.softplus(fake) + 0.5 * self.config.penalty * steepness
@@ -156,7 +170,7 @@ class Competition(nn.Module):
         loss, config = x.new_zeros(len(x)), self.config
         constant = {name: value.detach() for name, value in self.experts.discriminator.named_parameters()}
         eps = noise(len(x), config.latent) if config.expert == "vae" and self.training else None  # processes draw alike, whoever wins
-        veil = self._veil(x, noise, progress) + torch.zeros_like(x)
+        veil = self._veil(torch.zeros_like(x), noise, progress)
         errors = x.new_zeros(len(x))
         for j, expert in enumerate(self.experts.experts):
             if not len(rows := (winner == j).nonzero().flatten()):
@@ -175,6 +189,15 @@ class Competition(nn.Module):
             loss = loss.index_add(0, rows, own.to(loss.dtype))
         if self.training:
             if not self._starts_as_identity:
-                self.identity_error.lerp_(errors.mean(), _PACE if beginning else 0.0)
+                (error,) = _over_processes(errors.mean()[None])
+                self.identity_error.lerp_(error, _PACE if beginning and bool(torch.isfinite(error)) else 0.0)
             loss = loss + 0.0 * sum(parameter.sum() for parameter in self.experts.experts.parameters())
         return loss
+
+
+def _over_processes(values: Tensor) -> Tensor:
+    """Mean over processes of what each has seen of the batch, so that all remember the same."""
+    if distributed.is_available() and distributed.is_initialized():
+        distributed.all_reduce(values)
+        values = values / distributed.get_world_size()
+    return values

@@ -9,11 +9,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from datasets.base import LazyImages, Split
+from datasets.base import SPLITS, LazyImages, Split
 from datasets.schema import SchemaError
 from datasets.unpaired import UnpairedDataset
+from mechanisms.noise import some_of
 
-_LOOKED_AT = 500  # images whose bytes are compared
+_LOOKED_AT = 500  # transformed images of each split that are compared with all canonical ones
 
 
 @dataclass(frozen=True)
@@ -46,14 +47,17 @@ def unlabelled(dataset: UnpairedDataset, split: str) -> Split:
 
 
 def check_apart(dataset: UnpairedDataset) -> None:
-    """Raises SchemaError if the first canonical training images are transformed ones too, byte for byte."""
-    rows, canonical = dataset.split("train").images, dataset.canonical("train")
-    known = {_digest(canonical[k]) for k in range(min(_LOOKED_AT, len(canonical)))}
-    looked = min(_LOOKED_AT, len(rows))
-    same = sum(_digest(rows[k]) in known for k in range(looked))
-    if same > looked / 2:
-        raise SchemaError(f"{same} of {looked} transformed images of {dataset.title} are canonical ones, byte for byte: there is nothing "
-                          "to invert. Put images that a mechanism acted upon into transformed/, of other subjects than canonical/ shows")
+    """Raises SchemaError if most transformed images are canonical ones too, byte for byte, of whichever splits.
+
+    All canonical images are read, and of transformed ones a sample of each split.
+    """
+    canonical, transformed = [dataset.canonical(split) for split in SPLITS], [dataset.split(split).images for split in SPLITS]
+    known = {_digest(images[k]) for images in canonical for k in range(len(images))}
+    found = [_digest(images[int(k)]) in known for images in transformed for k in some_of(len(images), _LOOKED_AT, 0)]
+    if sum(found) > len(found) / 2:
+        raise SchemaError(f"{sum(found)} of {len(found)} transformed images of {dataset.title} are canonical ones, byte for byte: there is "
+                          "nothing to invert. Put images that a mechanism acted upon into transformed/, of other subjects than canonical/ "
+                          "shows")
 
 
 def _digest(image: np.ndarray | Tensor) -> bytes:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -13,11 +14,14 @@ from datasets.unpaired import UnpairedDataset
 from mechanisms.bookkeeping import METRICS
 from mechanisms.checkpoint import MetricsLog
 from mechanisms.experts.classifier import accuracy
-from mechanisms.experts.metrics import assignment, confusion, over_seeds, specialisation
+from mechanisms.experts.metrics import IDLE_BELOW, assignment, confusion, over_seeds, specialisation
 from mechanisms.experts.model import Experts
 from mechanisms.predictor import Predictors
+from mechanisms.tables import markdown
 
-_WON_OUTRIGHT = 0.05  # of the discriminator's loss; at a draw it is 2 log 2 = 1.39
+_WON_OUTRIGHT = 4.0  # of the experts' loss: the discriminator gives what winners make a chance of less than 2 % to be canonical
+_WON = (f"the discriminator has won outright (the experts' loss is above {_WON_OUTRIGHT:g}, at a draw it is 0.69): they learn nothing from "
+        "it any more. Raise --penalty or --instance-noise, lower --discriminator-width, or add --spectral")
 UNITS = {"purity": "", "nmi": "", "hungarian": "", "usage_entropy": "nats", "idle": "experts", "error_transformed": "of 255",
          "error_restored": "of 255", "accuracy_clean": "", "accuracy_transformed": "", "accuracy_restored": ""}
 
@@ -66,16 +70,21 @@ def evaluate_on(model: Experts, dataset: UnpairedDataset, split: str, classifier
                     None if clean is None else clean.float() / 255, label, classifier)
 
 
+def warn_if_won(means: Mapping[str, float]) -> None:
+    """Warns, while experts train, of a discriminator that they cannot reach; ``means`` are those of a validation's terms."""
+    if means["experts"] > _WON_OUTRIGHT:
+        warnings.warn(f"{_WON}; stop (Ctrl-C) or see whether it passes", stacklevel=2)
+
+
 def warnings_of(folder: Path, usage: list[float]) -> list[str]:
     """What went wrong in a training that ended, each with what to change."""
     found = []
     rows = MetricsLog.read(folder / METRICS)
-    if rows and (loss := rows[-1]["valid"]["discriminator"]) < _WON_OUTRIGHT:
-        found.append(f"the discriminator has won outright (its loss is {loss:.3f}, at a draw it is 1.386): experts learn nothing from it "
-                     "any more. Raise --penalty or --instance-noise, lower --discriminator-width, or add --spectral")
-    if idle := [str(e) for e, share in enumerate(usage) if share == 0]:
-        found.append(f"experts {', '.join(idle)} win nothing: there are more experts than mechanisms, or some expert serves two "
-                     "(raise --balance or --temperature, or give --reseed 0.2)")
+    if rows and rows[-1]["valid"]["experts"] > _WON_OUTRIGHT:
+        found.append(_WON)
+    if idle := [str(e) for e, share in enumerate(usage) if share * len(usage) < IDLE_BELOW]:
+        found.append(f"experts {', '.join(idle)} win (almost) nothing: there are more experts than mechanisms, or some expert serves two "
+                     "(then train longer, or raise --balance, --reseed or --temperature)")
     return found
 
 
@@ -92,7 +101,7 @@ def table(results: Mapping[int, Mapping[str, Any]]) -> str:
     if not names:
         return "Neither mechanisms nor clean images are known, so there is nothing to hold the experts against."
     over = over_seeds([result["figures"] for result in results.values()])
-    lines = [["figure", *(f"seed {seed}" for seed in results), "mean ± standard error"]]
+    lines = []
     for name in names:
         values = [result["figures"][name] for result in results.values()]
         if name == "collapsed":
@@ -101,11 +110,4 @@ def table(results: Mapping[int, Mapping[str, Any]]) -> str:
         error = over[name]["error"]
         lines.append([f"{name.replace('_', ' ')}{f' ({UNITS[name]})' if UNITS[name] else ''}", *(f"{value:.3f}" for value in values),
                       f"{over[name]['mean']:.3f}" + (f" ± {error:.3f}" if error is not None else "")])
-    return _markdown(lines)
-
-
-def _markdown(lines: list[list[str]]) -> str:
-    """A Markdown table whose columns also line up as plain text."""
-    widths = [max(len(line[k]) for line in lines) for k in range(len(lines[0]))]
-    text = ["| " + " | ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)) + " |" for line in lines]
-    return "\n".join([text[0], "| " + " | ".join("-" * width for width in widths) + " |", *text[1:]])
+    return markdown(["figure", *(f"seed {seed}" for seed in results), "mean ± standard error"], lines)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-import statistics
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -11,6 +9,7 @@ from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
 from datasets.errors import UserError
+from mechanisms.tables import mean_over
 
 COLLAPSED_BELOW = 0.9  # of Hungarian accuracy
 IDLE_BELOW = 0.1  # of an equal share of wins
@@ -59,7 +58,7 @@ def specialisation(counts: np.ndarray) -> dict[str, float]:
 
 def _entropy(shares: np.ndarray) -> float:
     positive = shares[shares > 0]
-    return float(-(positive * np.log(positive)).sum())
+    return float(np.abs(positive * np.log(positive)).sum())
 
 
 def over_seeds(rows: Sequence[Mapping[str, float]]) -> dict[str, dict[str, float | None]]:
@@ -70,6 +69,5 @@ def over_seeds(rows: Sequence[Mapping[str, float]]) -> dict[str, dict[str, float
         if name == "collapsed":
             found[name] = {"count": int(sum(values)), "of": len(values)}
             continue
-        found[name] = {"mean": statistics.fmean(values),
-                       "error": statistics.stdev(values) / math.sqrt(len(values)) if len(values) > 1 else None}
+        found[name] = dict(zip(("mean", "error"), mean_over(values), strict=True))
     return found

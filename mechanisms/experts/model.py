@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import shlex
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NamedTuple, Self
@@ -41,12 +43,13 @@ class Experts(nn.Module):
     Args:
         shape: ``(channels, height, width)`` of images, see :func:`mechanisms.experts.networks.check_shape`.
         config: how many experts of which kind.
+        margin: pixels on each side of the images that are padding, see :class:`datasets.unpaired.UnpairedDataset`.
     """
 
-    def __init__(self, shape: Shape, config: ExpertsConfig) -> None:
+    def __init__(self, shape: Shape, config: ExpertsConfig, margin: int = 0) -> None:
         super().__init__()
         check_shape(shape)
-        self.shape, self.config = tuple(shape), config
+        self.shape, self.config, self.margin = tuple(shape), config, margin
         self.experts = nn.ModuleList(EXPERTS[config.expert](self.shape, config) for _ in range(config.experts))
         self.discriminator = Discriminator(self.shape, config)
 
@@ -62,24 +65,26 @@ class Experts(nn.Module):
         return self.discriminator(outputs.flatten(0, 1)).view(outputs.shape[:2])
 
     def check(self, x: Tensor) -> Tensor:
-        """``x`` on this model's device; raises UserError for another shape, or values that are not in [0, 1]."""
+        """``x`` on this model's device, of its type; raises UserError for another shape, or values that are not in [0, 1]."""
         if x.ndim != 4 or tuple(x.shape[1:]) != self.shape:
             raise UserError(f"images of shape {tuple(x.shape)} given; these experts take (B, {', '.join(map(str, self.shape))})")
         if not x.is_floating_point() or len(x) and not bool(torch.isfinite(x).all() and x.min() >= 0 and x.max() <= 1):
             raise UserError("images must be floats in [0, 1] without NaN; divide bytes by 255")
-        return x.to(next(self.parameters()).device)
+        return x.to(next(self.parameters()))
 
     @torch.no_grad()
     def invert(self, x: Tensor) -> Inverted:
         """Each image through the expert whose output looks most canonical.
 
         Args:
-            x: float in [0, 1], ``(B, C, H, W)``.
+            x: floats of any precision in [0, 1], ``(B, C, H, W)``; ``B`` may be 0.
 
         Raises:
             UserError: for images of another shape or range.
         """
         x, found = self.check(x), []
+        if len(x) == 0:
+            return Inverted(x, torch.zeros(0, dtype=torch.long, device=x.device), x.new_zeros(0, self.config.experts))
         for part in x.split(_AT_ONCE):
             outputs = self.outputs(part)
             scores = self.scores(outputs).T
@@ -89,7 +94,7 @@ class Experts(nn.Module):
 
     def describe(self) -> dict[str, Any]:
         """Plain values that rebuild this; stored with its weights."""
-        return {"kind": FOLDER, "shape": list(self.shape), "config": asdict(self.config)}
+        return {"kind": FOLDER, "shape": list(self.shape), "config": asdict(self.config), "margin": self.margin}
 
     @classmethod
     def load(cls, run: Path | str, seed: int | None = None, device: str | torch.device = "cpu") -> Self:
@@ -99,11 +104,14 @@ class Experts(nn.Module):
             seed: which of several trainings; the lowest there is without it.
 
         Raises:
-            RunError: for a folder without experts, a damaged file, or broken weights.
+            RunError: for a folder without experts, or without those of that seed, a damaged file, or broken weights.
         """
+        seeds = some_seeds(Path(run))
+        if seed is not None and seed not in seeds:
+            raise RunError(f"{run} has no experts of seed {seed}, but of {', '.join(map(str, seeds))}; name one of these")
         path = folder_of(Path(run), seed) / WEIGHTS
         state = load(path, FOLDER)
-        model = cls(tuple(state["shape"]), ExpertsConfig(**state["config"]))
+        model = cls(tuple(state["shape"]), ExpertsConfig(**state["config"]), state.get("margin", 0))
         model.load_state_dict(state["weights"])
         check_finite(model, path, "Train them again with a smaller --learning-rate or a larger --penalty")
         return model.eval().requires_grad_(False).to(device)
@@ -111,7 +119,15 @@ class Experts(nn.Module):
 
 def trained_seeds(run: Path) -> list[int]:
     """Seeds whose experts are in a run folder, ascending."""
-    return sorted(int(path.parent.name.removeprefix("seed")) for path in (run / FOLDER).glob(f"seed*/{WEIGHTS}"))
+    names = (path.parent.name for path in (run / FOLDER).glob(f"seed*/{WEIGHTS}"))
+    return sorted(int(name.removeprefix("seed")) for name in names if re.fullmatch("seed(0|-?[1-9][0-9]*)", name))
+
+
+def some_seeds(run: Path) -> list[int]:
+    """:func:`trained_seeds`; raises RunError if there are none."""
+    if not (seeds := trained_seeds(run)):
+        raise RunError(f"{run} has no experts yet; train them first: python -m mechanisms.experts --run {shlex.quote(str(run))}")
+    return seeds
 
 
 def folder_of(run: Path, seed: int | None = None) -> Path:
@@ -120,8 +136,4 @@ def folder_of(run: Path, seed: int | None = None) -> Path:
     Raises:
         RunError: if none is named and there are none.
     """
-    if seed is None:
-        if not (seeds := trained_seeds(run)):
-            raise RunError(f"{run} has no experts yet; train them first: python -m mechanisms.experts --run {run}")
-        seed = seeds[0]
-    return run / FOLDER / f"seed{seed}"
+    return run / FOLDER / f"seed{some_seeds(run)[0] if seed is None else seed}"

@@ -14,7 +14,7 @@ from mechanisms.experts.options import ExpertsConfig
 
 Shape = tuple[int, int, int]
 _GAIN = 10.0  # of the wide filter: Adam moves every weight by about the same, and these have the longest way to go
-_SPREAD = 2e-3  # of the filters' initial weights: experts that are exactly alike would never part
+_SPREAD = 0.026  # norm of a filter's initial weights: experts that are exactly alike would never part
 _FAR = 0.01  # of the filters' initial weights where no identity is wanted
 _SMALL = 0.01  # of a residual network's last layer at the start
 _SIDES = 4  # images are halved twice
@@ -56,7 +56,8 @@ class ResidualExpert(nn.Module):
         self.reach = config.reach
         if self.reach:
             side = 2 * self.reach + 1
-            self.filter = nn.Parameter(torch.randn(channels, channels, side, side) * (_SPREAD / _GAIN if config.identity else _FAR))
+            spread = _SPREAD / (side * math.sqrt(channels))  # so that no filter, however large, leads away from the identity
+            self.filter = nn.Parameter(torch.randn(channels, channels, side, side) * (spread / _GAIN if config.identity else _FAR))
             self.shift = nn.Parameter(torch.zeros(channels))
         self.convs = nn.ModuleList(nn.Conv2d(n, m, 3, padding=1) for n, m in
                                    zip((4 * channels, width, width, width), (width, width, width, 4 * channels), strict=True))
@@ -104,8 +105,8 @@ class VAEExpert(nn.Module):
         self.encoder = nn.Sequential(*layers, nn.Flatten(), nn.Linear(math.prod(self.places), 2 * config.latent))
         self.inner = nn.Linear(config.latent, math.prod(self.places))
         layers = []
-        for n, m, up in ((64, 64, True), (64, 64, True), (64, 32, False)):
-            layers += [*[nn.Upsample(scale_factor=2)] * up, nn.Conv2d(n, m, 3, padding=1), nn.BatchNorm2d(m), nn.ReLU()]
+        for n, m, up in ((64, 64, True), (64, 64, False), (64, 32, True)):  # the last one is at half of the resolution
+            layers += [nn.Conv2d(n, m, 3, padding=1), nn.BatchNorm2d(m), nn.ReLU(), *[nn.Upsample(scale_factor=2)] * up]
         self.decoder = nn.Sequential(*layers, nn.Conv2d(32, channels, 3, padding=1), nn.Sigmoid())
 
     def reconstruct(self, x: Tensor, noise: Tensor | None) -> tuple[Tensor, Tensor]:
@@ -127,8 +128,8 @@ class Discriminator(nn.Module):
         shape: of images.
         config: ``discriminator`` chooses among *compact*, which works at half the resolution with strides; *published*:
             3 × conv3-16, pool, 2 × conv3-32, pool, 2 × conv3-64, pool, FC 1024, FC 1 with ELU (Parascandolo et al.
-            2018, appendix); *domain*: conv3 16, 16, 32, pool, 32, 32, pool, 64, 64, pool, FC 576, 25, 1, the domain
-            classifier of a course project.
+            2018, appendix); *domain*: conv3 16, 16, 32, pool, 32, 32, pool, 64, 64, pool, FC 25, 1, the domain classifier
+            of a course project (whose 28² images leave 64 × 3 × 3 = 576 numbers before the first FC).
     """
 
     def __init__(self, shape: Shape, config: ExpertsConfig) -> None:
@@ -144,15 +145,15 @@ class Discriminator(nn.Module):
             layers += [nn.Flatten(), nn.Linear(2 * w * places[0] * places[1], 1)]
         else:
             blocks, hidden = {"published": (((16, 16, 16), (32, 32), (64, 64)), (1024,)),
-                              "domain": (((16, 16, 32), (32, 32), (64, 64)), (576, 25))}[config.discriminator]
+                              "domain": (((16, 16, 32), (32, 32), (64, 64)), (25,))}[config.discriminator]
             layers, n = [], channels
             for block in blocks:
                 for m in block:
                     layers += [nn.Conv2d(n, m, 3, padding=1), nn.ELU()]
                     n = m
-                layers.append(nn.MaxPool2d(2, ceil_mode=True))
+                layers.append(nn.MaxPool2d(2))
             layers.append(nn.Flatten())
-            n *= -(-height // 8) * -(-width // 8)
+            n *= (height // 8) * (width // 8)
             for m in hidden:
                 layers += [nn.Linear(n, m), nn.ELU()]
                 n = m

@@ -32,7 +32,8 @@ class ExpertsConfig:
     latent: int = 256
     """Latent numbers of a VAE expert."""
     beta: float = 1e-3
-    """Weight of a VAE expert's KL term, in squared pixel error per nat."""
+    """Weight of a VAE expert's KL term per nat: against the sum of squared pixel errors while it learns the identity, then against
+    the discriminator's cross-entropy."""
     discriminator: DiscriminatorName = "compact"
     """compact: strided and cheap; published: that of the paper; domain: the domain classifier of the course project."""
     discriminator_width: int = 32
@@ -51,8 +52,8 @@ class ExpertsConfig:
     """Until --free, experts that win less than their share are favoured: each update by this many standard deviations of the
     experts' scores more; 0 for no balance."""
     reseed: float = 0.2
-    """Until --free, an expert whose running share of wins is below this fraction of an equal one becomes a copy of the busiest; 0
-    for never."""
+    """Until three quarters of --free, an expert whose running share of wins is below this fraction of an equal one becomes a copy
+    of the busiest; 0 for never."""
     winners: float = 0.5
     """Share of what the discriminator is trained against that are winners' outputs; the rest are any expert's, as published (0)."""
     penalty: float = 3.0
@@ -62,10 +63,12 @@ class ExpertsConfig:
     instance_noise: float = 0.1
     """Standard deviation of noise on what the discriminator is trained with, which falls to 0."""
 
-    def check(self, batch_size: int) -> None:
-        """Raises UserError for a number that makes no sense."""
-        if not 1 <= self.experts <= batch_size:
-            raise UserError(f"--experts {self.experts} must lie between 1 and --batch-size {batch_size}: with more experts than images in "
+    def check(self, batch_size: int, rows: int | None = None) -> None:
+        """Raises UserError for a number that makes no sense with this batch size, and this many training images."""
+        most = batch_size if rows is None else min(batch_size, rows)
+        if not 1 <= self.experts <= most:
+            limit = f"--batch-size {batch_size}" if most == batch_size else f"the {rows} training images"
+            raise UserError(f"--experts {self.experts} must lie between 1 and {limit}: with more experts than images in "
                             "a batch, most win nothing in most updates and never learn. A few more than there may be mechanisms are enough")
         for name in ("width", "latent", "discriminator_width"):
             if getattr(self, name) < 1:

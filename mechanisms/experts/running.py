@@ -16,10 +16,11 @@ from mechanisms.checkpoint import MetricsLog, replacing, write_json
 from mechanisms.experts.classifier import classifier
 from mechanisms.experts.competition import Competition
 from mechanisms.experts.data import check_apart, unlabelled
-from mechanisms.experts.evaluation import evaluate_on, summary, table, warnings_of
+from mechanisms.experts.evaluation import evaluate_on, summary, table, warn_if_won, warnings_of
 from mechanisms.experts.figures import confusion_figure, curves, grid, write
 from mechanisms.experts.model import FOLDER, Experts, folder_of
 from mechanisms.experts.options import DEFAULT_STEPS, Options
+from mechanisms.predictor import Predictors
 from mechanisms.runs import claim
 from mechanisms.training import fit
 
@@ -41,19 +42,25 @@ def train_experts(options: Options) -> dict[str, Any]:
     options.config.check(training.batch_size)
     if options.seeds < 1:
         raise UserError(f"--seeds {options.seeds} must be at least 1")
+    if training.keep == "best" or training.patience:
+        raise UserError("--keep best and --patience ask when the loss is least; here it is that of two who compete, which does not fall as "
+                        "experts improve. Give a budget (--steps) instead")
     dataset = unpaired(options.data.open())
     train, valid = unlabelled(dataset, "train"), unlabelled(dataset, "valid")
+    options.config.check(training.batch_size, len(train))
     check_apart(dataset)
     run = options.run.run
     claim(run, dataset, options.data)
-    results = {}
+    judge, results = None, {}
     for one in options.seeded(training):
         torch.manual_seed(one.seed)
-        model = Experts(dataset.schema.image.shape, options.config)
+        model = Experts(dataset.schema.image.shape, options.config, dataset.margin)
         folder = folder_of(run, one.seed)
-        fit(Competition(model), train, valid, one, folder, model.describe(), options.run, kept=model)
+        fit(Competition(model), train, valid, one, folder, model.describe(), options.run, kept=model, watch=warn_if_won)
+        judge = judge or classifier(run, dataset, training.device)
         if PartialState().is_main_process:
-            results[one.seed] = evaluated(run, one.seed, dataset, training.device)
+            results[one.seed] = evaluated(run, one.seed, dataset, judge)
+        PartialState().wait_for_everyone()
     if not PartialState().is_main_process:
         return {}
     found = summary(results)
@@ -65,11 +72,11 @@ def train_experts(options: Options) -> dict[str, Any]:
     return found
 
 
-def evaluated(run: Path, seed: int, dataset: UnpairedDataset, device: str) -> dict[str, Any]:
+def evaluated(run: Path, seed: int, dataset: UnpairedDataset, judge: Predictors | None) -> dict[str, Any]:
     """Figures of one seed on the test split, with its pictures; warnings go to stderr."""
     folder = folder_of(run, seed)
     model = Experts.load(run, seed)
-    result = evaluate_on(model, dataset, "test", classifier(run, dataset, device))
+    result = evaluate_on(model, dataset, "test", judge)
     result["seconds"] = MetricsLog.read(folder / METRICS)[-1]["seconds"]
     result["warnings"] = warnings_of(folder, result["usage"])
     for warning in result["warnings"]:

@@ -1,13 +1,23 @@
-"""Tables as text, and as files."""
+"""Tables as text, and as files; what stands in them over seeds."""
 
 from __future__ import annotations
 
 import csv
+import math
+import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from mechanisms.checkpoint import replacing
+
+
+def mean_over(values: Sequence[float]) -> tuple[float, float | None]:
+    """Mean and its standard error over seeds; None for the error of one seed, or of infinite values."""
+    mean = sum(values) / len(values)
+    if len(values) < 2 or not math.isfinite(mean):
+        return mean, None
+    return mean, statistics.stdev(values) / len(values) ** 0.5
 
 
 def markdown(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
