@@ -36,7 +36,7 @@ def main(options: Options) -> None:
     from rich.table import Table
 
     from datasets.errors import UserError
-    from experiments import classifier_measurements  # noqa: F401  (adds its own)
+    from experiments import classifier_measurements, experts_measurements  # noqa: F401  (they add their own)
     from experiments.measurements import MEASUREMENTS, Bench
     from mechanisms.checkpoint import write_json
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import shutil
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -76,6 +77,27 @@ def test_a_run_holds_all_that_was_promised(trained):
     assert np.sum(found["seeds"]["0"]["confusion"]) == 20 and found["over_seeds"]["collapsed"]["of"] == 2
     assert {"accuracy_clean", "accuracy_restored", "error_restored"} <= set(found["over_seeds"])
     assert (trained / "experts" / "metrics.md").read_text().startswith("| figure ")
+
+
+def test_a_judge_that_was_interrupted_is_trained_to_its_end(tmp_path, monkeypatch):
+    settings = TrainingConfig(steps=6, batch_size=8, precision="fp32", validations=1, schedule="constant")
+    options = {"train_digits": 60, "valid_digits": 20, "test_digits": 20, "transforms": "right,invert"}
+    dataset = unpaired(open_dataset("transformed-mnist", options))
+    for steps, run in ((2, "half"), (6, "half"), (6, "whole")):
+        monkeypatch.setattr(classifier, "SETTINGS", replace(settings, steps=steps))
+        judge = classifier.classifier(tmp_path / run, dataset, "cpu")
+    half, whole = (load(tmp_path / run / "classifier" / "mechanism.pt")["weights"] for run in ("half", "whole"))
+    assert all(torch.equal(half[name], whole[name]) for name in whole) and not judge.training
+    before = (tmp_path / "whole" / "classifier" / "mechanism.pt").stat().st_mtime_ns
+    classifier.classifier(tmp_path / "whole", dataset, "cpu")  # one that is done is read
+    assert (tmp_path / "whole" / "classifier" / "mechanism.pt").stat().st_mtime_ns == before
+
+
+def test_of_one_digit_nothing_is_classified(tmp_path):
+    sizes = [word for name in ("train", "valid", "test") for word in ("--option", f"{name}_digits=200")]
+    command(tmp_path / "run", *sizes, "--transforms", "right,invert", "--experts", "2", "--steps", "2", "--digits", "6")
+    found = read_json(tmp_path / "run" / "experts" / "metrics.json")["over_seeds"]
+    assert "error_restored" in found and not any("accuracy" in name for name in found) and not (tmp_path / "run" / "classifier").exists()
 
 
 def test_training_sees_no_attribute(trained):
@@ -332,7 +354,9 @@ def test_two_folders_of_images(tmp_path):
     (["--digits", "x"], ["'x' is no digit"]), (["--seeds", "0"], ["--seeds 0"]), (["--dataset", "coloredmnist"], ["no canonical images"]),
     (["--dataset", "unpaired-folders"], ["needs --data-dir"]), (["--apply", "nowhere"], ["has no experts yet", "python -m mechanisms.exp"]),
     (["--transfer"], ["has no experts yet", "python -m mechanisms.exp"]), (["--apply", ".", "--transfer"], ["one at a time"]),
-    (["--expert", "oracle"], ["oracle", "residual"]), (["--penalty", "-1"], ["--penalty -1.0"])])
+    (["--expert", "oracle"], ["oracle", "residual"]), (["--penalty", "-1"], ["--penalty -1.0"]),
+    (["--keep", "best"], ["--keep best", "--steps"]), (["--patience", "3"], ["--patience"]),
+    ([*DIGITS, "--experts", "40", "--batch-size", "50", "--option", "train_digits=4", "--transforms", "right"], ["the 2 training images"])])
 def test_what_makes_no_sense_is_refused_in_one_line(tmp_path, capsys, arguments, words):
     with pytest.raises(SystemExit) as stop:
         command(tmp_path / "run", *(["--experts", "2"] if "--experts" not in arguments else []), *arguments)

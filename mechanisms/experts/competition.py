@@ -75,8 +75,8 @@ class Competition(nn.Module):
             beginning = False
             if self.training:
                 warnings.warn("experts do not reproduce their input well enough (mean squared error above --identity-error "
-                              f"{self.config.identity_error} after a share of --identity-share {self.config.identity_share} of the training); "
-                              "the competition begins nevertheless. Train longer, or raise --identity-share", stacklevel=2)
+                              f"{self.config.identity_error} after a share of --identity-share {self.config.identity_share} of the "
+                              "training); the competition begins nevertheless. Train longer, or raise --identity-share", stacklevel=2)
         if self.training and self.config.reseed and not beginning and progress < _LAST * self.config.free:
             self._reseed(noise)
         with torch.no_grad():
