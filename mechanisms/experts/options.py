@@ -13,7 +13,7 @@ from mechanisms.options import RunOptions, TrainingConfig
 ExpertName = Literal["residual", "cnn", "vae"]
 DiscriminatorName = Literal["compact", "published", "domain"]
 DEFAULT_STEPS = 1500
-DEFAULTS = TrainingConfig(batch_size=48, optimizer="adam", learning_rate=3e-3, warmup=30, weight_decay=0.0, beta1=0.5, beta2=0.99,
+DEFAULTS = TrainingConfig(batch_size=48, optimizer="adam", learning_rate=2e-3, warmup=30, weight_decay=0.0, beta1=0.5, beta2=0.99,
                           clip=1e9, skip=1e9, ema=0.99, validation_rows=500, precision="fp32")
 
 
