@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import re
 import shutil
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
@@ -98,6 +99,32 @@ def test_of_one_digit_nothing_is_classified(tmp_path):
     command(tmp_path / "run", *sizes, "--transforms", "right,invert", "--experts", "2", "--steps", "2", "--digits", "6")
     found = read_json(tmp_path / "run" / "experts" / "metrics.json")["over_seeds"]
     assert "error_restored" in found and not any("accuracy" in name for name in found) and not (tmp_path / "run" / "classifier").exists()
+
+
+def test_more_seeds_join_the_table_and_other_settings_do_not(trained, tmp_path, capsys):
+    run = tmp_path / "run"
+    shutil.copytree(trained, run)
+    train(run, "--seed", "2")
+    assert set(read_json(run / "experts" / "metrics.json")["seeds"]) == {"0", "1", "2"}
+    train(run, "--seed", "3", "--penalty", "0")
+    assert set(read_json(run / "experts" / "metrics.json")["seeds"]) == {"3"}
+    shutil.rmtree(run / "experts" / "seed3")
+    train(tmp_path / "other", "--spectral", "--no-identity", "--balance", "0.5", "--experts", "2")
+    capsys.readouterr()
+    command(tmp_path, "--compare", str(run), str(tmp_path / "other"))
+    first, second = ([cell.strip() for cell in line.split("|")[1:-1]] for line in capsys.readouterr().out.splitlines()[2:])
+    assert first[:3] == ["run", "right,invert", "2"] and first[4] == "3" and "±" in first[5] and first[-2].endswith("of 3")
+    assert {"--spectral", "--no-identity", "--balance 0.5"} <= set(re.findall(r"--[a-z-]+(?: [0-9.]+)?", second[3])) and second[4] == "1"
+    worst = min(read_json(run / "experts" / f"seed{k}" / "result.json")["figures"]["purity"] for k in range(3))
+    assert first[9] == f"{worst:.3f}"
+
+
+def test_what_cannot_be_compared(trained, tmp_path, capsys):
+    for arguments, words in ((["--compare", str(tmp_path)], ["has no experts yet"]),
+                             (["--compare", str(trained), "--transfer"], ["--transfer and --compare", "one at a time"])):
+        with pytest.raises(SystemExit):
+            command(tmp_path, *arguments)
+        refused(capsys, *words)
 
 
 def test_training_sees_no_attribute(trained):

@@ -9,10 +9,15 @@ from mechanisms.experts.options import DEFAULTS, Options
 def main(options: Options) -> None:
     from datasets.errors import UserError
 
-    run = options.run.run
-    if options.apply is not None and (options.transfer or options.transfer_from is not None):
-        raise UserError("--apply and --transfer are two questions; ask one at a time")
-    if options.apply is not None:
+    run, transferred = options.run.run, options.transfer or options.transfer_from is not None
+    asked = {"--apply": options.apply is not None, "--transfer": transferred, "--compare": bool(options.compare)}
+    if sum(asked.values()) > 1:
+        raise UserError(f"{' and '.join(name for name, given in asked.items() if given)} are two questions; ask one at a time")
+    if options.compare:
+        from mechanisms.experts.comparing import comparison
+
+        print(comparison(options.compare))
+    elif options.apply is not None:
         from mechanisms.experts.apply import apply
         from mechanisms.experts.model import trained_seeds
 
@@ -20,7 +25,7 @@ def main(options: Options) -> None:
         if seed == DEFAULTS.seed and seed not in trained_seeds(run):  # as if none had been given
             seed = None
         print(apply(run, options.apply, options.out or run / "applied", seed, options.training.device))
-    elif options.transfer or options.transfer_from is not None:
+    elif transferred:
         from mechanisms.experts.apply import transfer
 
         transfer(run, options.transfer_from, options.training.device)

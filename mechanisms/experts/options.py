@@ -103,7 +103,7 @@ class ExpertsData(DataOptions):
 class Options:
     """Train experts that compete to invert the unknown mechanisms of images, and measure which one each has found.
 
-    Without a budget, 1,500 updates a seed. With --apply or --transfer, the experts of --run are used and nothing is trained.
+    Without a budget, 1,500 updates a seed. With --apply, --transfer or --compare nothing is trained.
     """
 
     data: ExpertsData = field(default_factory=ExpertsData)
@@ -120,6 +120,9 @@ class Options:
     """Score the experts of --run on another hand: scikit-learn's digits, or with --transfer-from images of a folder."""
     transfer_from: Path | None = None
     """Folder of images of another kind (Fashion-MNIST, Omniglot, …), on which the run's transformations act."""
+    compare: tuple[Path, ...] = ()
+    """Run folders to print side by side, a row for each over its seeds; nothing is trained."""
+
     def seeded(self, training: TrainingConfig) -> list[TrainingConfig]:
         """``training`` once for each seed."""
         return [replace(training, seed=training.seed + k) for k in range(self.seeds)]

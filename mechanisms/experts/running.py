@@ -14,6 +14,7 @@ from datasets.unpaired import UnpairedDataset, unpaired
 from mechanisms.bookkeeping import METRICS
 from mechanisms.checkpoint import MetricsLog, replacing, write_json
 from mechanisms.experts.classifier import classifier
+from mechanisms.experts.comparing import RESULT, results_of, settings_of
 from mechanisms.experts.competition import Competition
 from mechanisms.experts.data import check_apart, unlabelled
 from mechanisms.experts.evaluation import evaluate_on, summary, table, warn_if_won, warnings_of
@@ -24,7 +25,7 @@ from mechanisms.predictor import Predictors
 from mechanisms.runs import claim
 from mechanisms.training import fit
 
-RESULT, SUMMARY, TABLE = "result.json", "metrics.json", "metrics.md"
+SUMMARY, TABLE = "metrics.json", "metrics.md"
 _SHOWN = 10  # rows of the grid
 
 
@@ -32,7 +33,7 @@ def train_experts(options: Options) -> dict[str, Any]:
     """Train and evaluate the experts of every seed; returns what ``RUN/experts/metrics.json`` holds.
 
     Each seed leaves in ``RUN/experts/seedN`` what :func:`mechanisms.training.fit` does, and ``result.json``, ``grid.png``,
-    ``confusion.png`` and ``curves.png``. The table is over all seeds of the run folder that are asked for.
+    ``confusion.png`` and ``curves.png``. The table is over all seeds of the run folder that were trained alike.
 
     Raises:
         UserError: for a data set without canonical images, numbers that make no sense, or a training that cannot go on.
@@ -51,7 +52,7 @@ def train_experts(options: Options) -> dict[str, Any]:
     check_apart(dataset)
     run = options.run.run
     claim(run, dataset, options.data)
-    judge, results = None, {}
+    judge = None
     for one in options.seeded(training):
         torch.manual_seed(one.seed)
         model = Experts(dataset.schema.image.shape, options.config, dataset.margin)
@@ -59,10 +60,12 @@ def train_experts(options: Options) -> dict[str, Any]:
         fit(Competition(model), train, valid, one, folder, model.describe(), options.run, kept=model, watch=warn_if_won)
         judge = judge or classifier(run, dataset, training.device)
         if PartialState().is_main_process:
-            results[one.seed] = evaluated(run, one.seed, dataset, judge)
+            evaluated(run, one.seed, dataset, judge)
         PartialState().wait_for_everyone()
     if not PartialState().is_main_process:
         return {}
+    asked = settings_of(run, training.seed)
+    results = {seed: result for seed, result in results_of(run).items() if settings_of(run, seed) == asked}
     found = summary(results)
     write_json(run / FOLDER / SUMMARY, found)
     written = table(results)
