@@ -14,6 +14,7 @@ from pathlib import Path
 
 import datasets
 from datasets.base import CausalDataset
+from datasets.errors import valid_are
 from datasets.schema import SchemaError
 
 _REGISTRY: dict[str, type[CausalDataset]] = {}
@@ -49,14 +50,14 @@ def open_dataset(name: str, options: Mapping[str, object] | None = None) -> Caus
     elif name in names():
         cls = _REGISTRY[name]
     else:
-        raise SchemaError(f"unknown data set {name!r}; valid are {', '.join(names())}, or the path of your own file ending in .py")
+        raise SchemaError(f"unknown data set {name!r}; {valid_are(names(), name)}, or the path of your own file ending in .py")
     fields = {f.name: f for f in dataclasses.fields(cls)} if dataclasses.is_dataclass(cls) else {}
     hints = typing.get_type_hints(cls)
     values = {}
     for key, value in (options or {}).items():
         key = key.replace("-", "_")
         if key not in fields:
-            raise SchemaError(f"data set {name!r} has no option {key!r}; valid are {', '.join(fields) or 'none'}")
+            raise SchemaError(f"data set {name!r} has no option {key!r}; {valid_are(fields, key)}")
         values[key] = _convert(value, hints[key], f"{name}: {key}")
     dataset = cls(**values)
     dataset.schema  # noqa: B018  (checks the graph at once)

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from datasets.errors import UserError
+from datasets.errors import UserError, did_you_mean
 
 KINDS = ("real", "positive", "interval", "binary", "categorical", "image")
 CONTINUOUS = ("real", "positive", "interval")
@@ -273,7 +273,8 @@ class Graph:
         try:
             return self._variables[name]
         except KeyError:
-            raise SchemaError(f"unknown variable {name!r}; the graph has {', '.join(self._variables)}") from None
+            meant = did_you_mean(self._variables, name)
+            raise SchemaError(f"unknown variable {name!r}; the graph has {', '.join(self._variables)}{meant}") from None
 
     def __contains__(self, name: object) -> bool:
         return name in self._variables

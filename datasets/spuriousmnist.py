@@ -18,6 +18,7 @@ from torch import Tensor
 
 from datasets.base import Shift
 from datasets.digits import DIGIT, PaintedDigits, rows
+from datasets.errors import valid_are
 from datasets.mnist import Digits
 from datasets.registry import register
 from datasets.schema import SchemaError, Variable
@@ -69,7 +70,7 @@ class SpuriousMNIST(PaintedDigits):
         if not 1 <= self.square_size <= LARGEST:
             raise SchemaError(f"{self.title}: square_size={self.square_size} must be 1..{LARGEST}")
         if self.corner not in CORNERS:
-            raise SchemaError(f"{self.title}: unknown corner {self.corner!r}; valid are {', '.join(CORNERS)}")
+            raise SchemaError(f"{self.title}: unknown corner {self.corner!r}; {valid_are(CORNERS, self.corner)}")
         if not 0 <= self.mix <= 1:
             raise SchemaError(f"{self.title}: mix={self.mix} is a share; it must lie in [0, 1]")
         self._rgb = torch.tensor(_rgb(self.colour, self.title), dtype=torch.uint8)
@@ -121,5 +122,5 @@ def _rgb(colour: str, title: str) -> tuple[int, int, int]:
             raise SchemaError(f"{title}: colour {colour} is hardly to be seen on black; one of its channels must be at least {_FAINT:#x}")
         return rgb
     if colour not in COLOURS:
-        raise SchemaError(f"{title}: unknown colour {colour!r}; valid are {', '.join(COLOURS)}, or #rrggbb")
+        raise SchemaError(f"{title}: unknown colour {colour!r}; {valid_are(COLOURS, colour)}, or #rrggbb")
     return COLOURS[colour]

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from datasets.errors import valid_are
 from datasets.morphology import FAST_SCALE, Shape, one_thread, shrink
 from datasets.schema import SchemaError
 
@@ -139,7 +140,7 @@ def parse(listed: str, where: str = "--transforms") -> tuple[Transform, ...]:
     for word in words:
         name, given, value = (piece.strip() for piece in word.partition("="))
         if name not in KINDS:
-            raise SchemaError(f"{where} names the unknown transformation {name!r}; valid are {', '.join(KINDS)}, or ten")
+            raise SchemaError(f"{where} names the unknown transformation {name!r}; {valid_are((*KINDS, 'ten'), name)}")
         kind = KINDS[name]
         try:
             strength = float(value) if given else kind.usual

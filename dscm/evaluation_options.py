@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from datasets.errors import UserError
+from datasets.errors import UserError, valid_are
 
 LEVELS = (0.1, 0.3, 0.5, 0.7, 0.9)  # nominal coverage of the draws' intervals, for the reliability curve
 
@@ -41,7 +41,7 @@ class EvaluationConfig:
     def check(self) -> None:
         """Raises UserError for a number that makes no sense."""
         if unknown := [part for part in self.parts if part not in PARTS]:
-            raise UserError(f"--parts {unknown[0]} is unknown; valid are {', '.join(PARTS)}")
+            raise UserError(f"--parts {unknown[0]} is unknown; {valid_are(PARTS, unknown[0])}")
         for name, least in (("draw_images", 2), ("cycle_images", 2), ("batch_size", 1)):
             if getattr(self, name) < least:
                 raise UserError(f"--{name.replace('_', '-')} {getattr(self, name)} must be at least {least}")

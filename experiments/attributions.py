@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from datasets.errors import valid_are
 from experiments.deeplift import check_sum
 from experiments.deeplift import deeplift as rescaled
 from experiments.lime import SAMPLES, lime
@@ -147,5 +148,5 @@ def attribution(name: str) -> Attribution:
         RunError: for an unknown one; the message lists all.
     """
     if name not in ATTRIBUTIONS:
-        raise RunError(f"unknown method of attribution {name!r}; valid are {', '.join(ATTRIBUTIONS)}")
+        raise RunError(f"unknown method of attribution {name!r}; {valid_are(ATTRIBUTIONS, name)}")
     return ATTRIBUTIONS[name]

@@ -35,14 +35,14 @@ def main(options: Options) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    from datasets.errors import UserError
+    from datasets.errors import UserError, valid_are
     from experiments import classifier_measurements, experts_measurements  # noqa: F401  (they add their own)
     from experiments.measurements import MEASUREMENTS, Bench
     from mechanisms.checkpoint import write_json
 
     names = [name.strip() for name in options.only.split(",") if name.strip()] or list(MEASUREMENTS)
     if unknown := [name for name in names if name not in MEASUREMENTS]:
-        raise UserError(f"unknown benchmark {', '.join(unknown)}; valid are {', '.join(MEASUREMENTS)}")
+        raise UserError(f"unknown benchmark {', '.join(unknown)}; {valid_are(MEASUREMENTS, unknown[0])}")
     bench, results = Bench(options), {}
     for name in names:
         results[name] = MEASUREMENTS[name].measure(bench)

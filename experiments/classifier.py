@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from datasets.errors import valid_are
 from experiments.networks import Network, at_once, rebuild
 from experiments.selection import RULES
 from mechanisms.bookkeeping import WEIGHTS
@@ -103,7 +104,7 @@ def load_trained(run: Path, algorithm: str, seed: int, rule: str = "last", devic
             trained, is unfinished or has diverged; for a damaged file or broken weights.
     """
     if rule not in RULES:
-        raise RunError(f"unknown selection rule {rule!r}; valid are {', '.join(RULES)}")
+        raise RunError(f"unknown selection rule {rule!r}; {valid_are(RULES, rule)}")
     path = folder_of(run, algorithm, seed) / WEIGHTS
     if not Path(run).is_dir():
         raise RunError(f"run folder {run} does not exist; train into it first: {_train(run, algorithm)}")

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from datasets.base import CausalDataset
-from datasets.errors import UserError
+from datasets.errors import UserError, valid_are
 from datasets.options import DataOptions
 from datasets.schema import SchemaError
 from dscm import calibrate, finetune
@@ -193,7 +193,7 @@ def chosen(options: Options, dataset: CausalDataset) -> tuple[list[str], dict[st
     """
     asked = [name.strip() for name in options.only.split(",") if name.strip()]
     if unknown := [name for name in asked if name not in CONTESTANTS]:
-        raise UserError(f"unknown contestant {', '.join(unknown)}; valid are {', '.join(CONTESTANTS)}")
+        raise UserError(f"unknown contestant {', '.join(unknown)}; {valid_are(CONTESTANTS, unknown[0])}")
     names = asked or (list(CURVE) if options.budgets else [name for name, c in CONTESTANTS.items() if not c.after])
     names += ["hvae-finetuned"] if options.finetuned else []
     names += [CONTESTANTS[name].after for name in names if CONTESTANTS[name].after]

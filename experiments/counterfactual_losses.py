@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from datasets.errors import valid_are
 from mechanisms.checkpoint import RunError
 
 Loss = Callable[[Tensor, Tensor], Tensor]
@@ -60,7 +61,7 @@ def counterfactual_loss(name: str, logits: Tensor, labels: Tensor, classes: int)
         RunError: for an unknown name, or logits of another width.
     """
     if name not in COUNTERFACTUAL_LOSSES:
-        raise RunError(f"unknown counterfactual loss {name!r}; valid are {', '.join(COUNTERFACTUAL_LOSSES)}")
+        raise RunError(f"unknown counterfactual loss {name!r}; {valid_are(COUNTERFACTUAL_LOSSES, name)}")
     width = 2 * classes if name == "double" else classes
     if logits.ndim != 2 or logits.shape[1] != width:
         raise RunError(f"the counterfactual loss {name!r} of {classes} classes needs logits (B, {width}), not {tuple(logits.shape)}")

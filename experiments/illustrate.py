@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from datasets.errors import UserError
+from datasets.errors import UserError, valid_are
 from mechanisms.command import run_command
 
 
@@ -63,7 +63,7 @@ def main(options: Options) -> None:
 
     names = [name.strip() for name in options.only.split(",") if name.strip()] or list(PICTURES)
     if unknown := [name for name in names if name not in PICTURES]:
-        raise UserError(f"unknown picture {', '.join(unknown)}; valid are {', '.join(PICTURES)}")
+        raise UserError(f"unknown picture {', '.join(unknown)}; {valid_are(PICTURES, unknown[0])}")
     model, dataset = open_run(options.run, options.device)
     runs = {options.run: model, **({options.other: open_run(options.other, options.device)[0]} if options.other else {})}
     kinds = [type(each.image).__name__ for each in runs.values()]

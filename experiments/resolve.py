@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
 from datasets.base import CausalDataset
-from datasets.errors import UserError
+from datasets.errors import UserError, valid_are
 from datasets.schema import SchemaError
 from experiments.algorithms.base import Algorithm
 from experiments.algorithms.registry import ALGORITHMS, algorithm
@@ -124,10 +124,10 @@ def _settings(given: Sequence[str], kind: type[Algorithm]) -> dict[str, Any]:
         if not (key and separator):
             raise UserError(f"--set {text!r} is not KEY=VALUE")
         if dot and key not in (theirs := [f.name for f in fields(algorithm(owner).settings)]):
-            raise UserError(f"--set {text}: {owner} has no setting {key!r}; valid are {', '.join(theirs) or 'none'}")
+            raise UserError(f"--set {text}: {owner} has no setting {key!r}; {valid_are(theirs, key)}")
         if not dot and not any(key in {f.name for f in fields(k.settings)} for k in ALGORITHMS.values()):
             everyone = sorted({f"{k.name}.{f.name}" for k in ALGORITHMS.values() for f in fields(k.settings)})
-            raise UserError(f"--set {text}: no algorithm has a setting {key!r}; valid are {', '.join(everyone)}")
+            raise UserError(f"--set {text}: no algorithm has a setting {key!r}; {valid_are(everyone, key)}")
         if key in own and owner in ("", kind.name):
             values[key] = _convert(value, hints[key], f"--set {text}")
     return values

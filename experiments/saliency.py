@@ -26,6 +26,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from datasets.errors import valid_are
 from experiments.deeplift import check_sum
 from experiments.deeplift import deeplift as rescaled
 from experiments.networks import Network
@@ -97,7 +98,7 @@ def saliency(name: str, network: Network, images: Tensor, labels: Tensor) -> Ten
         RunError: for an unknown name; for ``gradcam`` of a network without a layer of maps.
     """
     if name not in SALIENCY:
-        raise RunError(f"unknown saliency {name!r}; valid are {', '.join(SALIENCY)}")
+        raise RunError(f"unknown saliency {name!r}; {valid_are(SALIENCY, name)}")
     if name == "gradcam" and not network.cam_layer:
         raise RunError(f"Grad-CAM needs a network with a layer of maps, which --network {network.name} has not; take --network smallcnn")
     with torch.enable_grad(), torch.autocast(images.device.type, enabled=False), evaluating(network):
@@ -159,7 +160,7 @@ def penalty(name: str, found: Tensor, region: Tensor) -> Tensor:
         RunError: for an unknown name, or a region of another size.
     """
     if name not in PENALTIES:
-        raise RunError(f"unknown saliency penalty {name!r}; valid are {', '.join(PENALTIES)}")
+        raise RunError(f"unknown saliency penalty {name!r}; {valid_are(PENALTIES, name)}")
     if region.shape != (len(found), *found.shape[-2:]):
         raise RunError(f"a saliency of shape {tuple(found.shape)} needs regions of shape {(len(found), *found.shape[-2:])}, not "
                        f"{tuple(region.shape)}")

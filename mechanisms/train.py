@@ -44,7 +44,7 @@ def train_image(dataset: CausalDataset, options: Options) -> ImageMechanism:
     """
     import torch
 
-    from datasets.errors import UserError
+    from datasets.errors import UserError, valid_are
     from mechanisms.augment import augmentation
     from mechanisms.images import FOLDER, build, describe
     from mechanisms.runs import claim
@@ -52,7 +52,7 @@ def train_image(dataset: CausalDataset, options: Options) -> ImageMechanism:
 
     training = options.training.or_budget(minutes=DEFAULT_MINUTES)
     if options.preset != "none" and options.preset not in PRESETS:
-        raise UserError(f"unknown preset {options.preset!r}; valid are {', '.join(PRESETS)}")
+        raise UserError(f"unknown preset {options.preset!r}; {valid_are(PRESETS, options.preset)}")
     training.check()
     torch.manual_seed(training.seed)
     model = build(options.mechanism, dataset.graph, replace(options.config, **PRESETS.get(options.preset, {})))

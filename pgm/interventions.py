@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from datasets import Graph, SchemaError, Variable
+from datasets.errors import did_you_mean
 
 Action: TypeAlias = float | Tensor | Callable[[Tensor], float | Tensor]
 Do: TypeAlias = Mapping[str, Action]
@@ -96,7 +97,8 @@ def parse_do(text: str | Iterable[str], graph: Graph, marginals: Mapping[str, Te
 
 def _attribute(graph: Graph, name: str) -> Variable:
     if name not in graph or graph[name].kind == "image":
-        raise SchemaError(f"cannot intervene on {name!r}; names are {_names(graph)}")
+        raise SchemaError(f"cannot intervene on {name!r}; names are {_names(graph)}"
+                          f"{did_you_mean([v.name for v in graph.attributes], name)}")
     return graph[name]
 
 

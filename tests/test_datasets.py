@@ -55,6 +55,10 @@ def write(folder: Path, text: str, name: str = "mine.py") -> str:
 def test_unknown_name_lists_the_valid_ones():
     with pytest.raises(SchemaError, match="unknown data set 'mnits'; valid are .*morphomnist, .*your own file ending in .py"):
         open_dataset("mnits")
+    with pytest.raises(SchemaError, match=r"did you mean morphomnist\?"):
+        open_dataset("morphomnits")
+    with pytest.raises(SchemaError, match=r"has no option 'rendering'; .*did you mean renderings\?"):
+        open_dataset("morphomnist", {"rendering": 3})
     assert "morphomnist" in names() and names() == sorted(set(names()))
 
 

@@ -322,7 +322,7 @@ def test_parse_marginal(scm, observed):
 @pytest.mark.parametrize("text, message", [
     ("thickness", "cannot read.*name=value.*names are thickness"),
     ("thickness-=1", "cannot read"),
-    ("width=3", "cannot intervene on 'width'; names are thickness"),
+    ("width=3", "cannot intervene on 'width'; names are thickness"), ("thicknes=3", r"\(did you mean thickness\?\)"),
     ("thickness=", "'' in 'thickness=' is not a number"),
     ("thickness=1,,2", "not a number"),
     ("thickness=thick", "not a number: thickness is a number above 0"),

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 
 from torch import Tensor
 
+from datasets.errors import valid_are
 from dscm.metrics import calibration, commutativity, cycles, effectiveness, likelihood, minimality, realism, truth
 from dscm.metrics.score import Metric, Score, mean_and_error
 from mechanisms.checkpoint import RunError
@@ -31,7 +32,7 @@ def summarise(metric: str, values: Tensor | float, *, count: int | None = None, 
         RunError: for an unknown metric, no image at all, NaN.
     """
     if metric not in METRICS:
-        raise RunError(f"unknown metric {metric!r}; valid are {', '.join(METRICS)}")
+        raise RunError(f"unknown metric {metric!r}; {valid_are(METRICS, metric)}")
     known = METRICS[metric]
     if isinstance(values, Tensor) and values.ndim:
         count, (value, error) = len(values), _mean(metric, values)

@@ -6,6 +6,7 @@ import importlib
 import pkgutil
 
 import experiments.algorithms
+from datasets.errors import valid_are
 from experiments.algorithms.base import Algorithm
 from mechanisms.checkpoint import RunError
 
@@ -31,5 +32,5 @@ def algorithm(name: str) -> type[Algorithm]:
         RunError: for an unknown name; the message lists all.
     """
     if name not in ALGORITHMS:
-        raise RunError(f"unknown algorithm {name!r}; valid are {', '.join(ALGORITHMS)}")
+        raise RunError(f"unknown algorithm {name!r}; {valid_are(ALGORITHMS, name)}")
     return ALGORITHMS[name]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import fields
 from typing import Any
 
+from datasets.errors import valid_are
 from experiments.augmenters import counterfactual, factual
 from experiments.augmenters.base import Augmenter
 from mechanisms.checkpoint import RunError
@@ -30,13 +31,13 @@ def augmenter(kind: str, name: str, **options: Any) -> Augmenter | None:
         UserError: for an option whose value makes no sense.
     """
     if kind not in KINDS:
-        raise RunError(f"unknown kind of augmenter {kind!r}; valid are {', '.join(KINDS)}")
+        raise RunError(f"unknown kind of augmenter {kind!r}; {valid_are(KINDS, kind)}")
     if name == NONE:
         return None
     if name not in KINDS[kind]:
-        raise RunError(f"unknown {kind} augmenter {name!r}; valid are {', '.join(KINDS[kind])}, {NONE}")
+        raise RunError(f"unknown {kind} augmenter {name!r}; {valid_are((*KINDS[kind], NONE), name)}")
     found = KINDS[kind][name]
     known = [field.name for field in fields(found)]
     if unknown := [option for option in options if option not in known]:
-        raise RunError(f"the {kind} augmenter {name!r} has no option {', '.join(unknown)}; valid are {', '.join(known) or 'none'}")
+        raise RunError(f"the {kind} augmenter {name!r} has no option {', '.join(unknown)}; {valid_are(known, unknown[0])}")
     return found(**options)
