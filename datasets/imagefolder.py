@@ -34,10 +34,12 @@ def image_paths(folder: Path, nested: bool = False) -> list[Path]:
         UserError: for a folder that is missing or without any.
     """
     if not folder.is_dir():
-        raise UserError(f"folder {folder} does not exist")
+        raise UserError(f"{folder} is a file, not a folder of images" if folder.exists() else f"folder {folder} does not exist")
     inner = [place for place in sorted(folder.rglob("*/")) if not any(map(hidden, place.relative_to(folder).parts))] if nested else []
     if not (found := [path for place in (folder, *inner) for path in pictures(place)]):
-        raise UserError(f"folder {folder} is empty: it has no file that ends in {_COMMON}")
+        beneath = not nested and any(path.is_dir() for path in folder.iterdir())
+        raise UserError(f"folder {folder} is empty: it has no file that ends in {_COMMON}"
+                        + "; its sub-folders are not searched, name one of them" * beneath)
     return found
 
 

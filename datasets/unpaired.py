@@ -57,5 +57,6 @@ def unpaired(dataset: CausalDataset) -> UnpairedDataset:
     """
     if not isinstance(dataset, UnpairedDataset):
         raise SchemaError(f"{dataset.title} has no canonical images beside transformed ones; take --dataset transformed-mnist, or "
-                          "--dataset unpaired-folders --data-dir FOLDER with the folders canonical/ and transformed/")
+                          "--dataset unpaired-folders --data-dir FOLDER with the folders canonical/ and transformed/; a data "
+                          "set of your own derives from datasets.UnpairedDataset and defines canonical(split), see docs/experts.md")
     return dataset

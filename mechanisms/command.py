@@ -38,7 +38,7 @@ def run_command(options: type[Options], main: Callable[[Options], None], argumen
     if given[:1] == ["--"]:  # 'torchrun … -m mechanisms.train -- --run R': some versions of Python pass the separator on
         given = given[1:]
     try:
-        parsed = tyro.cli(options, args=given, description=options.__doc__, config=(tyro.conf.OmitArgPrefixes,))
+        parsed = tyro.cli(options, prog=_program(), args=given, description=options.__doc__, config=(tyro.conf.OmitArgPrefixes,))
     except SystemExit as stop:
         if stop.code:  # tyro has said what is wrong, and guessed what was meant
             print(f"valid flags: {', '.join(flags(options))}", file=sys.stderr)
@@ -52,6 +52,12 @@ def run_command(options: type[Options], main: Callable[[Options], None], argumen
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         sys.exit(130)
+
+
+def _program() -> str | None:
+    """``python -m …`` as it was typed, for help and errors; None where a script runs."""
+    spec = getattr(sys.modules["__main__"], "__spec__", None)
+    return f"python -m {spec.name.removesuffix('.__main__')}" if spec else None
 
 
 @contextmanager

@@ -29,11 +29,14 @@ def claim(run: Path, dataset: CausalDataset, data: DataOptions) -> None:
     if (run / RUN).exists():
         record = read_json(run / RUN)
         stored = Graph.from_dict(record["graph"])
+        begun = (f"it was begun with {_named(record['dataset'], record['options'])}, and this is {_named(name, options)}. Give the options "
+                 "that it was begun with, or choose another --run")
         if stored.fingerprint() != graph.fingerprint():
-            raise RunError(f"{run} belongs to another graph or training split ({stored.difference(graph)}); choose another --run")
+            asked_for_other = (record["dataset"], record["options"]) != (name, options)
+            raise RunError(f"{run} belongs to another graph or training split" + (
+                f": {begun}" if asked_for_other else f" ({stored.difference(graph)}); choose another --run"))
         if record.get("rows", rows) != rows:  # folders may have moved, so it is not options that are compared
-            raise RunError(f"{run} belongs to other training images: it was begun with {_named(record['dataset'], record['options'])}, and "
-                           f"this is {_named(name, options)}. Give the options that it was begun with, or choose another --run")
+            raise RunError(f"{run} belongs to other training images: {begun}")
         return
     write_json(run / RUN, {"dataset": name, "options": options, "graph": graph.to_dict(), "rows": rows})
 

@@ -22,7 +22,7 @@ from datasets.errors import UserError
 from mechanisms.experts import competition
 from mechanisms.experts.competition import Competition
 from mechanisms.experts.evaluation import evaluate, summary, table, warn_if_won, warnings_of
-from mechanisms.experts.metrics import assignment, confusion, over_seeds, specialisation
+from mechanisms.experts.metrics import assignment, confusion, over_seeds, specialisation, specialists
 from mechanisms.experts.model import Experts
 from mechanisms.experts.networks import EXPERTS, Discriminator, bounded
 from mechanisms.experts.options import ExpertsConfig
@@ -130,7 +130,7 @@ def test_the_winner_is_the_expert_whose_output_scores_highest(kind):
 @pytest.mark.parametrize("x, message", [
     (torch.zeros(2, 1, 8, 8), "these experts take"), (torch.zeros(1, 16, 16), "these experts take"),
     (torch.full((1, 1, 16, 16), 255.0), "divide bytes by 255"), (torch.full((1, 1, 16, 16), float("nan")), "without NaN"),
-    (torch.zeros(1, 1, 16, 16, dtype=torch.uint8), "floats in")])
+    (torch.zeros(1, 1, 16, 16, dtype=torch.uint8), "floats in"), (np.zeros((1, 1, 16, 16)), "a tensor, not ndarray")])
 def test_images_that_cannot_be_inverted(x, message):
     with pytest.raises(UserError, match=message):
         made().experts.invert(x)
@@ -338,6 +338,13 @@ def test_known_failures():
     assert extra["hungarian"] == 1 and extra["idle"] == 2 and extra["collapsed"] == 0
     lone = specialisation(counts_of([0, 0], [0, 0], 1, 1))
     assert lone["nmi"] == lone["hungarian"] == 1 and assignment(np.array([[0, 3], [2, 0]])) == {0: 1, 1: 0}
+
+
+def test_only_who_has_found_a_mechanism_is_named_after_it():
+    counts = np.array([[90, 0, 5], [10, 60, 0], [0, 40, 95], [0, 0, 0]])
+    assert specialists(counts) == {0: 0, 1: 1, 2: 2}
+    counts[1, 1], counts[2, 1] = 40, 60  # more of the second mechanism is won by who has another one
+    assert specialists(counts) == {0: 0, 2: 2} and set(assignment(counts)) >= {1}
 
 
 def test_mutual_information_is_that_of_scikit_learn():

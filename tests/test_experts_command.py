@@ -23,15 +23,15 @@ from datasets.registry import open_dataset
 from datasets.schema import Variable
 from datasets.unpaired import UnpairedDataset, unpaired
 from mechanisms import Experts
-from mechanisms.checkpoint import MetricsLog, RunError, load, read_json
+from mechanisms.checkpoint import MetricsLog, RunError, load, read_json, write_json
 from mechanisms.command import run_command
 from mechanisms.experts import classifier
 from mechanisms.experts.__main__ import main
-from mechanisms.experts.apply import _digits_of
 from mechanisms.experts.competition import Competition
 from mechanisms.experts.data import check_apart, unlabelled
 from mechanisms.experts.model import trained_seeds
 from mechanisms.experts.options import DEFAULTS, ExpertsConfig, Options
+from mechanisms.experts.transfer import _digits_of
 from mechanisms.options import RunOptions, TrainingConfig
 from mechanisms.training import fit
 
@@ -197,7 +197,15 @@ def test_a_finished_run_is_read_again_and_not_overwritten(trained, tmp_path, cap
     refused(capsys, "already holds a training", "--resume")
     with pytest.raises(SystemExit):
         command(run, *DIGITS, "--transforms", "left", "--experts", "2", "--steps", "2", "--resume")
-    refused(capsys, "belongs to another graph")
+    refused(capsys, "belongs to another graph", "begun with transformed-mnist", "transforms=right,invert", "transforms=left")
+    with pytest.raises(SystemExit):
+        train(run, "--resume", "--overwrite")
+    refused(capsys, "--resume continues", "--overwrite throws it away")
+    assert (run / "experts" / "seed0" / "mechanism.pt").read_bytes() == before
+    command(run, *DIGITS, "--transforms", "right,invert", "--experts", "2", "--resume")  # the budget is that of the training
+    assert load(run / "experts" / "seed0" / "mechanism.pt")["step"] == 6
+    told = capsys.readouterr().out
+    assert "seed 1: experts win" in told and str(run / "experts" / "seed0") in told
 
 
 # ---------------------------------------------------------------------------------------------------- in use
@@ -210,13 +218,34 @@ def folder_of_images(folder: Path, count: int = 3, size: int = 28) -> Path:
 
 def test_own_images_are_routed(trained, tmp_path, capsys):
     command(trained, "--apply", str(folder_of_images(tmp_path / "in")), "--out", str(tmp_path / "out"))
-    assert capsys.readouterr().out.strip().endswith("routes.csv")
+    first, last = capsys.readouterr().out.strip().splitlines()
+    assert first.startswith("3 images through the experts of seed 0: ") and last.endswith("routes.csv")
     rows = list(csv.DictReader((tmp_path / "out" / "routes.csv").open()))
     assert [row["file"] for row in rows] == ["own0.png", "own1.png", "own2.png"]
     for row in rows:
-        assert int(row["winner"]) == np.argmax([float(row["score_0"]), float(row["score_1"])])
+        assert float(row[f"score_{row['winner']}"]) == max(float(row["score_0"]), float(row["score_1"]))  # they are rounded
         with Image.open(tmp_path / "out" / row["file"]) as image:
             assert image.size == (32, 32) and image.mode == "L"
+
+
+def test_experts_that_were_stopped_are_warned_of(trained, tmp_path):
+    run = tmp_path / "run"
+    shutil.copytree(trained, run)
+    write_json(path := run / "experts" / "seed0" / "config.json", {"training": {**read_json(path)["training"], "steps": 60}})
+    with pytest.warns(UserWarning, match="stopped after 6 of 60 updates"):
+        command(run, "--apply", str(folder_of_images(tmp_path / "in")))
+
+
+def test_seeds_that_were_trained_otherwise_are_not_transferred(trained, tmp_path):
+    run, folder = tmp_path / "run", str(folder_of_images(tmp_path / "in"))
+    shutil.copytree(trained, run)
+    train(run, "--seed", "4", "--penalty", "0")
+    with pytest.warns(UserWarning, match="seeds 4 of .* were trained otherwise than seed 0"):
+        command(run, "--transfer-from", folder)
+    assert set(read_json(run / "experts" / "transfer-in.json")["seeds"]) == {"0", "1"}
+    with pytest.warns(UserWarning, match="seeds 0, 1 of .* than seed 4"):
+        command(run, "--transfer-from", folder, "--seed", "4")
+    assert set(read_json(run / "experts" / "transfer-in.json")["seeds"]) == {"4"}
 
 
 def save(pixels: np.ndarray, path: Path) -> Path:
@@ -303,12 +332,14 @@ def test_another_hand(trained, tmp_path):
     shutil.copytree(trained, run)
     shutil.rmtree(run / "experts" / "seed1")
     command(run, "--transfer")
-    found = read_json(run / "experts" / "transfer.json")
+    found = read_json(run / "experts" / "transfer-digits.json")
     images = np.isin(load_digits().target, SHOWN).sum()
     assert found["images"] == images and {"accuracy_clean", "accuracy_restored", "hungarian"} <= set(found["over_seeds"])
     assert sum(map(sum, found["seeds"]["0"]["confusion"])) == 2 * images and set(found["seeds"]) == {"0"}
     command(run, "--transfer-from", str(folder_of_images(tmp_path / "in" / "greek" / "alpha").parents[1]))
-    found = read_json(run / "experts" / "transfer.json")
+    assert (run / "experts" / "transfer-digits.json").exists()  # each source has a file of its own, and a picture
+    found = read_json(run / "experts" / "transfer-in.json")
+    assert np.asarray(Image.open(run / "experts" / "transfer-in.png").convert("L")).std() > 5
     assert found["images"] == 3 and "accuracy_clean" not in found["over_seeds"] and "error_restored" in found["over_seeds"]
 
 
@@ -317,13 +348,13 @@ def test_digits_that_the_run_did_not_keep_are_left_out(tmp_path, monkeypatch):
     run = tmp_path / "run"
     train(run, "--digits", "1,6", steps=1)
     command(run, "--transfer")
-    found = read_json(run / "experts" / "transfer.json")
+    found = read_json(run / "experts" / "transfer-digits.json")
     assert found["images"] == 182 + 181 and "accuracy_restored" in found["over_seeds"]  # scikit-learn's ones and sixes
-    monkeypatch.setattr("mechanisms.experts.apply._digits_of", lambda run, dataset: None)
-    monkeypatch.setattr("mechanisms.experts.apply._other_hand", lambda shape: (torch.full((5, *shape), 0.9), torch.arange(5)))
+    monkeypatch.setattr("mechanisms.experts.transfer._digits_of", lambda run, dataset: None)
+    monkeypatch.setattr("mechanisms.experts.transfer._other_hand", lambda shape: (torch.full((5, *shape), 0.9), torch.arange(5)))
     with pytest.warns(UserWarning, match=r"^scikit-learn's digits: images are bright \(0.90"):
         command(run, "--transfer")
-    found = read_json(run / "experts" / "transfer.json")
+    found = read_json(run / "experts" / "transfer-digits.json")
     assert found["images"] == 5 and "accuracy_restored" not in found["over_seeds"] and "error_restored" in found["over_seeds"]
 
 
@@ -345,7 +376,7 @@ def test_folders_named_like_transformations_do_not_run_them(tmp_path, capsys):
     with pytest.raises(SystemExit):
         command(run, "--transfer")
     refused(capsys, "trained on unpaired-folders", "does not say by which functions", "--apply FOLDER")
-    assert not (run / "experts" / "transfer.json").exists()
+    assert not list((run / "experts").glob("transfer*"))
 
 
 def test_other_clothes_in_idx_files(trained, tmp_path, monkeypatch):
@@ -354,12 +385,12 @@ def test_other_clothes_in_idx_files(trained, tmp_path, monkeypatch):
     for name, array in (("t10k-images-idx3-ubyte", pixels), ("t10k-labels-idx1-ubyte", np.zeros(30, np.uint8))):
         header = b"\0\0\x08" + bytes([array.ndim]) + b"".join(int(n).to_bytes(4, "big") for n in array.shape)
         (tmp_path / name).write_bytes(header + array.tobytes())
-    monkeypatch.setattr("mechanisms.experts.apply._AT_MOST", 12)
+    monkeypatch.setattr("mechanisms.experts.transfer._AT_MOST", 12)
     run = tmp_path / "run"
     shutil.copytree(trained, run)
     with pytest.warns(UserWarning, match=f"^{tmp_path}: images are bright"):
         command(run, "--transfer-from", str(tmp_path))
-    assert read_json(run / "experts" / "transfer.json")["images"] == 12
+    assert read_json(run / "experts" / f"transfer-{tmp_path.name}.json")["images"] == 12
 
 
 def test_two_folders_of_images(tmp_path):

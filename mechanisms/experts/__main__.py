@@ -8,27 +8,26 @@ from mechanisms.experts.options import DEFAULTS, Options
 
 def main(options: Options) -> None:
     from datasets.errors import UserError
+    from mechanisms.experts.model import trained_seeds
 
     run, transferred = options.run.run, options.transfer or options.transfer_from is not None
     asked = {"--apply": options.apply is not None, "--transfer": transferred, "--compare": bool(options.compare)}
     if sum(asked.values()) > 1:
         raise UserError(f"{' and '.join(name for name, given in asked.items() if given)} are two questions; ask one at a time")
+    seed = options.training.seed
+    if seed == DEFAULTS.seed and seed not in trained_seeds(run):  # as if none had been given
+        seed = None
     if options.compare:
         from mechanisms.experts.comparing import comparison
 
         print(comparison(options.compare))
     elif options.apply is not None:
         from mechanisms.experts.apply import apply
-        from mechanisms.experts.model import trained_seeds
-
-        seed = options.training.seed
-        if seed == DEFAULTS.seed and seed not in trained_seeds(run):  # as if none had been given
-            seed = None
         print(apply(run, options.apply, options.out or run / "applied", seed, options.training.device))
     elif transferred:
-        from mechanisms.experts.apply import transfer
+        from mechanisms.experts.transfer import transfer
 
-        transfer(run, options.transfer_from, options.training.device)
+        transfer(run, options.transfer_from, options.training.device, seed)
     else:
         from mechanisms.experts.running import train_experts
 

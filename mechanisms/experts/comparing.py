@@ -26,6 +26,12 @@ def results_of(run: Path) -> dict[int, dict[str, Any]]:
     return {seed: read_json(path) for seed, path in found.items() if path.exists()}
 
 
+def alike(run: Path, seed: int) -> list[int]:
+    """Seeds of a run folder that were trained as this one was."""
+    asked = settings_of(run, seed)
+    return [other for other in some_seeds(run) if settings_of(run, other) == asked]
+
+
 def settings_of(run: Path, seed: int) -> dict[str, Any]:
     """What a training was asked for, flag → value, but for what makes no difference between two runs."""
     stored = read_json(folder_of(run, seed) / CONFIG)

@@ -14,7 +14,7 @@ from datasets.unpaired import UnpairedDataset
 from mechanisms.bookkeeping import METRICS
 from mechanisms.checkpoint import MetricsLog
 from mechanisms.experts.classifier import accuracy
-from mechanisms.experts.metrics import IDLE_BELOW, assignment, confusion, over_seeds, specialisation
+from mechanisms.experts.metrics import IDLE_BELOW, confusion, over_seeds, specialisation, specialists
 from mechanisms.experts.model import Experts
 from mechanisms.predictor import Predictors
 from mechanisms.tables import markdown
@@ -37,7 +37,7 @@ def evaluate(model: Experts, images: Tensor, mechanism: Tensor | None = None, na
 
     Returns:
         ``figures``, numbers by name; errors are mean absolute, of 255. ``confusion``, ``(E, K)``, and ``found``, expert →
-        mechanism, of the best one-to-one assignment, where mechanisms are known; ``usage``, the share each expert won.
+        mechanism, of experts that have found one, where mechanisms are known; ``usage``, the share each expert won.
     """
     restored, winner, _ = model.invert(images)
     restored, winner = restored.cpu(), winner.cpu()
@@ -47,7 +47,7 @@ def evaluate(model: Experts, images: Tensor, mechanism: Tensor | None = None, na
     if mechanism is not None:
         counts = confusion(winner, mechanism, model.config.experts, len(names))
         figures |= specialisation(counts)
-        found |= {"confusion": counts.tolist(), "found": {str(e): names[k] for e, k in assignment(counts).items()}}
+        found |= {"confusion": counts.tolist(), "found": {str(e): names[k] for e, k in specialists(counts).items()}}
     if clean is not None:
         for name, made in (("transformed", images), ("restored", restored)):
             figures[f"error_{name}"] = 255 * float((made - clean).abs().mean())

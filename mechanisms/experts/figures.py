@@ -19,13 +19,14 @@ from mechanisms.experts.model import Experts
 
 _INK, _PALE, _ORANGE = "#222222", "#8a8a8a", "#d9730d"
 _DPI = 150
+_MANY = 12  # experts: more do not fit beside one another
 
 
 @torch.no_grad()
 def grid(model: Experts, images: Tensor, canonical: Tensor, names: Sequence[str] = (), found: Mapping[str, str] | None = None,
          clean: Tensor | None = None) -> Figure:
     """Rows: images. Columns: any canonical image | the clean one, where it is known | the transformed one | each expert's output,
-    the winner's framed.
+    the winner's framed. Of more than a dozen experts, those that win an image.
 
     Args:
         images, canonical, clean: float in [0, 1], ``(B, C, H, W)``.
@@ -35,7 +36,10 @@ def grid(model: Experts, images: Tensor, canonical: Tensor, names: Sequence[str]
     outputs = model.outputs(model.check(images))
     winner = model.scores(outputs).argmax(0).cpu()
     columns = [("canonical", canonical), *([("clean", clean)] if clean is not None else []), ("transformed", images)]
-    columns += [(f"expert {e}" + (f"\n{found[str(e)]}" if found and str(e) in found else ""), made) for e, made in enumerate(outputs.cpu())]
+    known, experts = len(columns), range(len(outputs))
+    if len(experts) > _MANY:
+        experts = winner.unique().tolist()
+    columns += [(f"expert {e}" + (f"\n{found[str(e)]}" if found and str(e) in found else ""), outputs[e].cpu()) for e in experts]
     side, gap, left, top = 0.55, 0.06, 0.85 if names else 0.1, 0.45
     figure = _page(left + len(columns) * (side + gap) + 0.1, top + len(images) * (side + gap) + 0.1)
     canvas = figure.add_axes((0, 0, 1, 1))
@@ -51,7 +55,7 @@ def grid(model: Experts, images: Tensor, canonical: Tensor, names: Sequence[str]
             pixels = shown[row].permute(1, 2, 0) if shown.shape[1] == 3 else shown[row, 0]
             canvas.imshow(pixels.numpy(), extent=(x, x + side, y + side, y), aspect="auto", interpolation="nearest", cmap="gray", vmin=0,
                           vmax=1)
-            if k - (len(columns) - len(outputs)) == int(winner[row]):
+            if k >= known and experts[k - known] == int(winner[row]):
                 canvas.add_patch(Rectangle((x, y), side, side, fill=False, edgecolor=_ORANGE, linewidth=2))
     for row, name in enumerate(names):
         canvas.text(left - 0.08, top + row * (side + gap) + side / 2, name, fontsize=6, ha="right", va="center", color=_INK)
@@ -63,7 +67,7 @@ def confusion_figure(counts: np.ndarray, names: Sequence[str], title: str = "") 
     found = assignment(counts)
     order = sorted(range(len(counts)), key=lambda e: (found.get(e, len(names)), e))
     shares = counts[order] / np.maximum(counts.sum(0, keepdims=True), 1)
-    figure = _page(1.3 + 0.42 * len(names), 1.2 + 0.32 * len(counts))
+    figure = _page(max(2.6, 1.3 + 0.42 * len(names)), 1.2 + (0.32 if len(counts) <= _MANY else 0.16) * len(counts))
     axes = figure.add_subplot()
     axes.imshow(shares, cmap="Blues", vmin=0, vmax=1, aspect="auto")
     for (row, column), share in np.ndenumerate(shares):
@@ -72,7 +76,7 @@ def confusion_figure(counts: np.ndarray, names: Sequence[str], title: str = "") 
     axes.set_xticks(range(len(names)), names, rotation=45, ha="right", fontsize=6.5)
     axes.set_yticks(range(len(counts)), [f"expert {e}" for e in order], fontsize=6.5)
     axes.tick_params(length=0)
-    axes.set_title(title or "% of a mechanism's images that an expert wins", fontsize=7, loc="left", color=_INK)
+    axes.set_title(title or "% of a mechanism's images\nthat an expert wins", fontsize=7, loc="left", color=_INK)
     figure.tight_layout()
     return figure
 
@@ -83,7 +87,8 @@ def curves(rows: Sequence[Mapping[str, Any]], experts: int) -> Figure:
     Args:
         rows: of ``metrics.jsonl``.
     """
-    figure = _page(9, 2.3)
+    few = experts <= _MANY  # of more, the lines are too many for names
+    figure = _page(9.4 if few else 9, 2.3)
     panels = figure.subplots(1, 4)
     steps = [row["step"] for row in rows]
     panels[0].plot(steps, [row["valid"]["discriminator"] for row in rows], color=_INK, linewidth=1.2)
@@ -99,7 +104,8 @@ def curves(rows: Sequence[Mapping[str, Any]], experts: int) -> Figure:
         axes.tick_params(labelsize=6, length=2, color=_PALE)
         axes.spines[["top", "right"]].set_visible(False)
         axes.set_xlabel("update", fontsize=6.5)
-    panels[3].legend(fontsize=5, frameon=False, ncols=2, title="expert", title_fontsize=5)
+    if few:
+        panels[3].legend(fontsize=5, frameon=False, title="expert", title_fontsize=5, loc="center left", bbox_to_anchor=(1, 0.5))
     figure.tight_layout()
     return figure
 

@@ -35,6 +35,11 @@ def assignment(counts: np.ndarray) -> dict[int, int]:
     return {int(e): int(k) for e, k in zip(*linear_sum_assignment(-counts), strict=True)}
 
 
+def specialists(counts: np.ndarray) -> dict[int, int]:
+    """expert → mechanism that it has found: it wins most of its images, and most of what it wins are images of it."""
+    return {e: k for e, k in assignment(counts).items() if 2 * counts[e, k] > max(counts[e].sum(), counts[:, k].sum())}
+
+
 def specialisation(counts: np.ndarray) -> dict[str, float]:
     """Figures of a confusion matrix ``(E, K)`` of N images.
 

@@ -66,8 +66,12 @@ class Experts(nn.Module):
 
     def check(self, x: Tensor) -> Tensor:
         """``x`` on this model's device, of its type; raises UserError for another shape, or values that are not in [0, 1]."""
+        if not isinstance(x, Tensor):
+            raise UserError(f"images must be a tensor, not {type(x).__name__}; torch.as_tensor makes one")
         if x.ndim != 4 or tuple(x.shape[1:]) != self.shape:
-            raise UserError(f"images of shape {tuple(x.shape)} given; these experts take (B, {', '.join(map(str, self.shape))})")
+            bare = x.ndim == 4 and self.margin and tuple(x.shape[2:]) == tuple(side - 2 * self.margin for side in self.shape[1:])
+            remedy = f"; pad them first: torch.nn.functional.pad(x, ({self.margin},) * 4, mode='replicate')" if bare else ""
+            raise UserError(f"images of shape {tuple(x.shape)} given; these experts take (B, {', '.join(map(str, self.shape))}){remedy}")
         if not x.is_floating_point() or len(x) and not bool(torch.isfinite(x).all() and x.min() >= 0 and x.max() <= 1):
             raise UserError("images must be floats in [0, 1] without NaN; divide bytes by 255")
         return x.to(next(self.parameters()))

@@ -88,7 +88,7 @@ class ExpertsData(DataOptions):
     dataset: str = "transformed-mnist"
     """A data set with canonical images: transformed-mnist, unpaired-folders, or the path of your own file."""
     transforms: str = ""
-    """The mechanisms, with commas between, as right,down,invert or rotate=45,noise=.1; ten for the ten of the paper."""
+    """The mechanisms, with commas between, as right,down,invert or rotate=45,noise=.1; without it ten, those of the paper."""
     digits: str = ""
     """Which digits to keep, with commas between; all without it."""
     colour: bool = False

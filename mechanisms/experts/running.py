@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,16 +13,17 @@ from accelerate import PartialState
 
 from datasets.errors import UserError
 from datasets.unpaired import UnpairedDataset, unpaired
-from mechanisms.bookkeeping import METRICS
-from mechanisms.checkpoint import MetricsLog, replacing, write_json
+from mechanisms.bookkeeping import CONFIG, METRICS
+from mechanisms.checkpoint import MetricsLog, read_json, replacing, write_json
 from mechanisms.experts.classifier import classifier
-from mechanisms.experts.comparing import RESULT, results_of, settings_of
+from mechanisms.experts.comparing import RESULT, alike, results_of
 from mechanisms.experts.competition import Competition
 from mechanisms.experts.data import check_apart, unlabelled
 from mechanisms.experts.evaluation import evaluate_on, summary, table, warn_if_won, warnings_of
 from mechanisms.experts.figures import confusion_figure, curves, grid, write
 from mechanisms.experts.model import FOLDER, Experts, folder_of
 from mechanisms.experts.options import DEFAULT_STEPS, Options
+from mechanisms.options import TrainingConfig
 from mechanisms.predictor import Predictors
 from mechanisms.runs import claim
 from mechanisms.training import fit
@@ -38,7 +41,8 @@ def train_experts(options: Options) -> dict[str, Any]:
     Raises:
         UserError: for a data set without canonical images, numbers that make no sense, or a training that cannot go on.
     """
-    training = options.training.or_budget(steps=DEFAULT_STEPS)
+    run = options.run.run
+    training = _budget(options)
     training.check()
     options.config.check(training.batch_size)
     if options.seeds < 1:
@@ -50,7 +54,6 @@ def train_experts(options: Options) -> dict[str, Any]:
     train, valid = unlabelled(dataset, "train"), unlabelled(dataset, "valid")
     options.config.check(training.batch_size, len(train))
     check_apart(dataset)
-    run = options.run.run
     claim(run, dataset, options.data)
     judge = None
     for one in options.seeded(training):
@@ -64,15 +67,39 @@ def train_experts(options: Options) -> dict[str, Any]:
         PartialState().wait_for_everyone()
     if not PartialState().is_main_process:
         return {}
-    asked = settings_of(run, training.seed)
-    results = {seed: result for seed, result in results_of(run).items() if settings_of(run, seed) == asked}
+    results = {seed: result for seed, result in results_of(run).items() if seed in alike(run, training.seed)}
     found = summary(results)
     write_json(run / FOLDER / SUMMARY, found)
     written = table(results)
     with replacing(run / FOLDER / TABLE) as temporary:
         temporary.write_text(written + "\n", encoding="utf-8")
     print(written)
+    for line in _remarks(dataset, options.config.experts, results):
+        print(line)
+    print(f"tables in {run / FOLDER}, pictures in {', '.join(str(folder_of(run, one.seed)) for one in options.seeded(training))}")
     return found
+
+
+def _remarks(dataset: UnpairedDataset, experts: int, results: Mapping[int, Mapping[str, Any]]) -> list[str]:
+    """What a table alone does not tell: what each expert of each seed was found to undo, and what cannot be reached at all."""
+    lines = []
+    for seed, result in results.items():
+        told = [f"{result['found'][str(e)]} {100 * share:.0f} %" if str(e) in result.get("found", {}) else f"{100 * share:.0f} %"
+                for e, share in enumerate(result["usage"])]
+        lines.append(f"seed {seed}: experts win {', '.join(told)}")
+    if 0 < experts < len(dataset.mechanisms):
+        lines.append(f"{experts} experts cannot part {len(dataset.mechanisms)} mechanisms: Hungarian accuracy is at most "
+                     f"{experts / len(dataset.mechanisms):.2f} where all are as frequent")
+    return lines
+
+
+def _budget(options: Options) -> TrainingConfig:
+    """The training with a budget: the one given, or that of the training that is resumed, or the usual one."""
+    given, path = options.training, folder_of(options.run.run, options.training.seed) / CONFIG
+    if options.run.resume and path.exists() and not (given.steps or given.epochs or given.minutes):
+        begun = read_json(path)["training"]
+        return replace(given, **{name: begun[name] for name in ("steps", "epochs", "minutes")})
+    return given.or_budget(steps=DEFAULT_STEPS)
 
 
 def evaluated(run: Path, seed: int, dataset: UnpairedDataset, judge: Predictors | None) -> dict[str, Any]:
