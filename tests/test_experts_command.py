@@ -405,6 +405,15 @@ def test_two_folders_of_images(tmp_path):
     assert not (tmp_path / "run" / "experts" / "seed0" / "confusion.png").exists()  # mechanisms are not known
 
 
+def test_the_file_of_ones_own_that_the_docs_show(tmp_path):
+    file = Path(__file__).resolve().parent.parent / "docs" / "my_unpaired.py"
+    command(tmp_path / "run", "--dataset", str(file), "--experts", "15", "--batch-size", "15", "--steps", "2")
+    found = read_json(tmp_path / "run" / "experts" / "metrics.json")["seeds"]["0"]
+    assert np.sum(found["confusion"]) == 200 and len(found["usage"]) == 15 and "clean" not in str(found["figures"])
+    with Image.open(tmp_path / "run" / "experts" / "seed0" / "grid.png") as image:
+        assert image.width < 1200  # of so many experts only those that win
+
+
 # ---------------------------------------------------------------------------------------------------- refusals
 @pytest.mark.parametrize("arguments, words", [
     (["--experts", "500", "--steps", "1"], ["--experts 500", "--batch-size 8"]), (["--experts", "0", "--steps", "1"], ["--experts 0"]),
