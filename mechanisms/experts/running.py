@@ -21,6 +21,7 @@ from mechanisms.experts.competition import Competition
 from mechanisms.experts.data import check_apart, unlabelled
 from mechanisms.experts.evaluation import evaluate_on, summary, table, warn_if_won, warnings_of
 from mechanisms.experts.figures import confusion_figure, curves, grid, write
+from mechanisms.experts.metrics import IDLE_BELOW
 from mechanisms.experts.model import FOLDER, Experts, folder_of
 from mechanisms.experts.options import DEFAULT_STEPS, Options
 from mechanisms.options import TrainingConfig
@@ -84,9 +85,11 @@ def _remarks(dataset: UnpairedDataset, experts: int, results: Mapping[int, Mappi
     """What a table alone does not tell: what each expert of each seed was found to undo, and what cannot be reached at all."""
     lines = []
     for seed, result in results.items():
-        told = [f"{result['found'][str(e)]} {100 * share:.0f} %" if str(e) in result.get("found", {}) else f"{100 * share:.0f} %"
-                for e, share in enumerate(result["usage"])]
-        lines.append(f"seed {seed}: experts win {', '.join(told)}")
+        found, usage = result.get("found", {}), result["usage"]
+        busy = [e for e, share in enumerate(usage) if share * len(usage) >= IDLE_BELOW]
+        told = [f"expert {e} wins {100 * usage[e]:.0f} %" + (f" ({found[str(e)]})" if str(e) in found else "") for e in busy]
+        idle = len(usage) - len(busy)
+        lines.append(f"seed {seed}: {', '.join(told)}" + (f"; {idle} win (almost) nothing" if idle else ""))
     if 0 < experts < len(dataset.mechanisms):
         lines.append(f"{experts} experts cannot part {len(dataset.mechanisms)} mechanisms: Hungarian accuracy is at most "
                      f"{experts / len(dataset.mechanisms):.2f} where all are as frequent")
