@@ -185,8 +185,7 @@ class Competition(nn.Module):
                 own = error
             else:
                 own = F.softplus(-functional_call(self.experts.discriminator, constant, (made + veil[rows],)))
-            own = own + config.beta * kl / (x[0].numel() if beginning else 1)
-            loss = loss.index_add(0, rows, own.to(loss.dtype))
+            loss = loss.index_add(0, rows, (own + config.beta * kl).to(loss.dtype))
         if self.training:
             if not self._starts_as_identity:
                 (error,) = _over_processes(errors.mean()[None])

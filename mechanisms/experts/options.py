@@ -31,9 +31,9 @@ class ExpertsConfig:
     """How many pixels a residual expert's linear filter reaches in each direction; 0 for none."""
     latent: int = 256
     """Latent numbers of a VAE expert."""
-    beta: float = 1e-3
-    """Weight of a VAE expert's KL term per nat: against the sum of squared pixel errors while it learns the identity, then against
-    the discriminator's cross-entropy."""
+    beta: float = 1e-6
+    """Weight of a VAE expert's KL term, per nat: beside the mean squared error while it learns the identity, then beside the
+    discriminator's cross-entropy."""
     discriminator: DiscriminatorName = "compact"
     """compact: strided and cheap; published: that of the paper; domain: the domain classifier of the course project."""
     discriminator_width: int = 32
