@@ -14,6 +14,7 @@ from PIL import Image
 from torchvision import models
 
 from datasets.base import Split
+from datasets.errors import UserError
 from datasets.images import ImageFiles, kept
 from datasets.registry import open_dataset
 from datasets.task import task_of
@@ -128,7 +129,7 @@ def count_extractions(monkeypatch) -> list[str]:
 
 # ---------------------------------------------------------------------------------------------------- laws
 def test_who_reads_features():
-    assert {"erm", "reweighting", "groupdro", "irm", "vrex", "fishr", "coral", "jtt", "dfr"} <= set(READERS)
+    assert {"erm", "reweighting", "groupdro", "irm", "vrex", "fishr", "jtt", "dfr"} <= set(READERS) and "coral" not in READERS
     assert not {"masktune", "mixup", "lisa", "cf-augmentation", "cf-consistency"} & set(READERS)
 
 
@@ -153,6 +154,8 @@ def test_an_update_on_features_is_the_update_on_images(name):
 
 def test_l2_is_of_the_head_alone():
     model = ALGORITHMS["erm"](frozen(), Sizes(2), None, 0.5)
+    with pytest.raises(UserError, match="coral aligns .*--frozen holds the body fixed"):
+        ALGORITHMS["coral"](frozen(), Sizes(2, 2))
     expected = 0.5 * sum(float(p.detach().square().sum()) for p in model.network.head.parameters())
     assert model.penalty_of_weights().item() == pytest.approx(expected)
 

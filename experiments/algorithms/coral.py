@@ -8,9 +8,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from experiments.algorithms.base import Batch
+from datasets.errors import UserError
+from experiments.algorithms.base import Batch, Sizes
 from experiments.algorithms.parallel import everywhere, means_by, members
 from experiments.algorithms.penalised import Penalised, PenaltySettings
+from experiments.networks import Network
 
 
 @dataclass(frozen=True)
@@ -32,6 +34,13 @@ class CORAL(Penalised):
     title = "CORAL"
     assumes = "what causes the label is distributed alike in every environment; it errs where the label's own frequency differs"
     settings = CORALSettings
+    reads_features = False
+
+    def __init__(self, network: Network, sizes: Sizes, settings: CORALSettings | None = None, l2: float = 0.0) -> None:
+        if network.frozen:
+            raise UserError("coral aligns what a network's body makes of the environments; --frozen holds the body fixed, so that the "
+                            "penalty changes nothing. Leave --frozen out, or take erm")
+        super().__init__(network, sizes, settings, l2)
 
     def penalty(self, features: Tensor, logits: Tensor, batch: Batch, risks: Tensor, counts: Tensor) -> Tensor:
         means, covariances = moments(features, batch["environment"], len(counts))

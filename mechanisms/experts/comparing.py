@@ -17,6 +17,7 @@ from mechanisms.tables import markdown, mean_over
 
 RESULT = "result.json"
 _ASIDE = ("seed", "device", "workers", "checkpoint_seconds")  # of a training: what does not tell two runs apart
+_OF = {"width": "residual", "reach": "residual", "latent": "vae", "beta": "vae"}  # what only one kind of expert heeds
 _COLUMNS = {"purity": "{:.3f}", "hungarian": "{:.3f}", "error_restored": "{:.1f}", "accuracy_restored": "{:.3f}"}
 
 
@@ -43,7 +44,8 @@ def changed(settings: Mapping[str, Any]) -> str:
     usual = asdict(replace(DEFAULTS, steps=DEFAULT_STEPS)) | asdict(ExpertsConfig())
     flags = []
     for name, value in settings.items():
-        if name != "experts" and value is not None and value != usual.get(name):
+        heeded = _OF.get(name, settings["expert"]) == settings["expert"]
+        if name != "experts" and heeded and value is not None and value != usual.get(name):
             flag = name.replace("_", "-")
             flags.append(f"--{flag}" if value is True else f"--no-{flag}" if value is False else f"--{flag} {value}")
     return " ".join(flags)
