@@ -351,7 +351,7 @@ def test_digits_that_the_run_did_not_keep_are_left_out(tmp_path, monkeypatch):
     found = read_json(run / "experts" / "transfer-digits.json")
     assert found["images"] == 182 + 181 and "accuracy_restored" in found["over_seeds"]  # scikit-learn's ones and sixes
     monkeypatch.setattr("mechanisms.experts.transfer._digits_of", lambda run, dataset: None)
-    monkeypatch.setattr("mechanisms.experts.transfer._other_hand", lambda shape: (torch.full((5, *shape), 0.9), torch.arange(5)))
+    monkeypatch.setattr("mechanisms.experts.transfer.another_hand", lambda shape: (torch.full((5, *shape), 0.9), torch.arange(5)))
     with pytest.warns(UserWarning, match=r"^scikit-learn's digits: images are bright \(0.90"):
         command(run, "--transfer")
     found = read_json(run / "experts" / "transfer-digits.json")
@@ -385,7 +385,7 @@ def test_other_clothes_in_idx_files(trained, tmp_path, monkeypatch):
     for name, array in (("t10k-images-idx3-ubyte", pixels), ("t10k-labels-idx1-ubyte", np.zeros(30, np.uint8))):
         header = b"\0\0\x08" + bytes([array.ndim]) + b"".join(int(n).to_bytes(4, "big") for n in array.shape)
         (tmp_path / name).write_bytes(header + array.tobytes())
-    monkeypatch.setattr("mechanisms.experts.transfer._AT_MOST", 12)
+    monkeypatch.setattr("datasets.elsewhere.AT_MOST", 12)
     run = tmp_path / "run"
     shutil.copytree(trained, run)
     with pytest.warns(UserWarning, match=f"^{tmp_path}: images are bright"):

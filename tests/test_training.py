@@ -625,4 +625,5 @@ def test_run_folder_belongs_to_one_data_set(uninterrupted, capsys):
     run = uninterrupted["pgm"].run
     with pytest.raises(SystemExit):
         run_command(options, main, [*DATA[:2], "--option", "size=100", "--run", str(run), "--steps", "1"])
-    assert "belongs to another graph or training split (" in capsys.readouterr().err and not (run / "image").exists()
+    told = capsys.readouterr().err
+    assert "belongs to another graph or training split: it was begun with" in told and "size=100" in told and not (run / "image").exists()

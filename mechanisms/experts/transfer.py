@@ -7,13 +7,10 @@ import warnings
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
-from datasets.imagefolder import image_paths, read_images
-from datasets.mnist import PREFIX, has_idx, read_digits
+from datasets.elsewhere import AT_MOST, another_hand, images_from
 from datasets.schema import Graph
 from datasets.unpaired import UnpairedDataset, unpaired
 from mechanisms.checkpoint import RunError, write_json
@@ -24,10 +21,7 @@ from mechanisms.experts.evaluation import evaluate, table
 from mechanisms.experts.figures import grid, write
 from mechanisms.experts.metrics import over_seeds
 from mechanisms.experts.model import FOLDER, Experts, some_seeds
-from mechanisms.noise import some_of
 from mechanisms.runs import dataset_of, recorded
-
-_AT_MOST = 2000  # images from elsewhere that experts are scored on
 
 
 def transfer(run: Path, source: Path | None, device: str, seed: int | None = None) -> dict[str, Any]:
@@ -57,13 +51,13 @@ def transfer(run: Path, source: Path | None, device: str, seed: int | None = Non
         raise RunError(f"{run} was trained on {dataset.title}, which does not say by which functions its images were transformed, so that "
                        "they cannot act on others; put other images that were transformed already through its experts: --apply FOLDER")
     shape = dataset.schema.image.shape
-    clean, labels = _other_hand(shape) if source is None else (_foreign(source, shape, dataset.margin), None)
+    clean, labels = another_hand(shape) if source is None else (images_from(source, shape, dataset.margin), None)
     if labels is not None:
         kept = _digits_of(run, dataset)
         clean, labels = (clean, None) if kept is None else (clean[torch.isin(labels, kept)], labels[torch.isin(labels, kept)])
     named = str(source or "scikit-learn's digits")
     held = dataset.canonical("test")
-    usual = statistics.fmean(float(torch.as_tensor(held[k]).float().mean()) / 255 for k in range(min(len(held), _AT_MOST)))
+    usual = statistics.fmean(float(torch.as_tensor(held[k]).float().mean()) / 255 for k in range(min(len(held), AT_MOST)))
     brightness = float(clean.mean())
     if abs(1 - brightness - usual) < abs(brightness - usual):
         warnings.warn(f"{named}: images are bright ({brightness:.2f} of 1 on average), those that the experts know dark ({usual:.2f}), or "
@@ -95,39 +89,3 @@ def _digits_of(run: Path, dataset: UnpairedDataset) -> Tensor | None:
         return None
     counts = Graph.from_dict(recorded(run)["graph"])[dataset.label].statistics.counts  # of the training split
     return torch.tensor([digit for digit, count in enumerate(counts) if count])
-
-
-def _foreign(source: Path, shape: tuple[int, int, int], margin: int) -> Tensor:
-    """Images from elsewhere, float in [0, 1] ``(N, C, H, W)``, at most 2,000."""
-    if not has_idx(source, PREFIX["test"]):
-        paths = image_paths(source, nested=True)
-        return read_images([paths[k] for k in some_of(len(paths), _AT_MOST, 0)], shape, margin).float() / 255
-    images = torch.from_numpy(read_digits(source, PREFIX["test"])[0]).unsqueeze(1).float() / 255
-    images = images[some_of(len(images), _AT_MOST, 0)]
-    size = [side - 2 * margin for side in shape[1:]]
-    if tuple(images.shape[2:]) != tuple(size):
-        images = F.interpolate(images, size=size, mode="bilinear", align_corners=False, antialias=True)
-    return F.pad(images, (margin,) * 4).expand(-1, shape[0], -1, -1)
-
-
-def _other_hand(shape: tuple[int, int, int]) -> tuple[Tensor, Tensor]:
-    """scikit-learn's 8 × 8 digits, drawn 20 pixels high and centred by mass as MNIST's are, and their labels.
-
-    Of images in colour all channels are alike, white on black.
-    """
-    from sklearn.datasets import load_digits
-
-    data = load_digits()
-    small = torch.from_numpy(data.images.astype(np.float32) / 16)[:, None]
-    height, width = shape[1:]
-    drawn = F.interpolate(small, size=(20, 20), mode="bicubic", align_corners=False).clamp(0, 1)
-    # MNIST's strokes are nearly black and white; upscaled grey levels are not
-    drawn = ((drawn - 0.25) / 0.5).clamp(0, 1)
-    images = torch.zeros(len(drawn), shape[0], height, width)
-    grid = torch.arange(20).float()
-    for image, digit in zip(images, drawn[:, 0], strict=True):
-        mass = digit.sum()
-        y, x = ((digit.sum(k) * grid).sum() / mass for k in (1, 0))
-        top, left = round(height / 2 - 0.5 - float(y)), round(width / 2 - 0.5 - float(x))
-        image[:, top:top + 20, left:left + 20] = digit
-    return images, torch.from_numpy(data.target).long()
