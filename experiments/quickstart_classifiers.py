@@ -17,6 +17,7 @@ from datasets.options import DataOptions
 from datasets.schema import Graph, SchemaError
 from datasets.task import Task, task_of
 from dscm.exported import weights_hash
+from experiments.classifier import FOLDER as CLASSIFIERS
 from experiments.classifier import list_trained, load_trained
 from experiments.intervened import distinct_rows, draw_stresses
 from experiments.robustness import Options as Robustness
@@ -92,7 +93,8 @@ def stress_classifiers(chosen: Plan, dscm: DSCM, options: Options) -> tuple[Repo
         UserError: see :func:`experiments.train.train_classifiers` and :func:`experiments.robustness.robustness`.
     """
     flags = replace(_FLAGS, device=options.device, **({"steps": 4, "validations": 1} if options.smoke else {}))
-    where = RunOptions(chosen.run, resume=True, overwrite=options.overwrite or outdated(chosen.run, dscm))
+    anew = options.overwrite or outdated(chosen.run, dscm)
+    where = RunOptions(chosen.run, resume=not anew and (chosen.run / CLASSIFIERS).is_dir(), overwrite=anew)
     training = Training(chosen.data, where, ",".join(ALGORITHMS), seeds=1 if options.smoke else 3, seed=options.seed, training=flags,
                         model=options.folder)
     train_classifiers(chosen.data.open(), training)

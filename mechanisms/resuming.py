@@ -27,8 +27,6 @@ def find_training(folder: Path, config: TrainingConfig, total: int | None, descr
         RunError: without ``--resume`` or ``--overwrite`` in a folder that holds one; on resume, see :func:`check_same`.
     """
     path = folder / CHECKPOINT
-    if options.resume and options.overwrite:
-        raise RunError("--resume continues a training, --overwrite throws it away; give one of them")
     if not path.exists():
         if options.resume:
             print(f"nothing to resume in {folder}: beginning anew", file=sys.stderr)

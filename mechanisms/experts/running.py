@@ -48,6 +48,8 @@ def train_experts(options: Options) -> dict[str, Any]:
     options.config.check(training.batch_size)
     if options.seeds < 1:
         raise UserError(f"--seeds {options.seeds} must be at least 1")
+    if options.run.resume and options.run.overwrite:
+        raise UserError("--resume continues a training, --overwrite throws it away; give one of them")
     if training.keep == "best" or training.patience:
         raise UserError("--keep best and --patience ask when the loss is least; here it is that of two who compete, which does not fall as "
                         "experts improve. Give a budget (--steps) instead")
