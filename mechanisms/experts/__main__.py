@@ -8,12 +8,13 @@ from mechanisms.experts.options import DEFAULTS, Options
 
 def main(options: Options) -> None:
     from datasets.errors import UserError
-    from mechanisms.experts.model import trained_seeds
 
     run, transferred = options.run.run, options.transfer or options.transfer_from is not None
     asked = {"--apply": options.apply is not None, "--transfer": transferred, "--compare": bool(options.compare)}
     if sum(asked.values()) > 1:
         raise UserError(f"{' and '.join(name for name, given in asked.items() if given)} are two questions; ask one at a time")
+    from mechanisms.experts.model import trained_seeds
+
     seed = options.training.seed
     if seed == DEFAULTS.seed and seed not in trained_seeds(run):  # as if none had been given
         seed = None

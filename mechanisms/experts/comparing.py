@@ -21,9 +21,9 @@ _OF = {"width": "residual", "reach": "residual", "latent": "vae", "beta": "vae"}
 _COLUMNS = {"purity": "{:.3f}", "hungarian": "{:.3f}", "error_restored": "{:.1f}", "accuracy_restored": "{:.3f}"}
 
 
-def results_of(run: Path) -> dict[int, dict[str, Any]]:
-    """Seed → what its ``result.json`` holds, of all seeds of a run folder that were evaluated."""
-    found = {seed: folder_of(run, seed) / RESULT for seed in some_seeds(run)}
+def results_of(run: Path, seeds: Sequence[int]) -> dict[int, dict[str, Any]]:
+    """Seed → what its ``result.json`` holds, of those of these seeds that were evaluated."""
+    found = {seed: folder_of(run, seed) / RESULT for seed in seeds}
     return {seed: read_json(path) for seed, path in found.items() if path.exists()}
 
 
@@ -59,7 +59,7 @@ def comparison(runs: Sequence[Path]) -> str:
     """
     lines = []
     for run in runs:
-        if not (results := results_of(run)):
+        if not (results := results_of(run, some_seeds(run))):
             raise RunError(f"{run} has experts, but none was evaluated; let their training end (--resume)")
         figures = over_seeds([result["figures"] for result in results.values()])
         settings = settings_of(run, min(results))

@@ -70,7 +70,7 @@ def train_experts(options: Options) -> dict[str, Any]:
         PartialState().wait_for_everyone()
     if not PartialState().is_main_process:
         return {}
-    results = {seed: result for seed, result in results_of(run).items() if seed in alike(run, training.seed)}
+    results = results_of(run, alike(run, training.seed))
     found = summary(results)
     write_json(run / FOLDER / SUMMARY, found)
     written = table(results)
