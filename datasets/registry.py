@@ -29,9 +29,9 @@ def register(cls: type[CausalDataset]) -> type[CausalDataset]:
 
 
 def names() -> list[str]:
-    """All registered names; every file of this folder is looked at."""
-    for module in pkgutil.iter_modules(datasets.__path__):
-        importlib.import_module(f"datasets.{module.name}")
+    """All registered names; every file of this folder and of its sub-folders is looked at."""
+    for module in pkgutil.walk_packages(datasets.__path__, "datasets."):
+        importlib.import_module(module.name)
     return sorted(_REGISTRY)
 
 

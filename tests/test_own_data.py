@@ -13,7 +13,7 @@ from torch import Tensor
 
 from datasets import CausalDataset, open_dataset
 
-FILE = Path(__file__).resolve().parent.parent / "docs" / "my_scm.py"
+FILE = Path(__file__).resolve().parents[1] / "docs" / "my_scm.py"
 DATA = ["--dataset", str(FILE), "--option", "size=300"]
 SMALL = ["--widths", "8:16,4:16,1:16", "--z-dim", "4", "--embedding", "16"]
 
