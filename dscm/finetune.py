@@ -60,10 +60,10 @@ def finetune(options: Options) -> dict[str, Any] | None:
     from dscm.finetuning.objective import CounterfactualTraining
     from mechanisms.anticausal.model import load_predictors
     from mechanisms.image.registry import FOLDER, describe
-    from mechanisms.runs.files import RunError, load, read_json, write_json
+    from mechanisms.runs.files import RunError, read_json, write_json
     from mechanisms.training.devices import make_accelerator
     from mechanisms.training.loop import fit
-    from mechanisms.training.state import CHECKPOINT, WEIGHTS
+    from mechanisms.training.state import CHECKPOINT
 
     training, source = options.training.or_budget(minutes=DEFAULT_MINUTES), options.run.run
     training.check()
@@ -93,8 +93,7 @@ def finetune(options: Options) -> dict[str, Any] | None:
         _copy(source, into)
     if not (resumes and (into / FOLDER / CHECKPOINT).exists()):  # which has the bounds
         module.measure(train, valid, training)
-    kind = load(source / FOLDER / WEIGHTS)["kind"]
-    description = {**describe(kind, dscm.image), "finetuned": {**origin, **config}}
+    description = {**describe(dscm.image), "finetuned": {**origin, **config}}
     fit(module, train, valid, training, into / FOLDER, description, replace(options.run, run=into), kept=dscm.image,
         criterion=module.criterion)
     if not accelerator.is_main_process:

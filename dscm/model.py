@@ -15,7 +15,7 @@ from torch import Tensor
 
 from datasets.schema import Graph, SchemaError
 from dscm.jitter import Calibration, mechanism_hash
-from mechanisms.image.latent import Draw, ImageMechanism, ImageNoise
+from mechanisms.image.base import Draw, ImageMechanism, ImageNoise
 from mechanisms.image.registry import FOLDER as IMAGE_FOLDER
 from mechanisms.image.registry import load_image_mechanism
 from mechanisms.runs.files import RunError, check_finite, load
@@ -139,7 +139,7 @@ class DSCM:
         attributes = self.attributes.abduct(observed, generator)
         rows, count = torch.arange(len(observed["image"]), device=self.device), draws or 1
         chunks = [self._abduct_images(observed, chunk, draw, count) for chunk in rows.split(max(1, batch_size // count))]
-        image = chunks[0] if len(chunks) == 1 else ImageNoise.cat(chunks)
+        image = chunks[0] if len(chunks) == 1 else type(chunks[0]).cat(chunks)
         if count > 1 and len(chunks) > 1:  # chunk by chunk, each draw by draw → draw by draw over all rows
             order = torch.cat([chunk.repeat(count) + len(rows) * torch.arange(count, device=self.device).repeat_interleave(len(chunk))
                                for chunk in rows.split(max(1, batch_size // count))])

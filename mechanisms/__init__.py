@@ -9,7 +9,7 @@ from datasets.lazy import lazy_attributes  # noqa: E402  (the guard comes first)
 _HOMES = {
     "Experts": "mechanisms.experts.model",
     "HVAE": "mechanisms.image.hvae", "VAE": "mechanisms.image.vae", "ImageConfig": "mechanisms.image.config",
-    "ImageMechanism": "mechanisms.image.latent", "ImageNoise": "mechanisms.image.noise",
+    "ImageMechanism": "mechanisms.image.base", "ImageNoise": "mechanisms.image.base",
     "Predictors": "mechanisms.anticausal.model", "load_predictors": "mechanisms.anticausal.model",
     "TrainingConfig": "mechanisms.training.config", "fit": "mechanisms.training.loop",
 }

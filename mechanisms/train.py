@@ -6,13 +6,13 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from datasets.options import DataOptions
-from mechanisms.image.config import PRESETS, ImageConfig, MechanismName
+from mechanisms.image.config import PRESETS, ImageConfig
 from mechanisms.runs.command import run_command
 from mechanisms.training.config import RunOptions, TrainingConfig
 
 if TYPE_CHECKING:
     from datasets.base import CausalDataset
-    from mechanisms.image.latent import ImageMechanism
+    from mechanisms.image.base import ImageMechanism
 
 DEFAULTS = TrainingConfig(batch_size=16, learning_rate=2e-3, beta2=0.99, warmup=50, weight_decay=0.01, ema=0.99, keep="last")
 DEFAULT_MINUTES = 10.0
@@ -25,8 +25,8 @@ class Options:
     data: DataOptions = field(default_factory=DataOptions)
     run: RunOptions = field(default_factory=RunOptions)
     training: TrainingConfig = DEFAULTS
-    mechanism: MechanismName = "hvae"
-    """Which image mechanism: one latent vector, or latents at every resolution."""
+    mechanism: str = "hvae"
+    """Which image mechanism: hvae (latents at every resolution), vae (one latent vector), or another of mechanisms/image/."""
     preset: str = "none"
     """A named topology that replaces --encoder, --decoder, --widths and --patch: cpu or reference."""
     shift: int = 0
@@ -58,7 +58,7 @@ def train_image(dataset: CausalDataset, options: Options) -> ImageMechanism:
     model = build(options.mechanism, dataset.graph, replace(options.config, **PRESETS.get(options.preset, {})))
     claim(options.run.run, dataset, options.data)
     train, valid = dataset.split("train"), dataset.split("valid")
-    return fit(model, train, valid, training, options.run.run / FOLDER, describe(options.mechanism, model), options.run,
+    return fit(model, train, valid, training, options.run.run / FOLDER, describe(model), options.run,
                augmentation(options.shift, options.flip))
 
 

@@ -28,7 +28,7 @@ from datasets.base import Split
 from datasets.schema import Graph, SchemaError
 from dscm.finetuning.config import FinetuneConfig
 from mechanisms.anticausal.model import Predictors
-from mechanisms.image.latent import ImageMechanism
+from mechanisms.image.base import ImageMechanism
 from mechanisms.training.config import TrainingConfig
 from mechanisms.training.devices import make_accelerator
 from mechanisms.training.loop import evaluate, global_batch

@@ -7,7 +7,6 @@ from typing import Any, Literal, get_args
 
 from datasets.errors import UserError
 
-MechanismName = Literal["vae", "hvae"]
 Prior = Literal["exogenous", "mediator"]
 Likelihood = Literal["gaussian", "logistic-mixture"]
 

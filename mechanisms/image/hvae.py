@@ -6,11 +6,15 @@ probabilistic causal models*.
 
 from __future__ import annotations
 
-from mechanisms.image.latent import ImageMechanism
+from typing import ClassVar
+
+from mechanisms.image.latent import LatentImageMechanism
 
 
-class HVAE(ImageMechanism):
+class HVAE(LatentImageMechanism):
     """Hierarchical VAE: every block of the decoder is a level of latents, drawn given those above it."""
+
+    name: ClassVar[str] = "hvae"
 
     def latent(self, stage: int, block: int) -> bool:
         return True

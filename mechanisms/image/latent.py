@@ -1,63 +1,50 @@
-"""What all image mechanisms share: the image's exogenous noise, the objective, and abduct, act, predict.
+"""What image mechanisms with latents share: the objective, and abduct, act, predict.
 
-p(x | pa) = ∫ p(x | z, pa) Π_i p(z_i | z_<i, pa) dz, with levels of latents z_i from coarse to fine. Parents enter the
-decoder at two places: its features, where they may act in any way, and its read-out, where they act linearly.
+    p(x | pa) = ∫ p(x | z, pa) Π_i p(z_i | z_<i, pa) dz,  levels of latents z_i from coarse to fine
 
-**Exogenous prior.** Every level's prior is a standard normal: latents are independent of the parents by construction,
-so that they belong to the image's noise and stay what they are under an intervention.
+Parents enter the decoder at two places: its features, where they may act in any way, and its read-out, where they act linearly.
 
-**Mediator.** p(z_i | z_<i, pa) = N(μ_i, σ_i²) is learned, and z lies on the path from the parents to the image (De Sousa
-Ribeiro et al. 2023, *High fidelity image counterfactuals with probabilistic causal models*, §3). A level's exogenous noise is
-ε_i = (z_i − μ_i)/σ_i. Under an intervention each level moves from the observed value towards what its noise makes in
-the other world, by the share π (``mixing``), on the way down, so that each prior sees the moved levels above it:
+**Exogenous prior.** Every level's prior is a standard normal: latents are independent of the parents by construction, so that they
+belong to the image's noise and stay what they are under an intervention.
+
+**Mediator.** p(z_i | z_<i, pa) = N(μ_i, σ_i²) is learned, and z lies on the path from the parents to the image (De Sousa Ribeiro et al.
+2023, *High fidelity image counterfactuals with probabilistic causal models*, §3). A level's exogenous noise is ε_i = (z_i − μ_i)/σ_i.
+Under an intervention each level moves from the observed value towards what its noise makes in the other world, by the share π
+(``mixing``), on the way down, so that each prior sees the moved levels above it:
 
     z*_i = (1 − π)·z_i + π·(μ_i(z*_<i, pa*) + σ_i(z*_<i, pa*)·ε_i)
 
-π = 1 is Pearl's counterfactual of the mediator, π = 0 keeps z, and pa* = pa gives z* = z whatever π. Conditioning the
-prior on an unrelated sample instead would add noise that differs at each call. L1 to the true do(thickness) image of
-Morpho-MNIST is 5.53, 3.90 and 2.22 of 255 at π = 0, ½ and 1 (HVAE, 1,000 updates of 16 images), hence the default 1.
-*Total* effect: x from (z*, pa*); *direct*: from (z, pa*), what the parents do past the latents; *indirect*: from (z*, pa),
-what they do through them.
+π = 1 is Pearl's counterfactual of the mediator, π = 0 keeps z, and pa* = pa gives z* = z whatever π. *Total* effect: x from (z*, pa*);
+*direct*: from (z, pa*), what the parents do past the latents; *indirect*: from (z*, pa), what they do through them.
 
-**Collinear parents enter the read-out only.** Where one parent of the image all but determines another (thickness and
-intensity of Morpho-MNIST correlate at .9), the features never see them vary apart: an intervention on the effect alone
-asks for a pair outside the training data, and a network extrapolates there as it likes. A linear map extrapolates
-linearly. So the cause keeps the features, and its effect acts linearly. L1 to the true image, of 255 over 32² pixels,
-after 1,500 of 6,000 updates on 8,000 images (copying: 9.26 and 5.62): do(intensity) 0.50 instead of 1.60, do(thickness)
-1.90 instead of 1.96; after 6,000 updates of the latter design do(intensity) was still 1.59. The bound is *worse*, 0.752
-instead of 0.746 nats/dim. What helped less or not at all: a price in nats on what reaches the features (z swallowed the
-thickness), additive embeddings of parents (nothing), importance weights towards independent parents, or a read-out that
-learns faster than the features (each about a third of the way). A mediator's prior is one more network of the parents,
-and the same holds for it: where it saw all of them, do(intensity) was 1.95 instead of 0.59 and do(thickness) 2.25 instead
-of 2.22 after 1,000 updates. So an effect that is kept out of the features has no path through z either.
-Classes can be collinear too: where the digit tells the hue with probability .95 (Colour-MNIST, RGB), a feature network that
-sees the hue draws the digit that goes with it, and do(hue) of six images erred by 4.4 of 255 on average after 3,000
-updates (copying: 9.6); with the hue in the read-out only, by 0.4 after 2,000.
+**Collinear parents enter the read-out only.** Where one parent of the image all but determines another, the features never see them
+vary apart: an intervention on the effect alone asks for a pair outside the training data, and a network extrapolates there as it
+likes. A linear map extrapolates linearly. So the cause keeps the features, and its effect acts linearly; a mediator's prior is one
+more network of the parents, and the same holds for it. ``docs/design-notes.md`` has the measurements.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Literal, get_args
+from typing import ClassVar, get_args
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from datasets.errors import UserError
-from datasets.schema import Graph, encode_parents
+from datasets.schema import Graph
+from mechanisms.image.base import Draw, Effect, ImageMechanism
 from mechanisms.image.blocks import LatentBlock, Normal, ResidualBlock, kernel_size
 from mechanisms.image.config import ImageConfig
-from mechanisms.image.noise import Factual, ImageNoise
+from mechanisms.image.noise import Factual, LatentNoise
 from mechanisms.image.readout import make_readout
 from mechanisms.image.topology import default_topology, parse_topology, parse_widths
 
-Draw = Callable[..., Tensor]  # draw(rows, *shape) → standard normals, for instance a mechanisms.training.noise.Noise
 Level = tuple[Tensor, Normal, Normal]  # z_i with its posterior and its prior
-Effect = Literal["total", "direct", "indirect"]
 
 
-class ImageMechanism(nn.Module):
+class LatentImageMechanism(ImageMechanism):
     """An encoder of residual blocks, a decoder with levels of latents, a read-out; for square images of any size.
 
     Subclasses say which of the decoder's blocks are levels of latents, see :meth:`latent`. Nothing here stops gradients:
@@ -71,11 +58,11 @@ class ImageMechanism(nn.Module):
         UserError: for a configuration that makes no sense or does not fit the image.
     """
 
+    settings: ClassVar[type] = ImageConfig
+    effects: ClassVar[tuple[Effect, ...]] = get_args(Effect)
+
     def __init__(self, graph: Graph, config: ImageConfig | None = None) -> None:
-        super().__init__()
-        self.graph, self.config = graph, config or ImageConfig()
-        self.config.check()
-        self.parents = graph.image_parents
+        super().__init__(graph, config)
         channels, *size = graph.image.shape
         patch, embedding = self.config.patch, self.config.embedding
         self.acting = tuple(v for v in self.parents if v.statistics.explained <= self.config.collinear)
@@ -182,9 +169,6 @@ class ImageMechanism(nn.Module):
 
         return self._descend(parents, choose), levels
 
-    def _encode_parents(self, parents: Mapping[str, Tensor], rows: int) -> Tensor:
-        return encode_parents(self.parents, parents, rows, self.stem.weight.device)
-
     # ------------------------------------------------------------------------------------------------ training
     def forward(self, batch: Mapping[str, Tensor], noise: Draw, progress: float = 1.0) -> dict[str, Tensor]:
         """Free energy −log p(x|z,pa) + KL(q‖p), nats per image, ``(B,)``: ``loss`` is what is minimised at this progress.
@@ -195,7 +179,7 @@ class ImageMechanism(nn.Module):
             progress: share of the training that is done; β rises with it.
         """
         x = batch["image"] * 2 - 1
-        parents = self._encode_parents(batch, len(x))
+        parents = self.encode(batch, len(x))
         h, levels = self._infer(x, parents, noise)
         rates = _rates(levels)
         distortion, rate = -self.readout(h, parents).log_prob(x).sum((1, 2, 3)), rates.sum(0)
@@ -205,7 +189,7 @@ class ImageMechanism(nn.Module):
                 "distortion": distortion, "rate": rate}
 
     # ------------------------------------------------------------------------------------------------ the three steps
-    def abduct(self, images: Tensor, parents: Mapping[str, Tensor], draw: Draw | None = None, draws: int = 1) -> ImageNoise:
+    def abduct(self, images: Tensor, parents: Mapping[str, Tensor], draw: Draw | None = None, draws: int = 1) -> LatentNoise:
         """u ~ p(u | x, pa): latents from q(z | x, pa), as noise of their prior, and the pixels' residual given z.
 
         Args:
@@ -220,23 +204,23 @@ class ImageMechanism(nn.Module):
         if draws < 1:
             raise UserError(f"draws={draws} must be at least 1")
         x = images * 2 - 1
-        encoded = self._encode_parents(parents, len(x)).repeat(draws, 1)
+        encoded = self.encode(parents, len(x)).repeat(draws, 1)
         h, levels = self._infer(x, encoded, draw, draws)
         return self._noise(levels, self.readout(h, encoded).standardize(x.repeat(draws, 1, 1, 1)), encoded)
 
-    def bound_and_noise(self, batch: Mapping[str, Tensor], draw: Draw) -> tuple[Tensor, ImageNoise]:
+    def bound_and_noise(self, batch: Mapping[str, Tensor], draw: Draw) -> tuple[Tensor, LatentNoise]:
         """:meth:`free_energy` and :meth:`abduct` at the very latents that it was computed with, in one pass."""
         x = batch["image"] * 2 - 1
-        encoded = self._encode_parents(batch, len(x))
+        encoded = self.encode(batch, len(x))
         h, levels = self._infer(x, encoded, draw)
         likelihood = self.readout(h, encoded)
         return _rates(levels).sum(0) - likelihood.log_prob(x).sum((1, 2, 3)), self._noise(levels, likelihood.standardize(x), encoded)
 
-    def _noise(self, levels: Sequence[Level], residual: Tensor, parents: Tensor) -> ImageNoise:
+    def _noise(self, levels: Sequence[Level], residual: Tensor, parents: Tensor) -> LatentNoise:
         values = tuple(z for z, _, _ in levels) if self.mediator else ()
-        return ImageNoise(tuple(p.standardize(z) for z, _, p in levels), residual, Factual(values, parents))
+        return LatentNoise(tuple(p.standardize(z) for z, _, p in levels), residual, Factual(values, parents))
 
-    def predict(self, noise: ImageNoise, parents: Mapping[str, Tensor], temperature: float = 1.0,
+    def predict(self, noise: LatentNoise, parents: Mapping[str, Tensor], temperature: float = 1.0,
                 effect: Effect = "total") -> Tensor:
         """x = μ(z*, pa*) + temperature·σ(z*, pa*)·u, or what the likelihood has in its place, ``(B, C, H, W)`` in [0, 1].
 
@@ -252,11 +236,10 @@ class ImageMechanism(nn.Module):
         Raises:
             UserError: for an unknown effect, or a part of it that drawn noise does not have.
         """
-        if effect not in get_args(Effect):
-            raise UserError(f"unknown effect {effect!r}; valid are {', '.join(get_args(Effect))}")
+        self.check_effect(effect)
         if effect != "total" and noise.factual is None:
             raise UserError(f"the {effect} effect is a change from an observed world; drawn noise has none: abduct it from images")
-        encoded = self._encode_parents(parents, len(noise))
+        encoded = self.encode(parents, len(noise))
         shown = noise.factual.parents if effect == "indirect" else encoded
         if effect == "total":
             h, _ = self._act(noise, encoded)
@@ -266,7 +249,7 @@ class ImageMechanism(nn.Module):
             h = self._descend(shown, lambda *_: next(level))
         return (self.readout(h, shown).place(noise.residual, temperature) + 1) / 2
 
-    def _act(self, noise: ImageNoise, parents: Tensor) -> tuple[Tensor, list[Tensor]]:
+    def _act(self, noise: LatentNoise, parents: Tensor) -> tuple[Tensor, list[Tensor]]:
         """Features and levels z* in the world with these encoded parents."""
         latents, values = iter(noise.latents), []
         kept = iter(noise.factual.values if noise.factual else ())
@@ -280,14 +263,10 @@ class ImageMechanism(nn.Module):
 
         return self._descend(parents, choose), values
 
-    def draw_noise(self, rows: int, draw: Draw) -> ImageNoise:
+    def draw_noise(self, rows: int, draw: Draw) -> LatentNoise:
         """u ~ p(u): standard normal latents, and the residual; they never see a parent."""
         latents = tuple(draw(rows, self.config.z_dim, r, r) for r in self.levels)
-        return ImageNoise(latents, self.readout.draw_residual(rows, self.graph.image.shape, draw))
-
-    def free_energy(self, images: Tensor, parents: Mapping[str, Tensor], draw: Draw) -> Tensor:
-        """An upper bound of −log p(x | pa), one draw of z, nats per image, ``(B,)``."""
-        return self({**parents, "image": images}, draw)["free_energy"]
+        return LatentNoise(latents, self.readout.draw_residual(rows, self.graph.image.shape, draw))
 
 
 def _rates(levels: Sequence[Level]) -> Tensor:

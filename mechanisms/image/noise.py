@@ -1,4 +1,4 @@
-"""The exogenous noise of images: what an image mechanism abducts, and makes images of."""
+"""The exogenous noise of mechanisms with latents: noise of every level, and the pixels' residual."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from datasets.errors import UserError
+from mechanisms.image.base import ImageNoise
 
 
 @dataclass(frozen=True)
@@ -25,8 +26,8 @@ class Factual:
 
 
 @dataclass(frozen=True)
-class ImageNoise:
-    """The exogenous noise of images.
+class LatentNoise(ImageNoise):
+    """Noise of latents and pixels.
 
     Attributes:
         latents: noise of each level from coarse to fine, ``(B, z_dim, r, r)``, standard normal a priori.
@@ -41,14 +42,14 @@ class ImageNoise:
     def __len__(self) -> int:
         return len(self.residual)
 
-    def rows(self, index: Tensor | slice) -> ImageNoise:
+    def rows(self, index: Tensor | slice) -> LatentNoise:
         """The noise of the rows that ``index`` selects."""
         known = self.factual
         known = known and Factual(tuple(z[index] for z in known.values), known.parents[index])
-        return ImageNoise(tuple(z[index] for z in self.latents), self.residual[index], known)
+        return LatentNoise(tuple(z[index] for z in self.latents), self.residual[index], known)
 
-    @staticmethod
-    def cat(noises: Iterable[ImageNoise]) -> ImageNoise:
+    @classmethod
+    def cat(cls, noises: Iterable[LatentNoise]) -> LatentNoise:
         """One after the other, along rows.
 
         Raises:
@@ -59,7 +60,7 @@ class ImageNoise:
         if known and len(known) < len(noises):
             raise UserError("abducted and drawn noise do not go into one batch")
         factual = Factual(_cat([k.values for k in known]), torch.cat([k.parents for k in known])) if known else None
-        return ImageNoise(_cat([n.latents for n in noises]), torch.cat([n.residual for n in noises]), factual)
+        return LatentNoise(_cat([n.latents for n in noises]), torch.cat([n.residual for n in noises]), factual)
 
 
 def _cat(columns: Sequence[Sequence[Tensor]]) -> tuple[Tensor, ...]:

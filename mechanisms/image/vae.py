@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 import torch
 from torch import nn
 
 from datasets.errors import UserError
 from datasets.schema import Graph
 from mechanisms.image.config import ImageConfig
-from mechanisms.image.latent import ImageMechanism
+from mechanisms.image.latent import LatentImageMechanism
 
 
-class VAE(ImageMechanism):
+class VAE(LatentImageMechanism):
     """VAE: one latent vector of ``z_dim`` numbers at resolution 1, from which residual blocks draw all of the image.
 
     Raises:
         UserError: as for every image mechanism; for a decoder that does not start at resolution 1.
     """
+
+    name: ClassVar[str] = "vae"
 
     def __init__(self, graph: Graph, config: ImageConfig | None = None) -> None:
         super().__init__(graph, config)

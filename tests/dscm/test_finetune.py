@@ -27,7 +27,8 @@ from dscm.metrics import Score
 from mechanisms.anticausal.config import PredictorConfig
 from mechanisms.anticausal.model import load_predictors
 from mechanisms.image.config import ImageConfig
-from mechanisms.image.registry import IMAGE_MECHANISMS, build
+from mechanisms.image.latent import LatentImageMechanism
+from mechanisms.image.registry import build, image_mechanisms
 from mechanisms.runs.files import MetricsLog, RunError, load, read_json
 from mechanisms.training import loop as training
 from mechanisms.training.config import RunOptions
@@ -116,7 +117,8 @@ def test_multiplier_rises_while_violated_and_falls_otherwise():
 
 
 # ---------------------------------------------------------------------------------------------------- one batch
-KINDS = [(name, prior, likelihood) for name in IMAGE_MECHANISMS for prior in ("exogenous", "mediator")
+LATENT = [name for name, kind in image_mechanisms().items() if issubclass(kind, LatentImageMechanism)]
+KINDS = [(name, prior, likelihood) for name in LATENT for prior in ("exogenous", "mediator")
          for likelihood in ("gaussian", "logistic-mixture")]
 
 
