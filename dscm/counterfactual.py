@@ -142,7 +142,8 @@ def main(options: Options) -> None:
 
     import torch
 
-    from dscm.figures.grid import check_format, counterfactual_grid, save_figure
+    from dscm.figures.grid import counterfactual_grid
+    from dscm.figures.style import check_format, save_figure
     from pgm.interventions import parse_do
 
     check_format(options.out)

@@ -112,7 +112,7 @@ def check_writable(path: Path) -> None:
 def save(evaluation: Evaluation, out: Path) -> list[Path]:
     """Write the file, then its figures; each whole or not at all."""
     from dscm.evaluation.figures import figures_of
-    from dscm.figures.grid import save_figure
+    from dscm.figures.style import save_figure
 
     figures = figures_of(evaluation.scores)
     evaluation.save(out)

@@ -15,7 +15,7 @@ def main(options: Options) -> None:
     from datasets.schema import SchemaError
     from dscm.counterfactual import open_run
     from dscm.evaluate import find_predictors
-    from dscm.figures.grid import save_figure
+    from dscm.figures.style import save_figure
     from experiments.illustrations.pictures import PICTURES
     from experiments.illustrations.scene import Scene
 

@@ -9,7 +9,7 @@ from mechanisms.runs.command import run_command
 def main(options: Options) -> None:
     options.check()
 
-    from dscm.figures.grid import check_format, save_figure
+    from dscm.figures.style import check_format, save_figure
     from experiments.explanations.preview import preview
 
     check_format(options.out)

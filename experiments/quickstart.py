@@ -180,7 +180,7 @@ def score(dscm: DSCM, dataset: CausalDataset, questions: Questions, options: Opt
     from dscm.evaluation.config import EvaluationConfig
     from dscm.evaluation.evaluation import evaluate
     from dscm.evaluation.figures import figures_of
-    from dscm.figures.grid import save_figure
+    from dscm.figures.style import save_figure
     from mechanisms.anticausal.model import load_predictors
 
     run, images = options.folder, 4 if options.smoke else 64

@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 
 from dscm.evaluation.table import figure as in_figures
 from dscm.evaluation.table import unit
-from dscm.figures.grid import BLUE, INK, ORANGE, PALE, page, tidy
+from dscm.figures.style import BLUE, INK, ORANGE, PALE, page, tidy
 from dscm.metrics.score import Score
 
 COLORS = (BLUE, ORANGE, "#3d8b4f", "#8659a8", "#a8324a", INK)

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from dscm.figures.grid import as_pixels
+from dscm.figures.style import as_pixels
 from mechanisms.runs.files import RunError
 from mechanisms.training.noise import seeded
 

@@ -12,7 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from dscm.figures.grid import BLUE, INK, ORANGE, PALE, page, tidy
+from dscm.figures.style import BLUE, INK, ORANGE, PALE, page, tidy
 from experiments.comparison.aggregate import Row
 
 Panel = tuple[str, str, Mapping[str, Row]]  # heading of its table, title, contestant → row

@@ -13,7 +13,7 @@ from typing import Any
 
 from scipy.stats import t as student
 
-from dscm.figures.grid import save_figure
+from dscm.figures.style import save_figure
 from dscm.metrics.score import FLOORS
 from experiments.comparison.aggregate import Results, Row, aggregate
 from experiments.comparison.figure import comparison_figure, curve_figure

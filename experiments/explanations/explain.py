@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from datasets.base import Split
 from datasets.task import Task, task_of
-from dscm.figures.grid import written
+from dscm.figures.style import written
 from experiments.algorithms.base import Algorithm
 from experiments.algorithms.masks import Masks, load_masks, masked
 from experiments.algorithms.masktune import MaskTune, MaskTuneSettings, next_masks, stage_name

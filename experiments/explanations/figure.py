@@ -15,7 +15,7 @@ from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from dscm.figures.grid import DIFFERENCE, DPI, INK, ORANGE, PALE, as_pixels, page
+from dscm.figures.style import DIFFERENCE, DPI, INK, ORANGE, PALE, as_pixels, page
 
 HEAT = "inferno"  # perceptually uniform, and dark where there is no evidence
 EDGE = "#35d0e8"  # of the foreground; not among the heat's colours

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from datasets.base import with_columns
 from datasets.task import Task, task_of
-from dscm.figures.grid import written
+from dscm.figures.style import written
 from dscm.model import DSCM
 from experiments.augmenters.base import Augmenter
 from experiments.augmenters.counterfactual import Tile

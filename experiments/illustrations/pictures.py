@@ -12,7 +12,7 @@ from dscm.evaluation import scoring
 from dscm.evaluation.answers import Respondent
 from dscm.evaluation.scoring import LEVEL, keeping
 from dscm.evaluation.table import figure as in_figures
-from dscm.figures.grid import BLUE, INK, ORANGE, PALE, page, tidy, written
+from dscm.figures.style import BLUE, INK, ORANGE, PALE, page, tidy, written
 from dscm.metrics.commutativity import commutativity
 from dscm.metrics.coverage import Ensemble
 from dscm.metrics.cycles import composition, reversibility

@@ -9,7 +9,7 @@ from typing import Any
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from dscm.figures.grid import DIFFERENCE, DPI, INK, PALE, as_change, as_pixels, page
+from dscm.figures.style import DIFFERENCE, DPI, INK, PALE, as_change, as_pixels, page
 
 _MARGIN, _LINE, _CHARACTER = 0.14, 0.125, 0.059  # inches: around all, from one line of text to the next, of a letter
 _SIZE = 7  # of text

@@ -14,7 +14,10 @@ from datasets.base import CausalDataset
 from datasets.errors import UserError
 from datasets.schema import Variable
 from dscm.counterfactual import answer
-from dscm.figures.grid import attribute_figure, counterfactual_grid, save_figure, training_curves
+from dscm.figures.attributes import attribute_figure
+from dscm.figures.grid import counterfactual_grid
+from dscm.figures.style import save_figure
+from dscm.figures.training import training_curves
 from dscm.model import DSCM
 from mechanisms.runs.files import MetricsLog, replacing
 from mechanisms.training.noise import seeded

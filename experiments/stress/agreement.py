@@ -8,7 +8,7 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from dscm.figures.grid import INK, PALE, page, tidy
+from dscm.figures.style import INK, PALE, page, tidy
 from experiments.stress.run import MAJORITY, MODEL, OBSERVED, TRUTH, Stressed
 from mechanisms.runs.tables import mean_over
 

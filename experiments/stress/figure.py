@@ -9,7 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from dscm.figures.grid import BLUE, INK, ORANGE, PALE, page, tidy
+from dscm.figures.style import BLUE, INK, ORANGE, PALE, page, tidy
 from experiments.stress.column import Column
 from experiments.stress.run import MAJORITY, MODEL, OBSERVED, TRUTH
 from mechanisms.runs.tables import mean_over

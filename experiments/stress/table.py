@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from dscm.figures.grid import save_figure
+from dscm.figures.style import save_figure
 from experiments.attribution import focus
 from experiments.metrics.classification import COVERED, MEANINGS
 from experiments.stress import ood

@@ -16,15 +16,10 @@ from datasets.base import CausalDataset
 from datasets.schema import Graph, Variable
 from dscm import DSCM
 from dscm.counterfactual import Options, answer, main, open_run
-from dscm.figures.grid import (
-    Column,
-    attribute_figure,
-    counterfactual_grid,
-    heading,
-    save_figure,
-    training_curves,
-    written,
-)
+from dscm.figures.attributes import attribute_figure
+from dscm.figures.grid import Column, counterfactual_grid
+from dscm.figures.style import heading, save_figure, written
+from dscm.figures.training import training_curves
 from dscm.model import Counterfactual
 from mechanisms.runs.command import run_command
 from mechanisms.runs.files import MetricsLog, RunError

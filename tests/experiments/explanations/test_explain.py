@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from datasets.options import DataOptions
-from dscm.figures.grid import ORANGE, save_figure
+from dscm.figures.style import ORANGE, save_figure
 from experiments import explain, selective
 from experiments.algorithms.masks import load_masks
 from experiments.attribution.methods import ATTRIBUTIONS

@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 
 from datasets.options import DataOptions
-from dscm.figures.grid import ORANGE
+from dscm.figures.style import ORANGE
 from experiments import preview
 from experiments.augmenters.registry import COUNTERFACTUAL, FACTUAL, augmenter
 from experiments.explanations import preview as preview_figure
