@@ -35,7 +35,6 @@ class Column:
     truth: Values | None = None
 
 
-# -------------------------------------------------------------------------------------------------------- images
 def counterfactual_grid(observed: Values, columns: Sequence[Column], graph: Graph, title: str = "") -> Figure:
     """Rows: observed images. Columns: interventions. Below each answer its difference to the observed image, the
     posterior's spread where there are draws, and the truth where it is known.
@@ -146,13 +145,3 @@ def _canvas(width: float, height: float) -> tuple[Figure, Axes]:
     canvas.set(xlim=(0, width), ylim=(height, 0))
     canvas.set_autoscale_on(False)
     return figure, canvas
-
-
-# -------------------------------------------------------------------------------------------------------- attributes
-
-
-World = tuple[str, str, dict[str, Tensor]]
-
-
-# -------------------------------------------------------------------------------------------------------- training
-
