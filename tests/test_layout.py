@@ -9,7 +9,7 @@ import re
 import subprocess
 import sys
 import textwrap
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 
 import pytest
@@ -52,6 +52,55 @@ def test_nothing_imports_to_its_right(package):
 def _is_remedy(path: Path, line: int) -> bool:
     """A message may name the command that comes next."""
     return "python -m" in path.read_text().splitlines()[line - 1]
+
+
+def modules() -> dict[str, Path]:
+    """Dotted name → file, of every module of ours that is no package."""
+    return {".".join(path.relative_to(ROOT).with_suffix("").parts): path for package in ORDER for path in (ROOT / package).rglob("*.py")
+            if path.name != "__init__.py"}
+
+
+def imports_of(tree: ast.Module, known: Collection[str]) -> set[str]:
+    """The modules among ``known`` that a file imports, inside functions too; not what only type checkers see."""
+    unseen = {id(node) for branch in ast.walk(tree) if isinstance(branch, ast.If) and "TYPE_CHECKING" in ast.dump(branch.test)
+              for statement in branch.body for node in ast.walk(statement)}
+    names: set[str] = set()
+    for node in ast.walk(tree):
+        if id(node) in unseen:
+            continue
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            names |= {node.module or "", *(f"{node.module}.{alias.name}" for alias in node.names)}
+    return names & set(known)
+
+
+def circles(graph: Mapping[str, Collection[str]]) -> list[str]:
+    """Modules that import each other, directly or in a circle: what is left when those that wait for nobody are taken away."""
+    waiting = {name: set(imported) - {name} for name, imported in graph.items()}
+    while free := [name for name, imported in waiting.items() if not imported]:
+        waiting = {name: imported - set(free) for name, imported in waiting.items() if name not in free}
+    return sorted(waiting)
+
+
+def test_no_two_files_import_each_other():
+    known = modules()
+    assert circles({name: imports_of(ast.parse(path.read_text(encoding="utf-8")), known) for name, path in known.items()}) == []
+
+
+def test_circles_are_seen():
+    assert circles({"a": {"b"}, "b": {"c"}, "c": {"b"}, "d": set()}) == ["a", "b", "c"] and circles({"a": {"b"}, "b": set()}) == []
+    tree = ast.parse("if TYPE_CHECKING:\n    import a.x\ndef f():\n    from a import y\n    from a.z import thing")
+    assert imports_of(tree, {"a.x", "a.y", "a.z"}) == {"a.y", "a.z"}
+
+
+def test_no_floor_has_too_many_rooms():
+    """Files and folders of one folder: more than about twenty cannot be taken in at a glance."""
+    floors = [folder for package in ORDER for folder in [ROOT / package, *(ROOT / package).rglob("*")] if folder.is_dir()]
+    rooms = {str(folder.relative_to(ROOT)): [p.name for p in folder.iterdir() if (p.suffix == ".py" and p.name != "__init__.py")
+                                             or (p.is_dir() and any(p.glob("*.py")))] for folder in floors}
+    assert {folder: len(found) for folder, found in rooms.items() if len(found) > 26} == {}
+    assert len(rooms["experiments"]) <= 23 and len(rooms["mechanisms"]) <= 21
 
 
 def test_no_data_set_is_singled_out():
