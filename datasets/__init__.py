@@ -6,7 +6,7 @@ _HOMES = {
     "SPLITS": "datasets.base", "CausalDataset": "datasets.base", "LazyImages": "datasets.base", "Split": "datasets.base",
     "Graph": "datasets.schema", "SchemaError": "datasets.schema", "Statistics": "datasets.schema",
     "Variable": "datasets.schema", "encode_parents": "datasets.schema",
-    "ImageFiles": "datasets.images", "UnpairedDataset": "datasets.unpaired", "open_dataset": "datasets.registry",
+    "ImageFiles": "datasets.files.images", "UnpairedDataset": "datasets.unpaired", "open_dataset": "datasets.registry",
 }
 __all__ = list(_HOMES)
 __getattr__ = lazy_attributes(__name__, _HOMES)

@@ -294,3 +294,15 @@ def as_uint8(images: np.ndarray | Tensor, variable: Variable, where: str) -> Ten
     elif tensor.dtype != torch.uint8 and ((tensor := tensor.long()).min() < 0 or tensor.max() > 255):
         raise SchemaError(f"integer images of {where} must lie in 0..255; got {tensor.min()}..{tensor.max()}")
     return tensor.to(torch.uint8).contiguous()
+
+
+def with_columns(split: Split, **columns: Tensor | LazyImages) -> Split:
+    """The same rows with further columns, ``(N, …)`` each.
+
+    Raises:
+        SchemaError: for a column of another length.
+    """
+    for name, values in columns.items():
+        if len(values) != len(split):
+            raise SchemaError(f"column {name!r} has {len(values)} values for {len(split)} rows")
+    return Split(split.name, split.images, {**split.attributes, **columns})

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from datasets.base import SPLITS, CausalDataset, LazyImages, Shift
-from datasets.images import kept
+from datasets.files.images import kept
 from datasets.registry import open_dataset, register
 from datasets.schema import Graph, SchemaError
 

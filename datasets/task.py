@@ -8,15 +8,23 @@ training median).
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from datasets.base import CausalDataset, LazyImages, Split
+from datasets.base import CausalDataset, Split
 from datasets.schema import SchemaError, Variable
+
+if TYPE_CHECKING:
+    from datasets.base import LazyImages
+    from datasets.task import Task
+
+from functools import cached_property
+
+from datasets.base import LazyImages
 
 COLUMNS = ("label", "environment", "group", "row")
 
@@ -202,3 +210,25 @@ def task_of(dataset: CausalDataset, label: str = "", spurious: tuple[str, ...] |
     if sum(count > 0 for count in graph[label].statistics.counts) < 2:
         raise SchemaError(f"the training split of {dataset.title} has one class of {label!r} only; there is nothing to classify")
     return Task(dataset, graph[label], tuple(graph[name] for name in spurious), environment)
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """How many classes, training environments, groups, and named shifts that a selection rule looks at, a task has."""
+
+    classes: int
+    environments: int = 1
+    groups: int = 1
+    shifts: int = 0
+
+
+def changes_label(task: Task, names: Mapping[str, Tensor] | Sequence[str]) -> bool:
+    """Whether ``do(names)`` may give images another label."""
+    return task.label.name in names or task.label.name in task.dataset.schema.descendants(names)
+
+
+def check_label(task: Task, names: Mapping[str, Tensor] | Sequence[str], what: str) -> None:
+    """Raises SchemaError where ``do(names)``, told as ``what``, would change the label."""
+    if changes_label(task, names):
+        raise SchemaError(f"{what} of {task.dataset.title} would change the label {task.label.name!r} itself, so no classifier can be "
+                          "asked to keep its answer; name other spurious attributes: --spurious NAME")

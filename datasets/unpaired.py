@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from datasets.base import CausalDataset, LazyImages, Split, fingerprint
+from datasets.mnist.transforms import Transform
 from datasets.schema import SchemaError
-from datasets.transforms import Transform
 
 _FINGERPRINTED = 64  # canonical images
 

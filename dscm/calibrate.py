@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from datasets.errors import UserError
-from mechanisms.command import run_command
+from mechanisms.runs.command import run_command
 
 if TYPE_CHECKING:
-    from dscm.calibration import Calibration
+    from dscm.jitter import Calibration
 
 
 _BATCH = 256
@@ -39,12 +39,12 @@ def calibrate_run(options: Options) -> Calibration:
     Raises:
         UserError: see :func:`dscm.counterfactual.open_run`; where no attribute can be read off an image.
     """
-    from dscm.calibration import Calibration, calibrate, mechanism_hash
     from dscm.counterfactual import open_run
     from dscm.evaluate import find_predictors
-    from dscm.questions import draw_questions
-    from dscm.readings import Reader
-    from mechanisms.images import FOLDER
+    from dscm.evaluation.questions import draw_questions
+    from dscm.evaluation.readings import Reader
+    from dscm.jitter import Calibration, calibrate, mechanism_hash
+    from mechanisms.image.registry import FOLDER
 
     dscm, dataset = open_run(options.run, options.device)
     questions = draw_questions(dataset, "valid", min(options.count, len(dataset.split("valid"))), options.seed)

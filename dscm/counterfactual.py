@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import tyro
 
 from datasets.errors import UserError
-from mechanisms.command import run_command
+from mechanisms.runs.command import run_command
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from datasets.base import CausalDataset
-    from dscm.figures import Column
+    from dscm.figures.grid import Column
     from dscm.model import DSCM
     from pgm.interventions import Do
 
@@ -60,9 +60,9 @@ def open_run(run: Path, device: str = "auto") -> tuple[DSCM, CausalDataset]:
             changed since.
     """
     from dscm.model import DSCM
-    from mechanisms.checkpoint import RunError
-    from mechanisms.devices import find_device
-    from mechanisms.runs import dataset_of
+    from mechanisms.runs.files import RunError
+    from mechanisms.runs.folder import dataset_of
+    from mechanisms.training.devices import find_device
 
     dscm = DSCM.load(run, find_device(device))
     dataset = dataset_of(run)
@@ -82,7 +82,7 @@ def answer(dscm: DSCM, dataset: CausalDataset, split: str, index: Tensor, interv
     """
     import torch
 
-    from dscm.figures import Column
+    from dscm.figures.grid import Column
 
     observed = dataset.split(split).batch(index)
     columns = []
@@ -98,7 +98,7 @@ def report(columns: Sequence[Column], observed: Tensor) -> str:
     """A table of what was asked: labels, L1 to the truth beside that of copying ``observed``, and extrapolations."""
     from dscm.metrics.score import mean_and_error
     from dscm.metrics.truth import image_error
-    from mechanisms.tables import markdown
+    from mechanisms.runs.tables import markdown
 
     def error(images: Tensor, target: Tensor) -> str:
         each = image_error(images.cpu(), target)
@@ -142,7 +142,8 @@ def main(options: Options) -> None:
 
     import torch
 
-    from dscm.figures import check_format, counterfactual_grid, save_figure
+    from dscm.figures.grid import counterfactual_grid
+    from dscm.figures.style import check_format, save_figure
     from pgm.interventions import parse_do
 
     check_format(options.out)

@@ -8,15 +8,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from datasets.errors import UserError
-from dscm.evaluation_options import EvaluationConfig
-from mechanisms.command import run_command
+from dscm.evaluation.config import EvaluationConfig
+from mechanisms.runs.command import run_command
 
 if TYPE_CHECKING:
 
     from datasets.base import CausalDataset
-    from dscm.evaluation import Evaluation
-    from dscm.questions import Questions
-    from mechanisms.predictor import Predictors
+    from dscm.evaluation.evaluation import Evaluation
+    from dscm.evaluation.questions import Questions
+    from mechanisms.anticausal.model import Predictors
 
 COUNT = 1000
 
@@ -50,11 +50,11 @@ def find_questions(options: Options, dataset: CausalDataset, out: Path) -> tuple
     """The interventions to ask about, and a line that says where they are kept.
 
     Raises:
-        RunError: for a file of other interventions than the flags say, see also :meth:`dscm.questions.Questions.load`.
+        RunError: for a file of other interventions than the flags say, see also :meth:`dscm.evaluation.questions.Questions.load`.
         SchemaError: for a count that the split has not.
     """
-    from dscm.questions import Questions, draw_questions
-    from mechanisms.checkpoint import RunError
+    from dscm.evaluation.questions import Questions, draw_questions
+    from mechanisms.runs.files import RunError
 
     path = options.interventions
     if path is not None and path.exists():
@@ -85,10 +85,10 @@ def find_predictors(run: Path, device: str) -> Predictors | None:
     """The run's predictors; None if none were trained.
 
     Raises:
-        RunError: see :func:`mechanisms.predictor.load_predictors`.
+        RunError: see :func:`mechanisms.anticausal.model.load_predictors`.
     """
-    from mechanisms.bookkeeping import WEIGHTS
-    from mechanisms.predictor import FOLDER, load_predictors
+    from mechanisms.anticausal.model import FOLDER, load_predictors
+    from mechanisms.training.state import WEIGHTS
 
     return load_predictors(run, device) if (run / FOLDER / WEIGHTS).exists() else None
 
@@ -97,7 +97,7 @@ def check_writable(path: Path) -> None:
     """Raises RunError for a place that no file can be written to, before anything is computed."""
     from tempfile import TemporaryFile
 
-    from mechanisms.checkpoint import RunError
+    from mechanisms.runs.files import RunError
 
     try:
         if path.is_dir():
@@ -111,8 +111,8 @@ def check_writable(path: Path) -> None:
 
 def save(evaluation: Evaluation, out: Path) -> list[Path]:
     """Write the file, then its figures; each whole or not at all."""
-    from dscm.evaluation_figures import figures_of
-    from dscm.figures import save_figure
+    from dscm.evaluation.figures import figures_of
+    from dscm.figures.style import save_figure
 
     figures = figures_of(evaluation.scores)
     evaluation.save(out)
@@ -124,8 +124,8 @@ def main(options: Options) -> None:
     out = options.out or options.run / "metrics.json"
 
     from dscm.counterfactual import open_run
-    from dscm.evaluation import evaluate
-    from dscm.evaluation_table import format_table
+    from dscm.evaluation.evaluation import evaluate
+    from dscm.evaluation.table import format_table
 
     dscm, dataset = open_run(options.run, options.device)
     predictors = find_predictors(options.run, str(dscm.device))

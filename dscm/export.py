@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import tyro
 
 from datasets.errors import UserError
-from mechanisms.command import run_command
+from mechanisms.runs.command import run_command
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -75,7 +75,7 @@ def values_of(do: tuple[str, ...], dataset: CausalDataset, split: str, seed: int
     import warnings
 
     from datasets.schema import SchemaError
-    from mechanisms.noise import seeded
+    from mechanisms.training.noise import seeded
     from pgm.interventions import parse_do, resolve_do
 
     rows, training, made = dataset.split(split), dataset.split("train").attributes, {}
@@ -97,9 +97,9 @@ def main(options: Options) -> None:
     import warnings
 
     from dscm.counterfactual import open_run
-    from dscm.exported import Export
-    from mechanisms.devices import make_accelerator
-    from mechanisms.runs import recorded
+    from dscm.exports.dataset import Export
+    from mechanisms.runs.folder import recorded
+    from mechanisms.training.devices import make_accelerator
 
     accelerator = make_accelerator(options.device, "fp32")
     dscm, dataset = open_run(options.run, accelerator.device.type)
@@ -120,7 +120,7 @@ def main(options: Options) -> None:
         for label, do in interventions.items():
             beyond = sum(int(dataset.graph[name].beyond_training(value[:count]).sum()) for name, value in do.items())
             print(f"  {label}" + (f"  ({beyond} of {count} values lie beyond the training data)" if beyond else ""))
-        print("read them with dscm.exported.open_export(folder), or the CSV files with anything")
+        print("read them with dscm.exports.dataset.open_export(folder), or the CSV files with anything")
 
 
 if __name__ == "__main__":

@@ -8,15 +8,15 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dscm.finetune_options import FinetuneConfig
-from mechanisms.command import run_command
-from mechanisms.options import RunOptions, TrainingConfig
+from dscm.finetuning.config import FinetuneConfig
+from mechanisms.runs.command import run_command
+from mechanisms.training.config import RunOptions, TrainingConfig
 
 if TYPE_CHECKING:
     from datasets.base import CausalDataset
+    from dscm.evaluation.questions import Questions
     from dscm.model import DSCM
-    from dscm.questions import Questions
-    from mechanisms.predictor import Predictors
+    from mechanisms.anticausal.model import Predictors
 
 RECORD, KIND = "finetune.json", "finetuning"
 COUNT = 500
@@ -51,19 +51,19 @@ def finetune(options: Options) -> dict[str, Any] | None:
 
     Raises:
         RunError: for a run without mechanisms or predictors, or with such of different graphs; for a folder ``into``
-            that is the run itself or holds anything but a fine-tuning of it; see also :func:`mechanisms.training.fit`.
+            that is the run itself or holds anything but a fine-tuning of it; see also :func:`mechanisms.training.loop.fit`.
         SchemaError: for an unknown variable, or a count that the validation split has not.
     """
-    from dscm.before_after import summary
     from dscm.counterfactual import open_run
-    from dscm.counterfactual_training import CounterfactualTraining
-    from dscm.questions import draw_questions
-    from mechanisms.bookkeeping import CHECKPOINT, WEIGHTS
-    from mechanisms.checkpoint import RunError, load, read_json, write_json
-    from mechanisms.devices import make_accelerator
-    from mechanisms.images import FOLDER, describe
-    from mechanisms.predictor import load_predictors
-    from mechanisms.training import fit
+    from dscm.evaluation.before_after import summary
+    from dscm.evaluation.questions import draw_questions
+    from dscm.finetuning.objective import CounterfactualTraining
+    from mechanisms.anticausal.model import load_predictors
+    from mechanisms.image.registry import FOLDER, describe
+    from mechanisms.runs.files import RunError, load, read_json, write_json
+    from mechanisms.training.devices import make_accelerator
+    from mechanisms.training.loop import fit
+    from mechanisms.training.state import CHECKPOINT, WEIGHTS
 
     training, source = options.training.or_budget(minutes=DEFAULT_MINUTES), options.run.run
     training.check()
@@ -108,8 +108,8 @@ def finetune(options: Options) -> dict[str, Any] | None:
 
 def _scores(dscm: DSCM, dataset: CausalDataset, questions: Questions, predictors: Predictors) -> list[dict[str, Any]]:
     """Every score that one answer to each question gives, as plain values."""
-    from dscm.evaluation import evaluate
-    from dscm.evaluation_options import EvaluationConfig
+    from dscm.evaluation.config import EvaluationConfig
+    from dscm.evaluation.evaluation import evaluate
 
     config = EvaluationConfig(draws=0, cycles=(1, 10), steps=(2,), temperatures=(0.1,))
     return [score.to_dict() for score in evaluate(dscm, dataset, questions, predictors, config).scores]
@@ -117,14 +117,14 @@ def _scores(dscm: DSCM, dataset: CausalDataset, questions: Questions, predictors
 
 def _origin(run: Path, teachers: Path) -> dict[str, str]:
     """A hash of each mechanism that the training depends on."""
-    from dscm.calibration import mechanism_hash
-    from mechanisms.predictor import FOLDER
+    from dscm.jitter import mechanism_hash
+    from mechanisms.anticausal.model import FOLDER
 
     return {**{folder: mechanism_hash(run / folder) for folder in ("image", *_copied())}, "teachers": mechanism_hash(teachers / FOLDER)}
 
 
 def _copied() -> tuple[str, ...]:
-    from mechanisms.predictor import FOLDER as PREDICTORS
+    from mechanisms.anticausal.model import FOLDER as PREDICTORS
     from pgm.train import FOLDER as ATTRIBUTES
 
     return ATTRIBUTES, PREDICTORS
@@ -136,7 +136,7 @@ def _check_target(into: Path, record: Mapping[str, Any], options: RunOptions) ->
     Raises:
         RunError: where it holds something else, or neither --resume nor --overwrite was said.
     """
-    from mechanisms.checkpoint import RunError, read_json
+    from mechanisms.runs.files import RunError, read_json
 
     if into.resolve() == options.run.resolve():
         raise RunError(f"--into {into} is the run itself, which is left as it is; choose another folder")
@@ -158,8 +158,8 @@ def _check_target(into: Path, record: Mapping[str, Any], options: RunOptions) ->
 
 def _copy(source: Path, into: Path) -> None:
     """Run record, attributes and predictors, each file whole or not at all."""
-    from mechanisms.checkpoint import replacing
-    from mechanisms.runs import RUN
+    from mechanisms.runs.files import replacing
+    from mechanisms.runs.folder import RUN
 
     for path in (source / RUN, *(p for folder in _copied() for p in (source / folder).iterdir())):
         if path.is_file() and not path.name.startswith("."):

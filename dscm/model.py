@@ -14,14 +14,14 @@ import torch
 from torch import Tensor
 
 from datasets.schema import Graph, SchemaError
-from dscm.calibration import Calibration, mechanism_hash
-from mechanisms.bookkeeping import WEIGHTS
-from mechanisms.checkpoint import RunError, check_finite, load
-from mechanisms.image_mechanism import Draw, ImageMechanism, ImageNoise
-from mechanisms.images import FOLDER as IMAGE_FOLDER
-from mechanisms.images import load_image_mechanism
-from mechanisms.noise import drawing
-from mechanisms.runs import recorded
+from dscm.jitter import Calibration, mechanism_hash
+from mechanisms.image.latent import Draw, ImageMechanism, ImageNoise
+from mechanisms.image.registry import FOLDER as IMAGE_FOLDER
+from mechanisms.image.registry import load_image_mechanism
+from mechanisms.runs.files import RunError, check_finite, load
+from mechanisms.runs.folder import recorded
+from mechanisms.training.noise import drawing
+from mechanisms.training.state import WEIGHTS
 from pgm.interventions import Do, resolve_do
 from pgm.scm import AttributeConfig, AttributeSCM
 from pgm.train import FOLDER as ATTRIBUTES_FOLDER
@@ -78,7 +78,7 @@ class DSCM:
     model's device.
 
     Args:
-        calibration: how far draws vary beyond the latents' own uncertainty, see :mod:`dscm.calibration`.
+        calibration: how far draws vary beyond the latents' own uncertainty, see :mod:`dscm.jitter`.
 
     Raises:
         RunError: for mechanisms that do not fit together.

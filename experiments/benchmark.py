@@ -2,33 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Literal
-
-from mechanisms.command import run_command
-
-
-@dataclass(frozen=True)
-class Options:
-    """Measure what this machine makes of the product, beside reference figures and targets. Let nothing else run meanwhile."""
-
-    only: str = ""
-    """Names to measure, comma-separated; all if empty."""
-    out: Path = Path("benchmark.json")
-    """File that maps each name to {value, unit, reference, target, met}."""
-    run: Path = Path("runs/benchmark")
-    """Folder for what is trained on the way."""
-    mnist: Path | None = None
-    """Folder of MNIST's IDX files: 8,000 distinct digits to train on; else two renderings of each embedded digit."""
-    official: Path | None = None
-    """Folder of official Morpho-MNIST files, to compare renderings with (needs --mnist)."""
-    count: int = 4096
-    """Held-out images that the errors to the truth are averaged over; fewer if the test split is smaller."""
-    seed: int = 0
-    """Of data, initial weights and interventions."""
-    device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
-    """Where to train."""
+from experiments.benchmarks.options import Options
+from mechanisms.runs.command import run_command
 
 
 def main(options: Options) -> None:
@@ -36,9 +11,8 @@ def main(options: Options) -> None:
     from rich.table import Table
 
     from datasets.errors import UserError, valid_are
-    from experiments import classifier_measurements, experts_measurements  # noqa: F401  (they add their own)
-    from experiments.measurements import MEASUREMENTS, Bench
-    from mechanisms.checkpoint import write_json
+    from experiments.benchmarks.base import MEASUREMENTS, Bench
+    from mechanisms.runs.files import write_json
 
     names = [name.strip() for name in options.only.split(",") if name.strip()] or list(MEASUREMENTS)
     if unknown := [name for name in names if name not in MEASUREMENTS]:

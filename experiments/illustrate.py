@@ -2,51 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Literal
-
 from datasets.errors import UserError, valid_are
-from mechanisms.command import run_command
-
-
-@dataclass(frozen=True)
-class Options:
-    """Draw the same few images as a run, the truth and several useless models answer them, each metric below each.
-
-    For instance: python -m experiments.illustrate --run runs/model --other runs/vae --out docs/metrics
-    """
-
-    run: Path = Path("runs/model")
-    """Run folder with both mechanisms; with predictors for what is read by them, and calibrated for the picture of draws."""
-    other: Path | None = None
-    """A second run of the same data, to stand beside it."""
-    out: Path = Path("docs/metrics")
-    """Folder for the pictures."""
-    only: str = ""
-    """Names of pictures, comma-separated; all if empty."""
-    count: int = 500
-    """Test images that means are taken over; fewer if the split is smaller."""
-    shown: int = 2
-    """How many of them are shown: the first whose true image differs from the observed one by the median or more."""
-    cycle_images: int = 16
-    """How many go through repeated interventions."""
-    draws: int = 32
-    """Draws of each counterfactual in the picture of calibration, at least 2."""
-    draw_images: int = 40
-    """How many images are asked for so many draws."""
-    seed: int = 0
-    """Of interventions and noise."""
-    device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
-    """Where to compute."""
-
-    def check(self) -> None:
-        """Raises UserError for a number that makes no sense."""
-        for name, least in (("count", 2), ("shown", 1), ("cycle_images", 2), ("draws", 2), ("draw_images", 2)):
-            if getattr(self, name) < least:
-                raise UserError(f"--{name.replace('_', '-')} {getattr(self, name)} must be at least {least}")
-        if self.other is not None and self.other.resolve() == self.run.resolve():
-            raise UserError(f"--other {self.other} is the run itself; name a second one, or leave it out")
+from experiments.illustrations.options import Options
+from mechanisms.runs.command import run_command
 
 
 def main(options: Options) -> None:
@@ -57,9 +15,9 @@ def main(options: Options) -> None:
     from datasets.schema import SchemaError
     from dscm.counterfactual import open_run
     from dscm.evaluate import find_predictors
-    from dscm.figures import save_figure
-    from experiments.illustrations import PICTURES
-    from experiments.scene import Scene
+    from dscm.figures.style import save_figure
+    from experiments.illustrations.pictures import PICTURES
+    from experiments.illustrations.scene import Scene
 
     names = [name.strip() for name in options.only.split(",") if name.strip()] or list(PICTURES)
     if unknown := [name for name in names if name not in PICTURES]:

@@ -5,81 +5,36 @@ Every stage is what a command does alone; the report's section "Every step alone
 
 from __future__ import annotations
 
-import math
 import resource
 import shlex
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING
 
-import tyro
-
-from datasets.errors import UserError
-from datasets.options import DataOptions
-from mechanisms.command import run_command
-from mechanisms.options import RunOptions, TrainingConfig
+from experiments.report.options import Options
+from mechanisms.runs.command import run_command
+from mechanisms.training.config import RunOptions, TrainingConfig
 
 if TYPE_CHECKING:
     from torch import nn
 
     from datasets.base import CausalDataset
-    from dscm.evaluation import Evaluation
+    from dscm.evaluation.evaluation import Evaluation
+    from dscm.evaluation.questions import Questions
     from dscm.model import DSCM
-    from dscm.questions import Questions
-    from experiments.quickstart_classifiers import Plan
-    from experiments.report import Section
-    from experiments.robustness_table import Report
+    from experiments.report.classifiers import Plan
+    from experiments.report.html import Section
+    from experiments.stress.table import Report
     from pgm.interventions import Do
 
 STAGES = 8
 REPORT, METRICS, INTERVENTIONS = "report.html", "metrics.json", "interventions.json"
 MECHANISMS = ("pgm", "image", "predictors")  # folders of what is trained
 _PREDICTOR_MINUTES = 0.4
-
-
-@dataclass(frozen=True)
-class Options:
-    """From data to a report, in minutes: fits the mechanisms, merges them, draws counterfactuals and scores them."""
-
-    data: DataOptions = field(default_factory=DataOptions)
-    run: Path | None = None
-    """Run folder; without it runs/quickstart, or runs/smoke with --smoke."""
-    minutes: float = 3.5
-    """Time to train the image mechanism."""
-    do: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = ()
-    """Interventions of the grid, such as thickness=1.5,3; may be repeated. Without it, a low and a high value of each attribute."""
-    count: int = 5
-    """Images in the grid."""
-    scored: int = 256
-    """Test images that the counterfactuals are scored on."""
-    resume: bool = True
-    """Keep what the folder's trainings have reached and continue them; --no-resume refuses a folder that holds any."""
-    overwrite: bool = False
-    """Throw away the trainings that the folder holds and begin anew."""
-    smoke: bool = False
-    """A few updates of everything, to see that it runs."""
-    seed: int = 0
-    """Of weights, noise and interventions."""
-    device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
-    """Where to compute."""
-    precision: Literal["auto", "fp32", "bf16"] = "auto"
-    """Arithmetic of the image mechanism's training; auto takes bf16 where the hardware has it."""
-
-    @property
-    def folder(self) -> Path:
-        return self.run or Path("runs/smoke" if self.smoke else "runs/quickstart")
-
-    def check(self) -> None:
-        """Raises UserError for a number that makes no sense."""
-        for name, least in (("count", 1), ("scored", 2)):
-            if getattr(self, name) < least:
-                raise UserError(f"--{name} {getattr(self, name)} must be at least {least}")
-        if not 0 < self.minutes < math.inf:
-            raise UserError(f"--minutes {self.minutes} must be positive")
 
 
 def quickstart(options: Options) -> Path:
@@ -89,7 +44,7 @@ def quickstart(options: Options) -> Path:
     ``metrics.json``, classifiers with ``robustness/`` (tables and figures), and ``report.html``.
 
     Raises:
-        UserError: for data, options or a run folder that cannot be used; see also :func:`mechanisms.training.fit`.
+        UserError: for data, options or a run folder that cannot be used; see also :func:`mechanisms.training.loop.fit`.
     """
     import warnings
 
@@ -100,14 +55,14 @@ def quickstart(options: Options) -> Path:
     from datasets.schema import SchemaError
     from dscm.calibrate import Options as Calibrate
     from dscm.calibrate import calibrate_run
-    from dscm.evaluation_table import format_table
+    from dscm.evaluation.questions import draw_questions
+    from dscm.evaluation.table import format_table
     from dscm.model import DSCM
-    from dscm.questions import draw_questions
-    from experiments.quickstart_classifiers import plan, stress_classifiers
-    from experiments.quickstart_figures import default_do, draw_figures
-    from experiments.report import write_report
-    from mechanisms.devices import find_device
-    from mechanisms.runs import claim
+    from experiments.report.classifiers import plan, stress_classifiers
+    from experiments.report.figures import default_do, draw_figures
+    from experiments.report.html import write_report
+    from mechanisms.runs.folder import claim
+    from mechanisms.training.devices import find_device
     from pgm.interventions import parse_do
 
     options.check()
@@ -191,7 +146,7 @@ def train_attributes(dataset: CausalDataset, options: Options) -> None:
 
 def train_image(dataset: CausalDataset, options: Options) -> None:
     from mechanisms import train
-    from mechanisms.images import FOLDER
+    from mechanisms.image.registry import FOLDER
 
     training = replace(train.DEFAULTS, seed=options.seed, device=options.device, precision=options.precision,
                        **({"steps": 6, "validations": 2} if options.smoke else {"minutes": options.minutes}))
@@ -200,7 +155,7 @@ def train_image(dataset: CausalDataset, options: Options) -> None:
 
 def train_predictors(dataset: CausalDataset, options: Options) -> None:
     from mechanisms import predictors
-    from mechanisms.predictor import FOLDER
+    from mechanisms.anticausal.model import FOLDER
 
     training = replace(predictors.DEFAULTS, seed=options.seed, device=options.device, validations=2, ema=0.99,
                        **({"steps": 6} if options.smoke else {"minutes": _PREDICTOR_MINUTES}))
@@ -210,7 +165,7 @@ def train_predictors(dataset: CausalDataset, options: Options) -> None:
 
 def _train(folder: str, training: TrainingConfig, options: Options, fit: Callable[[RunOptions], nn.Module]) -> None:
     """Train into ``folder`` of the run, or continue the training that it holds; one that has reached its budget stays as it is."""
-    from mechanisms.bookkeeping import CHECKPOINT
+    from mechanisms.training.state import CHECKPOINT
 
     path = options.folder / folder
     resume = options.resume and not options.overwrite and (path / CHECKPOINT).exists()
@@ -222,11 +177,11 @@ def _train(folder: str, training: TrainingConfig, options: Options, fit: Callabl
 # ------------------------------------------------------------------------------------------------ scoring
 def score(dscm: DSCM, dataset: CausalDataset, questions: Questions, options: Options) -> tuple[Evaluation, dict[str, Path]]:
     """Every metric into ``metrics.json``, and its figures: ``{what it shows: path}``."""
-    from dscm.evaluation import evaluate
-    from dscm.evaluation_figures import figures_of
-    from dscm.evaluation_options import EvaluationConfig
-    from dscm.figures import save_figure
-    from mechanisms.predictor import load_predictors
+    from dscm.evaluation.config import EvaluationConfig
+    from dscm.evaluation.evaluation import evaluate
+    from dscm.evaluation.figures import figures_of
+    from dscm.figures.style import save_figure
+    from mechanisms.anticausal.model import load_predictors
 
     run, images = options.folder, 4 if options.smoke else 64
     config = EvaluationConfig(draws=4 if options.smoke else 32, draw_images=images, cycle_images=images)
@@ -242,10 +197,10 @@ def compose(dataset: CausalDataset, options: Options, figures: dict[str, Path], 
             known: Sequence[str], evaluation: Evaluation, minutes: float, chosen: Plan | None = None,
             tested: tuple[Report, dict[str, Path]] | str = "") -> list[Section]:
     """All sections of the report, in order; ``tested`` may be why no classifiers were."""
-    from experiments import sections
-    from experiments.quickstart_figures import default_do
-    from mechanisms.bookkeeping import CONFIG
-    from mechanisms.checkpoint import read_json, versions
+    from experiments.report import sections
+    from experiments.report.figures import default_do
+    from mechanisms.runs.files import read_json, versions
+    from mechanisms.training.state import CONFIG
 
     labels = [label for label, _ in interventions]
     example = {name: float(value) for _, do in interventions for name, value in do.items() if not callable(value)}

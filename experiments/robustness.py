@@ -12,15 +12,15 @@ import tyro
 
 from datasets.errors import UserError
 from datasets.options import DataOptions
-from mechanisms.command import run_command
+from mechanisms.runs.command import run_command
 
 if TYPE_CHECKING:
     from datasets.base import CausalDataset
     from datasets.task import Task
     from dscm.model import DSCM
-    from experiments.classifier import Trained
-    from experiments.robustness_table import Report
-    from experiments.stress_test import Contestant
+    from experiments.stress.run import Contestant
+    from experiments.stress.table import Report
+    from experiments.training.store import Trained
 
 COUNT = 1000
 
@@ -94,7 +94,7 @@ def task_for(options: Options, dataset: CausalDataset, trained: Sequence[Trained
         RunError: for classifiers of different labels, or of another label than ``--label``.
     """
     from datasets.task import task_of
-    from mechanisms.checkpoint import RunError
+    from mechanisms.runs.files import RunError
 
     tasks = [t.description["task"] for t in trained]
     labels = list(dict.fromkeys([t["label"] for t in tasks] + [options.label] * bool(options.label)))
@@ -118,10 +118,10 @@ def find_model(options: Options, dataset: CausalDataset) -> tuple[DSCM | None, P
         RunError: for a model of another data set, or of other images.
     """
     from dscm.model import DSCM
-    from experiments.intervened import check_model
-    from mechanisms.bookkeeping import WEIGHTS
-    from mechanisms.devices import find_device
-    from mechanisms.images import FOLDER as IMAGE
+    from experiments.training.counterfactuals import check_model
+    from mechanisms.image.registry import FOLDER as IMAGE
+    from mechanisms.training.devices import find_device
+    from mechanisms.training.state import WEIGHTS
     from pgm.train import FOLDER as ATTRIBUTES
 
     folder = options.model
@@ -140,8 +140,8 @@ def load_contestants(run: Path, algorithm: str, rule: str, device: str) -> list[
     Raises:
         RunError: without any; for an algorithm that the run has not.
     """
-    from experiments.classifier import list_trained, load_trained
-    from mechanisms.checkpoint import RunError
+    from experiments.training.store import list_trained, load_trained
+    from mechanisms.runs.files import RunError
 
     there, wanted = list_trained(run), _words(algorithm)
     known = list(dict.fromkeys(name for name, _ in there))
@@ -157,13 +157,13 @@ def load_contestants(run: Path, algorithm: str, rule: str, device: str) -> list[
 
 def left_out(run: Path, wanted: Sequence[str]) -> list[str]:
     """Which classifiers, of the algorithms named or of all, were begun and cannot be tested, a sentence each."""
-    from experiments.classifier import unfinished
+    from experiments.training.store import unfinished
 
     return [f"Left out: {name} (seed {seed}) {why}." for name, seed, why in unfinished(run) if not wanted or name in wanted]
 
 
 def studied(trained: Sequence[Trained]) -> list[str]:
-    """Which classifiers were trained on less than there is, see :mod:`experiments.study`, a sentence each."""
+    """Which classifiers were trained on less than there is, see :mod:`experiments.training.study`, a sentence each."""
     told: dict[str, dict[str, None]] = {}
     for one in trained:
         for key in ("data_fraction", "box_noise"):
@@ -183,14 +183,14 @@ def robustness(options: Options) -> Report:
         UserError: for a run, model, classifier or data set that cannot be used.
     """
     from datasets.schema import SchemaError
-    from experiments.classifier import list_trained
-    from experiments.intervened import distinct_rows
-    from experiments.own_classifier import open_own
-    from experiments.robustness_table import Report
-    from experiments.selection import MEANING
-    from experiments.stress_test import MAJORITY, Contestant, stress_test
-    from mechanisms.devices import find_device
-    from mechanisms.runs import dataset_of
+    from experiments.networks.own import open_own
+    from experiments.stress.run import MAJORITY, Contestant, stress_test
+    from experiments.stress.stresses import distinct_rows
+    from experiments.stress.table import Report
+    from experiments.training.rules import MEANING
+    from experiments.training.store import list_trained
+    from mechanisms.runs.folder import dataset_of
+    from mechanisms.training.devices import find_device
 
     options.check()
     device = str(find_device(options.device))

@@ -9,13 +9,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from datasets.errors import UserError
-from mechanisms.command import run_command
+from mechanisms.runs.command import run_command
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from datasets.task import Task
-    from experiments.classifier import Trained
+    from experiments.training.store import Trained
 
 COVERAGES = (0.5, 0.7, 0.8, 0.9, 0.95, 1.0)
 _FILE = "selective.json"
@@ -59,8 +59,8 @@ def sets_of(task: Task, seed: int) -> Iterator[tuple[str, Tensor, Tensor]]:
     """Name, images (float in [0, 1]) and labels of the test split: as observed, and under each shift with a known truth."""
     import torch
 
-    from experiments.selection import shifts_of
-    from mechanisms.noise import seeded
+    from experiments.training.selection import shifts_of
+    from mechanisms.training.noise import seeded
 
     dataset, rows = task.dataset, task.dataset.split("test")
     index = torch.arange(len(rows))
@@ -72,18 +72,17 @@ def sets_of(task: Task, seed: int) -> Iterator[tuple[str, Tensor, Tensor]]:
 
 
 def selective(run: Path, rule: str, wanted: Sequence[float], seed: int = 0, device: str = "cpu") -> list[dict[str, Any]]:
-    """One row for each seed, test set and wanted coverage: the fields of :class:`experiments.coverage.Coverage`, ``seed``, ``test``.
+    """One row for each seed, test set and wanted coverage: the fields of :class:`experiments.metrics.selective.Coverage`, ``seed``, ``test``.
 
     Raises:
         RunError: for a run without masktune, or without the very erm that it began with.
     """
     from dataclasses import asdict
 
-    from experiments.classifier import check_base, list_trained, load_trained
-    from experiments.coverage import agreed, coverage_table
-    from experiments.explanations import trained_task
-    from mechanisms.checkpoint import RunError
-    from mechanisms.devices import find_device
+    from experiments.metrics.selective import agreed, coverage_table
+    from experiments.training.store import check_base, list_trained, load_trained, trained_task
+    from mechanisms.runs.files import RunError
+    from mechanisms.training.devices import find_device
 
     seeds, place = [seed_of for name, seed_of in list_trained(run) if name == "masktune"], find_device(device)
     if not seeds:
@@ -107,7 +106,7 @@ def selective(run: Path, rule: str, wanted: Sequence[float], seed: int = 0, devi
 
 def report(rows: Sequence[dict[str, Any]], rule: str) -> str:
     """The table, in percent: means over seeds with their standard errors, and what it says."""
-    from mechanisms.tables import markdown, mean_over
+    from mechanisms.runs.tables import markdown, mean_over
 
     def cell(values: list[float | None]) -> str:
         if any(value is None for value in values):
@@ -129,7 +128,7 @@ def report(rows: Sequence[dict[str, Any]], rule: str) -> str:
 def main(options: Options) -> None:
     wanted = options.coverages()
 
-    from mechanisms.checkpoint import write_json
+    from mechanisms.runs.files import write_json
 
     rows = selective(options.run, options.rule, wanted, options.seed, options.device)
     out = options.out or options.run / _FILE

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from experiments.train_options import SETTING_FLAGS, Options
-from mechanisms.command import run_command
+from experiments.training.options import SETTING_FLAGS, Options
+from mechanisms.runs.command import run_command
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from datasets.base import CausalDataset
     from datasets.task import Task
-    from experiments.rows import Rows
-    from experiments.trainer import Trainer
+    from experiments.training.rows import Rows
+    from experiments.training.trainer import Trainer
 
 
 def task_for(dataset: CausalDataset, options: Options) -> Task:
@@ -33,7 +33,7 @@ def algorithms(options: Options) -> list[str]:
     from dataclasses import fields
 
     from experiments.algorithms.registry import ALGORITHMS, algorithm
-    from mechanisms.checkpoint import RunError
+    from mechanisms.runs.files import RunError
 
     named = [name.strip() for name in options.algorithm.split(",") if name.strip()]
     names = list(ALGORITHMS) if named == ["all"] else list(dict.fromkeys(algorithm(name).name for name in named))
@@ -52,20 +52,20 @@ def train_classifiers(dataset: CausalDataset, options: Options) -> list[dict[str
     it begins with, which has a row of its own), ``rows``
     of the validation split that were looked at, ``majority`` (accuracy of always naming their commonest class), and under
     ``rules`` for each selection rule its ``step``, validation ``accuracy``, ``worst_group``, ``loss`` and, where the data set
-    has shifts, the accuracy when ``shifted``. All of the run's are in ``results.tsv`` too, see :mod:`experiments.results`.
+    has shifts, the accuracy when ``shifted``. All of the run's are in ``results.tsv`` too, see :mod:`experiments.training.results`.
 
     Raises:
-        UserError: for what the data or the command lack; see :meth:`experiments.rows.Rows.check`,
-            :func:`experiments.resolve.resolve` and :func:`mechanisms.training.fit`. Nothing has been trained then.
+        UserError: for what the data or the command lack; see :meth:`experiments.training.rows.Rows.check`,
+            :func:`experiments.training.plan.resolve` and :func:`mechanisms.training.loop.fit`. Nothing has been trained then.
     """
     from accelerate import PartialState
 
-    from experiments.resolve import resolve
-    from experiments.results import save_tsv
-    from experiments.stacked import learn_stacked
-    from experiments.trainer import Trainer
-    from mechanisms.devices import make_accelerator
-    from mechanisms.runs import claim
+    from experiments.training.plan import resolve
+    from experiments.training.results import save_tsv
+    from experiments.training.stacked import learn_stacked
+    from experiments.training.trainer import Trainer
+    from mechanisms.runs.folder import claim
+    from mechanisms.training.devices import make_accelerator
 
     options.check()
     rows = rows_for(task_for(dataset, options), options)
@@ -99,18 +99,18 @@ def train_classifiers(dataset: CausalDataset, options: Options) -> list[dict[str
 
 def rows_for(task: Task, options: Options) -> Rows:
     """The task's rows, with what makes counterfactuals of them, if anything was named."""
-    from experiments.classifier import FOLDER
-    from experiments.rows import Rows
-    from experiments.study import Study
+    from experiments.training.rows import Rows
+    from experiments.training.store import FOLDER
+    from experiments.training.study import Study
 
     study = Study(options.data_fraction, options.box_noise)
     if options.model is None and not options.truth:
         return Rows(task, study=study)
 
-    from dscm.exported import weights_hash
+    from dscm.exports.dataset import weights_hash
     from dscm.model import DSCM
-    from experiments.intervened import check_model, training_counterfactuals
-    from mechanisms.devices import find_device
+    from experiments.training.counterfactuals import check_model, training_counterfactuals
+    from mechanisms.training.devices import find_device
 
     dscm = None if options.model is None else DSCM.load(options.model, find_device(options.training.device))
     if dscm is not None:
@@ -128,7 +128,7 @@ def describe(dataset: CausalDataset, options: Options) -> str:
     from dataclasses import asdict
 
     from experiments.algorithms.registry import algorithm
-    from experiments.resolve import resolve, settings_help
+    from experiments.training.plan import resolve, settings_help
 
     lines, rows = [], len(dataset.split("train"))
     for name in algorithms(options):
@@ -143,7 +143,7 @@ def describe(dataset: CausalDataset, options: Options) -> str:
 def main(options: Options) -> None:
     from accelerate import PartialState
 
-    from experiments.results import table
+    from experiments.training.results import table
 
     dataset = options.data.open()
     if options.describe:

@@ -8,10 +8,10 @@ from datasets.lazy import lazy_attributes  # noqa: E402  (the guard comes first)
 
 _HOMES = {
     "Experts": "mechanisms.experts.model",
-    "HVAE": "mechanisms.hvae", "VAE": "mechanisms.vae", "ImageConfig": "mechanisms.image_options",
-    "ImageMechanism": "mechanisms.image_mechanism", "ImageNoise": "mechanisms.image_noise",
-    "Predictors": "mechanisms.predictor", "load_predictors": "mechanisms.predictor",
-    "TrainingConfig": "mechanisms.options", "fit": "mechanisms.training",
+    "HVAE": "mechanisms.image.hvae", "VAE": "mechanisms.image.vae", "ImageConfig": "mechanisms.image.config",
+    "ImageMechanism": "mechanisms.image.latent", "ImageNoise": "mechanisms.image.noise",
+    "Predictors": "mechanisms.anticausal.model", "load_predictors": "mechanisms.anticausal.model",
+    "TrainingConfig": "mechanisms.training.config", "fit": "mechanisms.training.loop",
 }
 __all__ = list(_HOMES)
 __getattr__ = lazy_attributes(__name__, _HOMES)

@@ -6,13 +6,13 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from datasets.options import DataOptions
-from mechanisms.command import run_command
-from mechanisms.options import RunOptions, TrainingConfig
-from mechanisms.predictor_options import PredictorConfig
+from mechanisms.anticausal.config import PredictorConfig
+from mechanisms.runs.command import run_command
+from mechanisms.training.config import RunOptions, TrainingConfig
 
 if TYPE_CHECKING:
     from datasets.base import CausalDataset
-    from mechanisms.predictor import Predictors
+    from mechanisms.anticausal.model import Predictors
 
 DEFAULTS = TrainingConfig(batch_size=64, learning_rate=2e-3, beta2=0.99, warmup=50, weight_decay=0.05, clip=20.0, ema=0.995)
 DEFAULT_STEPS = 3000
@@ -36,12 +36,12 @@ def train_predictors(dataset: CausalDataset, options: Options) -> Predictors:
     """Fit the predictors of ``dataset`` into ``run/predictors`` and leave their test error in ``test.json`` there.
 
     They are fitted to the training split as observed together with the same rows made independent in their causes
-    (:func:`mechanisms.decorrelate.decorrelated`), because they must be right on both kinds of images. (Of 8,000 MNIST
+    (:func:`mechanisms.anticausal.decorrelate.decorrelated`), because they must be right on both kinds of images. (Of 8,000 MNIST
     digits, 600 updates, validation: thickness to 0.096 px as observed and 0.103 decorrelated; without the observed rows
     0.104 and 0.102. Intensity 2.5 and 3.1 of 255 against 2.5 and 2.9; digits alike.)
 
     Raises:
-        UserError: see :func:`mechanisms.training.fit`; an image without causes; ``renderings`` below 1.
+        UserError: see :func:`mechanisms.training.loop.fit`; an image without causes; ``renderings`` below 1.
     """
     import sys
 
@@ -49,13 +49,13 @@ def train_predictors(dataset: CausalDataset, options: Options) -> Predictors:
     from accelerate import PartialState
 
     from datasets.errors import UserError
-    from mechanisms.augment import augmentation
-    from mechanisms.checkpoint import write_json
-    from mechanisms.decorrelate import decorrelated, joined
-    from mechanisms.predictor import FOLDER, Predictors, describe
-    from mechanisms.predictor_scores import TEST, report, score
-    from mechanisms.runs import claim
-    from mechanisms.training import fit
+    from mechanisms.anticausal.decorrelate import decorrelated, joined
+    from mechanisms.anticausal.model import FOLDER, Predictors, describe
+    from mechanisms.anticausal.scores import TEST, report, score
+    from mechanisms.runs.files import write_json
+    from mechanisms.runs.folder import claim
+    from mechanisms.training.augment import augmentation
+    from mechanisms.training.loop import fit
 
     training = options.training.or_budget(steps=DEFAULT_STEPS)
     training.check()

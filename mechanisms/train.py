@@ -6,13 +6,13 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from datasets.options import DataOptions
-from mechanisms.command import run_command
-from mechanisms.image_options import PRESETS, ImageConfig, MechanismName
-from mechanisms.options import RunOptions, TrainingConfig
+from mechanisms.image.config import PRESETS, ImageConfig, MechanismName
+from mechanisms.runs.command import run_command
+from mechanisms.training.config import RunOptions, TrainingConfig
 
 if TYPE_CHECKING:
     from datasets.base import CausalDataset
-    from mechanisms.image_mechanism import ImageMechanism
+    from mechanisms.image.latent import ImageMechanism
 
 DEFAULTS = TrainingConfig(batch_size=16, learning_rate=2e-3, beta2=0.99, warmup=50, weight_decay=0.01, ema=0.99, keep="last")
 DEFAULT_MINUTES = 10.0
@@ -40,15 +40,15 @@ def train_image(dataset: CausalDataset, options: Options) -> ImageMechanism:
     """Fit the image mechanism of ``dataset`` into ``run/image``.
 
     Raises:
-        UserError: see :func:`mechanisms.training.fit`; unknown mechanism or preset.
+        UserError: see :func:`mechanisms.training.loop.fit`; unknown mechanism or preset.
     """
     import torch
 
     from datasets.errors import UserError, valid_are
-    from mechanisms.augment import augmentation
-    from mechanisms.images import FOLDER, build, describe
-    from mechanisms.runs import claim
-    from mechanisms.training import fit
+    from mechanisms.image.registry import FOLDER, build, describe
+    from mechanisms.runs.folder import claim
+    from mechanisms.training.augment import augmentation
+    from mechanisms.training.loop import fit
 
     training = options.training.or_budget(minutes=DEFAULT_MINUTES)
     if options.preset != "none" and options.preset not in PRESETS:

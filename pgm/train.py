@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 
 import mechanisms  # noqa: F401  (explains a clash of names before anything else is imported)
 from datasets.options import DataOptions
-from mechanisms.command import run_command
-from mechanisms.options import RunOptions, TrainingConfig
+from mechanisms.runs.command import run_command
+from mechanisms.training.config import RunOptions, TrainingConfig
 
 if TYPE_CHECKING:
     from datasets.base import CausalDataset
@@ -37,14 +37,14 @@ def train_attributes(dataset: CausalDataset, options: Options) -> AttributeSCM:
     """Fit the attributes of ``dataset`` into ``run/pgm``; without a budget, 600 updates.
 
     Raises:
-        UserError: see :func:`mechanisms.training.fit`.
+        UserError: see :func:`mechanisms.training.loop.fit`.
     """
     from dataclasses import asdict
 
     import torch
 
-    from mechanisms.runs import claim
-    from mechanisms.training import fit
+    from mechanisms.runs.folder import claim
+    from mechanisms.training.loop import fit
     from pgm.scm import AttributeConfig, AttributeSCM
 
     training = options.training.or_budget(steps=DEFAULT_STEPS)

@@ -44,12 +44,12 @@ def shared_data() -> Path:
 def tiny_run(tmp_path_factory: pytest.TempPathFactory, session_cache: Path) -> Path:
     """A run folder with both mechanisms, trained for seconds on 96 digits: for plumbing, not for quality.
 
-    Read it; do not train into it. Its data set is ``mechanisms.runs.dataset_of(tiny_run)``.
+    Read it; do not train into it. Its data set is ``mechanisms.runs.folder.dataset_of(tiny_run)``.
     """
     from datasets.options import DataOptions
-    from mechanisms.options import RunOptions
     from mechanisms.train import Options as ImageOptions
     from mechanisms.train import train_image
+    from mechanisms.training.config import RunOptions
     from pgm.train import Options as AttributeOptions
     from pgm.train import train_attributes
 

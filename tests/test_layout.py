@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from datasets.registry import names
-from mechanisms.command import run_command
+from mechanisms.runs.command import run_command
 
 ROOT = Path(__file__).resolve().parent.parent
 ORDER = ("datasets", "mechanisms", "pgm", "dscm", "experiments")

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from datasets.imagenet9 import FOLDERS
+from datasets.photographs.imagenet9 import FOLDERS
 
 WIDE, HIGH = 40, 30  # of every photograph
 BIRD = (slice(5, 20), slice(10, 30))  # rows and columns of every foreground

@@ -7,9 +7,10 @@ from collections.abc import Mapping
 from torch import Tensor
 
 from datasets.errors import valid_are
-from dscm.metrics import calibration, commutativity, cycles, effectiveness, likelihood, minimality, realism, truth
+from dscm.metrics import commutativity, cycles, effectiveness, likelihood, minimality, realism, truth
+from dscm.metrics import coverage as calibration
 from dscm.metrics.score import Metric, Score, mean_and_error
-from mechanisms.checkpoint import RunError
+from mechanisms.runs.files import RunError
 
 FAMILIES = (truth, cycles, commutativity, effectiveness, minimality, realism, likelihood, calibration)
 METRICS: Mapping[str, Metric] = {metric.name: metric for family in FAMILIES for metric in family.METRICS}

@@ -1,7 +1,7 @@
 """Effectiveness: are the counterfactual's attributes, read off the image, those that the model claims for it?
 
 Read by the data set's own measurement or by predictors. Continuous attributes, and classes that are measured, are scored
-by :func:`dscm.metrics.truth.attribute_error`; predicted classes by :func:`mechanisms.class_scores.class_scores`.
+by :func:`dscm.metrics.truth.attribute_error`; predicted classes by :func:`mechanisms.anticausal.class_scores.class_scores`.
 """
 
 from __future__ import annotations

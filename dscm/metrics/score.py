@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import Tensor
 
-from mechanisms.checkpoint import RunError
+from mechanisms.runs.files import RunError
 
 FLOORS = ("identity", "truth", "real", "ideal")
 """What a figure stands beside: copying x; the true counterfactual image; real images; a model that is exactly right."""

@@ -1,6 +1,6 @@
 """What every algorithm that trains a classifier provides: an objective, one update, a prediction.
 
-An algorithm owns a network. :func:`mechanisms.training.fit` trains it like any mechanism; :meth:`Algorithm.update` is one
+An algorithm owns a network. :func:`mechanisms.training.loop.fit` trains it like any mechanism; :meth:`Algorithm.update` is one
 step on its own. A new algorithm is one new file in this folder with one subclass that has a ``name``.
 """
 
@@ -15,26 +15,17 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from datasets.errors import UserError
-from experiments.networks import Network
-from mechanisms.noise import drawing
+from datasets.task import Sizes
+from experiments.networks.base import Network
+from mechanisms.training.noise import drawing
 
 if TYPE_CHECKING:
     from datasets.base import LazyImages
     from datasets.task import Task
-    from experiments.trainer import Trainer
+    from experiments.training.trainer import Trainer
 
 Batch = Mapping[str, Tensor]
 Draw = Callable[..., Tensor]  # draw(rows, *shape): standard normals
-
-
-@dataclass(frozen=True)
-class Sizes:
-    """How many classes, training environments, groups, and named shifts that a selection rule looks at, a task has."""
-
-    classes: int
-    environments: int = 1
-    groups: int = 1
-    shifts: int = 0
 
 
 @dataclass(frozen=True)
@@ -58,10 +49,10 @@ class Algorithm(nn.Module):
             ``masks``, ``camera`` (a network with a ``cam_layer``).
         settings: dataclass of its own hyper-parameters.
         defaults: fields of the training or of the network that it is best trained with, where no recipe says otherwise.
-        reads_features: whether it can do with the features of a frozen body, in place of images; see :mod:`experiments.features`.
+        reads_features: whether it can do with the features of a frozen body, in place of images; see :mod:`experiments.networks.features`.
             One that cannot is trained on images, of which the body then makes features anew in each update.
         stackable: whether several seeds may be trained at once, because its objective draws no noise, keeps no state
-            and trains in one stage; see :mod:`experiments.stacked`.
+            and trains in one stage; see :mod:`experiments.training.stacked`.
         grouped: the split whose groups it uses, if it needs any.
         begun_from: fingerprint of the weights that it began with, if these were trained; stored with those that it ends with.
 
@@ -135,14 +126,14 @@ class Algorithm(nn.Module):
         return self.l2 * sum(p.square().sum() for p in self.network.trained_parameters()) if self.l2 else 0.0
 
     def forward(self, batch: Batch, noise: Draw | None = None, progress: float = 1.0) -> dict[str, Tensor]:
-        """In training the objective's terms, else :meth:`scores`; ``(B,)`` each, as :func:`mechanisms.training.fit` wants them."""
+        """In training the objective's terms, else :meth:`scores`; ``(B,)`` each, as :func:`mechanisms.training.loop.fit` wants them."""
         if not self.training:
             return self.scores(batch)
         terms = self.objective(batch, progress, noise or drawing(None, batch["image"].device))
         return {name: term.expand(len(batch["label"])) if term.ndim == 0 else term for name, term in terms.items()}
 
     def scores(self, batch: Batch) -> dict[str, Tensor]:
-        """``loss`` (cross-entropy) and ``accuracy``; for the rows of :mod:`experiments.selection`, by group and shift too.
+        """``loss`` (cross-entropy) and ``accuracy``; for the rows of :mod:`experiments.training.selection`, by group and shift too.
 
         There each row has weights (``observed``, ``in_group``, ``in_shift``), so that the mean of a term over *all* rows
         is the mean over those rows that it is about.

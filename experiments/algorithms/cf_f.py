@@ -16,15 +16,14 @@ from torch import Tensor, nn
 
 from experiments.algorithms.base import Algorithm, Batch, Draw, cross_entropy, require
 from experiments.algorithms.counterfactual import drawn
-from experiments.algorithms.parallel import everywhere
+from experiments.algorithms.groups import everywhere
+from experiments.algorithms.losses import COUNTERFACTUAL_LOSSES, counterfactual_loss
+from experiments.attribution.saliency import PENALTIES, SALIENCY, check_saliency, penalty, saliency
 from experiments.augmenters.ready import ready_images
 from experiments.augmenters.regions import has_foreground, inside, rectangles
 from experiments.augmenters.registry import NONE, augmenter
-from experiments.counterfactual_losses import COUNTERFACTUAL_LOSSES, counterfactual_loss
-from experiments.networks import Network
-from experiments.saliency import PENALTIES, SALIENCY, check_saliency, penalty, saliency
-from experiments.xgradcam import evaluating
-from mechanisms.checkpoint import RunError
+from experiments.networks.base import Network, evaluating
+from mechanisms.runs.files import RunError
 
 if TYPE_CHECKING:
     from datasets.base import LazyImages
@@ -66,8 +65,8 @@ class CounterfactualAndFactual(Algorithm):
     """(Σ CE(x, y) + Σ CE(x_F, y) + c·Σ ℓ(x_CF, y)) / n + λ·mean saliency penalty of x, n the number of images in the three sums.
 
     x_F keeps the foreground, bit for bit, on another background, and the label; x_CF loses the foreground, and ℓ says "not y"
-    (:mod:`experiments.counterfactual_losses`). All three go through the network in one pass, so batch norm's statistics are of
-    all of them; the penalty takes one more, of x in eval mode (:mod:`experiments.saliency`). Images whose mask is empty count
+    (:mod:`experiments.algorithms.losses`). All three go through the network in one pass, so batch norm's statistics are of
+    all of them; the penalty takes one more, of x in eval mode (:mod:`experiments.attribution.saliency`). Images whose mask is empty count
     among the x alone. Means are over the batch of all processes, each of which makes images from its own rows.
 
     With ``factual=dscm``, x_F is a counterfactual of a causal model under do(spurious attributes): it keeps the label, so it is

@@ -9,10 +9,11 @@ import torch
 from torch import Tensor
 
 from datasets.errors import UserError
-from experiments.algorithms.base import Batch, Sizes
-from experiments.algorithms.parallel import everywhere, means_by, members
+from datasets.task import Sizes
+from experiments.algorithms.base import Batch
+from experiments.algorithms.groups import everywhere, means_by, members
 from experiments.algorithms.penalised import Penalised, PenaltySettings
-from experiments.networks import Network
+from experiments.networks.base import Network
 
 
 @dataclass(frozen=True)

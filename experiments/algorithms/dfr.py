@@ -12,11 +12,11 @@ from torch import Tensor
 from datasets.base import Split
 from experiments.algorithms.base import Algorithm, Batch, Draw, cross_entropy, require
 from experiments.algorithms.reweighting import balanced
-from experiments.features import FEATURES, extract
-from mechanisms.noise import seeded
+from experiments.networks.features import FEATURES, extract
+from mechanisms.training.noise import seeded
 
 if TYPE_CHECKING:
-    from experiments.trainer import Trainer
+    from experiments.training.trainer import Trainer
 
 
 @dataclass(frozen=True)
@@ -66,8 +66,8 @@ class DFR(Algorithm):
 
     @classmethod
     def learn(cls, trainer: Trainer) -> Algorithm:
-        from experiments.rows import with_columns
-        from experiments.selection import halved
+        from datasets.base import with_columns
+        from experiments.training.selection import halved
 
         model = trainer.build(trainer.base().network)
         fitted, judged = halved(trainer.valid, seeded(trainer.seed, 11, 0))
@@ -89,6 +89,6 @@ class DFR(Algorithm):
 
 def with_features(model: Algorithm, split: Split) -> Split:
     """The same rows with the network's features ``(N, F)`` as a column, and images of no pixels; itself, if that is so already."""
-    from experiments.rows import with_columns
+    from datasets.base import with_columns
 
     return split if FEATURES in split.attributes else with_columns(split.without_images(), features=extract(model.network, split))

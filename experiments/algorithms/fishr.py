@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from experiments.algorithms.base import Batch
-from experiments.algorithms.parallel import everywhere, members
+from experiments.algorithms.groups import everywhere, members
 from experiments.algorithms.penalised import Penalised, PenaltySettings
 
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from experiments.algorithms.base import Algorithm, Batch, Draw, cross_entropy, require
-from experiments.algorithms.mixing import uniform
+from experiments.algorithms.mixup import uniform
 from experiments.augmenters.regions import GREY
 
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from experiments.algorithms.base import Algorithm, Batch, Draw, cross_entropy, require
-from experiments.algorithms.parallel import mean_of_present, means_by
+from experiments.algorithms.groups import mean_of_present, means_by
 
 _UNKNOWN = -1.0  # no cross-entropy is negative
 

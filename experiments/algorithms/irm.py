@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from experiments.algorithms.base import Batch
-from experiments.algorithms.parallel import mean_of_present, means_by, members
+from experiments.algorithms.groups import mean_of_present, means_by, members
 from experiments.algorithms.penalised import Penalised, PenaltySettings
 
 

@@ -12,12 +12,12 @@ from torch import Tensor
 from datasets.base import Split
 from experiments.algorithms.base import Algorithm, require
 from experiments.algorithms.erm import ERM
-from experiments.features import FEATURES
-from experiments.networks import at_once
+from experiments.networks.base import at_once
+from experiments.networks.features import FEATURES
 
 if TYPE_CHECKING:
-    from experiments.networks import Network
-    from experiments.trainer import Trainer
+    from experiments.networks.base import Network
+    from experiments.training.trainer import Trainer
 
 IDENTIFICATION = "identification"
 
@@ -51,7 +51,7 @@ class JTT(ERM):
 
     @classmethod
     def learn(cls, trainer: Trainer) -> Algorithm:
-        from experiments.rows import with_columns
+        from datasets.base import with_columns
 
         config = trainer.config
         budget = {name: value * trainer.settings.share for name in ("epochs", "minutes") if (value := getattr(config, name)) is not None}

@@ -15,14 +15,14 @@ from accelerate import PartialState
 from datasets.base import Split
 from experiments.algorithms.base import Algorithm, require
 from experiments.algorithms.erm import ERM
-from experiments.masking import Masks, find_masks, load_masks, masked, save_masks
-from experiments.networks import Network
-from mechanisms.bookkeeping import CHECKPOINT
-from mechanisms.checkpoint import RunError, load, weights_fingerprint
-from mechanisms.noise import seeded
+from experiments.algorithms.masks import Masks, find_masks, load_masks, masked, save_masks
+from experiments.networks.base import Network
+from mechanisms.runs.files import RunError, load, weights_fingerprint
+from mechanisms.training.noise import seeded
+from mechanisms.training.state import CHECKPOINT
 
 if TYPE_CHECKING:
-    from experiments.trainer import Trainer
+    from experiments.training.trainer import Trainer
 
 _AS_BEFORE = ("optimizer", "weight_decay", "beta1", "beta2", "batch_size", "clip", "skip", "ema")
 _VALIDATIONS = 4  # of the short fine-tuning
@@ -51,7 +51,7 @@ class MaskTune(ERM):
     """ERM; then the same network, trained on for an epoch on the training images without the pixels that it relied on.
 
     The first stage is the run's own ERM of the same seed. Its XGradCAM maps of the predicted class, at the network's
-    ``cam_layer``, are taken in eval mode (:mod:`experiments.masking`). Fine-tuning begins bit for bit with the weights that
+    ``cam_layer``, are taken in eval mode (:mod:`experiments.algorithms.masks`). Fine-tuning begins bit for bit with the weights that
     the maps are of, in train mode (batch norm included), with the first stage's optimiser, begun anew, at its last
     learning rate. Masks are kept in ``masks-<iteration>.pt`` with a fingerprint of these weights, and are made anew if that
     is not the one of the weights at hand.
@@ -78,7 +78,7 @@ class MaskTune(ERM):
         """Both stages, and further iterations if there are to be any; each is trained, or only read where it is finished.
 
         Raises:
-            RunError: for a network without maps; see also :meth:`experiments.trainer.Trainer.fit`.
+            RunError: for a network without maps; see also :meth:`experiments.training.trainer.Trainer.fit`.
         """
         settings, first = trainer.settings, trainer.resolve("erm").training
         model = trainer.base()

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from datasets.errors import UserError
 from experiments.algorithms.base import Algorithm, Batch, Draw, cross_entropy, require
-from experiments.algorithms.parallel import mean_of_present, means_by
+from experiments.algorithms.groups import mean_of_present, means_by
 
 
 @dataclass(frozen=True)

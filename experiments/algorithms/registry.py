@@ -8,7 +8,7 @@ import pkgutil
 import experiments.algorithms
 from datasets.errors import valid_are
 from experiments.algorithms.base import Algorithm
-from mechanisms.checkpoint import RunError
+from mechanisms.runs.files import RunError
 
 
 def _find() -> dict[str, type[Algorithm]]:

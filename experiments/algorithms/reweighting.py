@@ -10,7 +10,7 @@ from torch import Tensor
 from experiments.algorithms.base import Algorithm, Batch, Draw, cross_entropy
 
 if TYPE_CHECKING:
-    from experiments.trainer import Trainer
+    from experiments.training.trainer import Trainer
 
 
 class GroupReweighting(Algorithm):

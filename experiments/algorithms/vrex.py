@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from experiments.algorithms.base import Batch
-from experiments.algorithms.parallel import mean_of_present
+from experiments.algorithms.groups import mean_of_present
 from experiments.algorithms.penalised import Penalised
 
 

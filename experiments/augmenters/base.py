@@ -12,7 +12,7 @@ from torch import Tensor
 from datasets.schema import SchemaError
 from experiments.augmenters.ready import as_images
 from experiments.augmenters.regions import coloured, has_foreground
-from mechanisms.checkpoint import RunError
+from mechanisms.runs.files import RunError
 
 Context = Mapping[str, Any]
 

@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from datasets.errors import UserError
 from experiments.augmenters.base import Augmenter, Coloured, Context, Modelled, uniform
 from experiments.augmenters.regions import GREY, continued, has_foreground, inside, rectangles, shuffled, taken
-from experiments.xgradcam import evaluating
+from experiments.networks.base import evaluating
 
 
 class Background(Augmenter):

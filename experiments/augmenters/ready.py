@@ -6,7 +6,7 @@ from pathlib import Path
 
 from torch import Tensor
 
-from datasets.images import ImageFiles
+from datasets.files.images import ImageFiles
 from datasets.schema import SchemaError
 
 _ENDINGS = (".png", ".jpg", ".jpeg")

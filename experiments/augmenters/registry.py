@@ -8,7 +8,7 @@ from typing import Any
 from datasets.errors import valid_are
 from experiments.augmenters import counterfactual, factual
 from experiments.augmenters.base import Augmenter
-from mechanisms.checkpoint import RunError
+from mechanisms.runs.files import RunError
 
 NONE = "none"
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from mechanisms.command import run_command
 from mechanisms.experts.options import DEFAULTS, Options
+from mechanisms.runs.command import run_command
 
 
 def main(options: Options) -> None:
@@ -19,7 +19,7 @@ def main(options: Options) -> None:
     if seed == DEFAULTS.seed and seed not in trained_seeds(run):  # as if none had been given
         seed = None
     if options.compare:
-        from mechanisms.experts.comparing import comparison
+        from mechanisms.experts.compare import comparison
 
         print(comparison(options.compare))
     elif options.apply is not None:
@@ -30,7 +30,7 @@ def main(options: Options) -> None:
 
         transfer(run, options.transfer_from, options.training.device, seed)
     else:
-        from mechanisms.experts.running import train_experts
+        from mechanisms.experts.train import train_experts
 
         train_experts(options)
 

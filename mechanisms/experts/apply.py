@@ -12,13 +12,13 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
-from datasets.imagefolder import common_size, image_paths, read_images
-from mechanisms.bookkeeping import CONFIG, WEIGHTS
-from mechanisms.checkpoint import RunError, load, read_json, replacing
-from mechanisms.devices import find_device
-from mechanisms.experts.comparing import RESULT
+from datasets.files.folder import common_size, image_paths, read_images
+from mechanisms.experts.compare import RESULT
 from mechanisms.experts.model import FOLDER, Experts, folder_of, some_seeds
-from mechanisms.runs import recorded
+from mechanisms.runs.files import RunError, load, read_json, replacing
+from mechanisms.runs.folder import recorded
+from mechanisms.training.devices import find_device
+from mechanisms.training.state import CONFIG, WEIGHTS
 
 
 def apply(run: Path, folder: Path, out: Path, seed: int | None = None, device: str = "cpu") -> Path:

@@ -11,12 +11,12 @@ from torch import Tensor
 from datasets.base import Split
 from datasets.schema import Graph
 from datasets.unpaired import UnpairedDataset
-from mechanisms.bookkeeping import CHECKPOINT, WEIGHTS
-from mechanisms.checkpoint import check_finite
-from mechanisms.options import RunOptions, TrainingConfig
-from mechanisms.predictor import Predictors, describe
-from mechanisms.predictor_options import PredictorConfig
-from mechanisms.training import fit
+from mechanisms.anticausal.config import PredictorConfig
+from mechanisms.anticausal.model import Predictors, describe
+from mechanisms.runs.files import check_finite
+from mechanisms.training.config import RunOptions, TrainingConfig
+from mechanisms.training.loop import fit
+from mechanisms.training.state import CHECKPOINT, WEIGHTS
 
 FOLDER = "classifier"
 SETTINGS = TrainingConfig(steps=500, batch_size=64, learning_rate=2e-3, beta2=0.99, warmup=50, weight_decay=0.05, clip=20.0, ema=0.99,

@@ -1,4 +1,4 @@
-"""The competition: one update of discriminator and experts together, for :func:`mechanisms.training.fit`.
+"""The competition: one update of discriminator and experts together, for :func:`mechanisms.training.loop.fit`.
 
 For a batch of transformed images x' and canonical images c (Parascandolo et al. 2018, algorithm 1):
 
@@ -24,7 +24,7 @@ from torch.nn import functional as F
 
 from mechanisms.experts.model import Experts
 from mechanisms.experts.networks import VAEExpert
-from mechanisms.noise import Noise
+from mechanisms.training.noise import Noise
 
 _PACE = 0.02  # of running means over updates
 _APART = 0.1  # in standard deviations of a weight: how far a re-seeded expert is from the one that it copies

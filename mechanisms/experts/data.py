@@ -12,7 +12,7 @@ from torch import Tensor
 from datasets.base import SPLITS, LazyImages, Split
 from datasets.schema import SchemaError
 from datasets.unpaired import UnpairedDataset
-from mechanisms.noise import some_of
+from mechanisms.training.noise import some_of
 
 _LOOKED_AT = 500  # transformed images of each split that are compared with all canonical ones
 

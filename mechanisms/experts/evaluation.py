@@ -11,13 +11,13 @@ import torch
 from torch import Tensor
 
 from datasets.unpaired import UnpairedDataset
-from mechanisms.bookkeeping import METRICS
-from mechanisms.checkpoint import MetricsLog
+from mechanisms.anticausal.model import Predictors
 from mechanisms.experts.classifier import accuracy
 from mechanisms.experts.metrics import IDLE_BELOW, confusion, over_seeds, specialisation, specialists
 from mechanisms.experts.model import Experts
-from mechanisms.predictor import Predictors
-from mechanisms.tables import markdown
+from mechanisms.runs.files import MetricsLog
+from mechanisms.runs.tables import markdown
+from mechanisms.training.state import METRICS
 
 _WON_OUTRIGHT = 4.0  # of the experts' loss: the discriminator gives what winners make a chance of less than 2 % to be canonical
 _WON = (f"the discriminator has won outright (the experts' loss is above {_WON_OUTRIGHT:g}, at a draw it is 0.69): they learn nothing from "

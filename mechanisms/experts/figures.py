@@ -13,9 +13,9 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from torch import Tensor
 
-from mechanisms.checkpoint import replacing
 from mechanisms.experts.metrics import assignment
 from mechanisms.experts.model import Experts
+from mechanisms.runs.files import replacing
 
 _INK, _PALE, _ORANGE = "#222222", "#8a8a8a", "#d9730d"
 _DPI = 150

@@ -9,7 +9,7 @@ from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
 from datasets.errors import UserError
-from mechanisms.tables import mean_over
+from mechanisms.runs.tables import mean_over
 
 COLLAPSED_BELOW = 0.9  # of Hungarian accuracy
 IDLE_BELOW = 0.1  # of an equal share of wins

@@ -13,10 +13,10 @@ from torch import Tensor, nn
 from torch.func import functional_call, stack_module_state
 
 from datasets.errors import UserError
-from mechanisms.bookkeeping import WEIGHTS
-from mechanisms.checkpoint import RunError, check_finite, load
 from mechanisms.experts.networks import EXPERTS, Discriminator, Shape, check_shape
 from mechanisms.experts.options import ExpertsConfig
+from mechanisms.runs.files import RunError, check_finite, load
+from mechanisms.training.state import WEIGHTS
 
 FOLDER = "experts"
 _AT_ONCE = 256  # images

@@ -8,7 +8,7 @@ from typing import Literal
 
 from datasets.errors import UserError
 from datasets.options import DataOptions
-from mechanisms.options import RunOptions, TrainingConfig
+from mechanisms.training.config import RunOptions, TrainingConfig
 
 ExpertName = Literal["residual", "cnn", "vae"]
 DiscriminatorName = Literal["compact", "published", "domain"]

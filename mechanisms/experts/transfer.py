@@ -10,18 +10,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from datasets.elsewhere import AT_MOST, another_hand, images_from
+from datasets.files.elsewhere import AT_MOST, another_hand, images_from
 from datasets.schema import Graph
 from datasets.unpaired import UnpairedDataset, unpaired
-from mechanisms.checkpoint import RunError, write_json
-from mechanisms.devices import find_device
 from mechanisms.experts.classifier import classifier
-from mechanisms.experts.comparing import alike
+from mechanisms.experts.compare import alike
 from mechanisms.experts.evaluation import evaluate, table
 from mechanisms.experts.figures import grid, write
 from mechanisms.experts.metrics import over_seeds
 from mechanisms.experts.model import FOLDER, Experts, some_seeds
-from mechanisms.runs import dataset_of, recorded
+from mechanisms.runs.files import RunError, write_json
+from mechanisms.runs.folder import dataset_of, recorded
+from mechanisms.training.devices import find_device
 
 
 def transfer(run: Path, source: Path | None, device: str, seed: int | None = None) -> dict[str, Any]:

@@ -1,0 +1,274 @@
+"""Intervened images on disk, for any trainer: written shard by shard, each whole or not at all, and read back.
+
+A folder holds ``provenance.json`` and, for each intervention, a sub-folder of shards: ``00000.csv`` with a line for each
+image (file, source row, draw, attributes in physical units) beside ``00000.pt``, ``00000.npz`` or a folder of PNGs. The
+CSV is written last, so a shard that has one is complete.
+"""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import json
+import os
+import re
+import threading
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from datasets.base import CausalDataset, Split, fingerprint
+from datasets.files.images import ImageFiles
+from datasets.schema import DISCRETE
+from dscm.exports.files import COLUMNS, KIND, WRITERS, Shard, check_files, parsed, read_shard, read_table, shards, synced
+from mechanisms.runs.files import RunError, read_json, replacing, versions, weights_fingerprint
+from mechanisms.training.noise import seeded
+
+if TYPE_CHECKING:
+    from dscm.model import DSCM
+
+PROVENANCE, FORMAT = "provenance.json", 2
+_BLOCK = 64  # rows that share a stream of noise, whatever the shards and processes
+_MAY_DIFFER = ("versions",)
+
+
+def weights_hash(dscm: DSCM) -> str:
+    """A hash of every weight of both mechanisms; models with the same one give the same answers."""
+    return weights_fingerprint(dscm.attributes, dscm.image)
+
+
+# -------------------------------------------------------------------------------------------------------- writing
+@dataclass(frozen=True)
+class Export:
+    """What is to be written: images of the first ``count`` rows of a split under each of several interventions.
+
+    Attributes:
+        interventions: label → ``{name: (N,)}`` values that are set in each row of the split, in physical units.
+        draws: posterior draws of each image; None for one answer at the latents' mean, which is draw 0.
+        truth: also write what the true process makes of the same rows and values.
+        options: of the data set, for the record.
+    """
+
+    dscm: DSCM
+    dataset: CausalDataset
+    split: str
+    count: int
+    interventions: Mapping[str, Mapping[str, Tensor]]
+    draws: int | None = None
+    truth: bool = False
+    temperature: float = 1.0
+    seed: int = 0
+    form: str = "pt"
+    shard_size: int = 1000
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+    def check(self) -> None:
+        """Raises RunError for true images that nobody knows, and for images that a PNG cannot hold."""
+        for label, do in self.interventions.items():
+            if self.truth and not self.dataset.has_truth(list(do)):
+                raise RunError(f"--truth: {self.dataset.title} has no true images under {label}; known are those under "
+                               f"{', '.join(self.dataset.true_images_under) or 'no intervention'}")
+        if self.form == "png" and self.dataset.schema.image.shape[0] not in (1, 3):
+            raise RunError(f"--format png holds images of 1 or 3 channels; those of {self.dataset.title} have "
+                           f"{self.dataset.schema.image.shape[0]}. Take --format pt or npz")
+
+    @property
+    def folders(self) -> list[str]:
+        """A sub-folder for each intervention: its number and its label without signs that file systems dislike."""
+        return [f"{k:02d}-{re.sub(r'[^A-Za-z0-9_.+]+', '-', label)}" for k, label in enumerate(self.interventions)]
+
+    def provenance(self) -> dict[str, Any]:
+        """Plain values that determine every image, and what to know about them."""
+        rows, calibration = self.dataset.split(self.split), self.dscm.calibration
+        return {
+            "kind": KIND, "format": FORMAT, "dataset": self.dataset.title, "options": {k: str(v) for k, v in self.options.items()},
+            "graph": self.dscm.graph.fingerprint(), "weights": weights_hash(self.dscm),
+            "calibration": None if calibration is None else {k: dict(v) for k, v in calibration.spread.items()},
+            "split": self.split, "count": self.count, "rows": fingerprint(rows, torch.arange(self.count)), "seed": self.seed,
+            "do": list(self.interventions), "values": self._values(), "folders": self.folders, "draws": self.draws,
+            "temperature": self.temperature, "truth": self.truth, "files": self.form, "shape": list(self.dataset.schema.image.shape),
+            "shard_size": self.shard_size, "attributes": {v.name: v.kind for v in self.dataset.graph.attributes},
+            "images": self.count * (self.draws or 1) * len(self.interventions), "versions": versions()}
+
+    def _values(self) -> dict[str, str]:
+        """Label → a hash of the values that are set, since a label such as ``thickness~marginal`` does not say which."""
+        hashes = {}
+        for label, do in self.interventions.items():
+            digest = hashlib.sha256()
+            for name, value in sorted(do.items()):
+                digest.update(f"{name} {value.dtype} ".encode())
+                digest.update(value[: self.count].cpu().contiguous().numpy().tobytes())
+            hashes[label] = digest.hexdigest()[:16]
+        return hashes
+
+    def write(self, out: Path, rank: int = 0, world: int = 1) -> tuple[int, int]:
+        """Write every ``world``-th shard, from number ``rank`` on, that is not there yet; returns how many were written and kept.
+
+        What a shard holds depends neither on the number of processes nor on the size of shards.
+
+        Raises:
+            RunError: for a folder with other contents or of other provenance, which stays as it is; for one that cannot be written.
+        """
+        from tqdm import tqdm
+
+        self.check()
+        claim(out, self.provenance())
+        mine = list(shards(out, self.folders, self.count, self.shard_size))[rank::world]
+        missing = [shard for shard in mine if not shard.complete]
+        with tqdm(total=sum(len(s.rows) for s in missing) * (self.draws or 1), desc=f"images to {out}", unit=" images",
+                  disable=rank > 0, dynamic_ncols=True, delay=1) as bar:
+            for shard in missing:
+                self._write_shard(shard)
+                bar.update(len(shard.rows) * (self.draws or 1))
+        return len(missing), len(mine) - len(missing)
+
+    def _write_shard(self, shard: Shard) -> None:
+        label, do = list(self.interventions.items())[shard.intervention]
+        first, last, parts = shard.rows.start, shard.rows.stop, []
+        for start in range(first // _BLOCK * _BLOCK, last, _BLOCK):  # whole blocks: a part of one would see other noise
+            block = range(start, min(start + _BLOCK, len(self.dataset.split(self.split))))
+            keep = slice(max(first, block.start) - start, min(last, block.stop) - start)
+            made = self._block(torch.arange(block.start, block.stop), do, shard.intervention)
+            parts.append({name: value[:, keep] for name, value in made.items()})
+        # (K, rows, …), draw by draw → the draws of a row beside each other
+        state = {name: torch.cat([part[name] for part in parts], 1).transpose(0, 1).flatten(0, 1) for name in parts[0]}
+        truth = state.pop("truth") if self.truth else None
+        index = torch.arange(first, last).repeat_interleave(self.draws or 1)
+        draw = torch.arange(self.draws or 1).repeat(last - first)
+        images = state.pop("image")
+        names = WRITERS[self.form](shard.path, images, truth, index, draw, state)
+        header = [*COLUMNS, *state]
+        with replacing(shard.csv) as temporary, open(temporary, "w", newline="", encoding="utf-8") as file:
+            table = csv.writer(file)
+            table.writerow(header)
+            for k, (name, true_name) in enumerate(names):
+                table.writerow([name, true_name, label, int(index[k]), int(draw[k]), *(_number(value[k]) for value in state.values())])
+            synced(file)
+
+    def _block(self, index: Tensor, do: Mapping[str, Tensor], number: int) -> dict[str, Tensor]:
+        """Attributes ``(K, B)``, and images ``(K, B, C, H, W)`` uint8, of consecutive rows."""
+        values = {name: value[index] for name, value in do.items()}
+        observed = self.dataset.split(self.split).batch(index)
+        answer = self.dscm.counterfactual(observed, values, self.draws, self.temperature, seeded(self.seed, number, int(index[0])))
+        count = self.draws or 1
+        images = answer.image[None] if answer.draws is None else answer.draws
+        made = {name: value.cpu().expand(count, -1) for name, value in answer.attributes.items()}
+        made["image"] = as_bytes(images)
+        if self.truth:
+            true = self.dataset.true_counterfactual(self.split, index, values)["image"]
+            made["truth"] = as_bytes(true).expand(count, *true.shape)
+        return made
+
+
+def as_bytes(images: Tensor) -> Tensor:
+    return (images.cpu() * 255).round().to(torch.uint8)
+
+
+def _number(value: Tensor) -> str:
+    return f"{float(value):.9g}" if value.is_floating_point() else str(int(value))
+
+
+def claim(out: Path, provenance: Mapping[str, Any]) -> None:
+    """Mark ``out`` as holding these images, or check that it does; several processes may do so at once.
+
+    Raises:
+        RunError: for a folder with other contents, or images of other provenance; the message says what differs.
+    """
+    if out.exists() and not out.is_dir():
+        raise RunError(f"--out {out} is a file; choose a folder")
+    # listed before provenance is looked for: no process writes a shard before there is one
+    there = [path.name for path in out.iterdir() if not path.name.startswith(".")] if out.is_dir() else []
+    if not (out / PROVENANCE).exists():
+        if there:
+            named = ", ".join(sorted(there)[:3]) + (", …" if len(there) > 3 else "")
+            raise RunError(f"--out {out} is not empty ({named}) and has no {PROVENANCE}; nothing was touched. Choose an empty folder")
+        if _created(out / PROVENANCE, provenance):
+            return
+    found = read_json(out / PROVENANCE)
+    found = found if isinstance(found, dict) else {}
+    if changed := [key for key in provenance if key not in _MAY_DIFFER and found.get(key) != provenance[key]]:
+        told = "; ".join(f"{key}: {_short(found.get(key))} there, {_short(provenance[key])} asked for" for key in changed)
+        raise RunError(f"--out {out} holds images of other provenance ({told}); nothing was touched. Choose another folder")
+
+
+def _created(path: Path, value: Any) -> bool:
+    """Write a file that is not there yet, whole; False if another process has been faster, whose file stays as it is.
+
+    Raises:
+        RunError: if it cannot be written.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.{threading.get_ident()}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with open(temporary, "w", encoding="utf-8") as file:
+            file.write(json.dumps(value, indent=2, default=str) + "\n")
+            synced(file)
+        os.link(temporary, path)
+    except FileExistsError:
+        return False
+    except OSError as error:
+        raise RunError(f"cannot write {path}: {error}. Free some space or choose another place") from error
+    finally:
+        temporary.unlink(missing_ok=True)
+    return True
+
+
+def _short(value: Any) -> str:
+    text = str(value)
+    return text if len(text) <= 40 else f"{text[:37]}…"
+
+
+# -------------------------------------------------------------------------------------------------------- reading
+@dataclass(frozen=True)
+class Exported(Split):
+    """Intervened images as a split, row for row with where they come from.
+
+    Attributes:
+        source: ``(N,)`` the row of the split that each image is a counterfactual of.
+        draw: ``(N,)`` the number of the posterior draw.
+        interventions: the label of the intervention of each image.
+        truth: the true images, uint8 ``(N, C, H, W)`` or lazy; None if they were not written.
+        provenance: what ``provenance.json`` says.
+    """
+
+    source: Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.long))
+    draw: Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.long))
+    interventions: tuple[str, ...] = ()
+    truth: Tensor | ImageFiles | None = None
+    provenance: Mapping[str, Any] = field(default_factory=dict)
+
+
+def open_export(out: Path | str) -> Exported:
+    """What :meth:`Export.write` wrote; PNGs are read one by one as they are asked for.
+
+    Raises:
+        RunError: for a folder that holds no export, one that is not complete, or a damaged file.
+    """
+    out = Path(out)
+    about = read_json(out / PROVENANCE)
+    if not isinstance(about, dict) or about.get("kind") != KIND or about.get("format") != FORMAT:
+        raise RunError(f"{out / PROVENANCE} is not the record of an export (format {FORMAT}); python -m dscm.export --out {out} writes one")
+    parts = list(shards(out, about["folders"], about["count"], about["shard_size"]))
+    if missing := [shard for shard in parts if not shard.complete]:
+        raise RunError(f"{out} is not complete: {len(missing)} of {len(parts)} shards are missing, {missing[0].csv} first. The same "
+                       "dscm.export command goes on where it stopped")
+    each, header = about["draws"] or 1, [*COLUMNS, *about["attributes"]]
+    read = [(shard, read_table(shard, header, len(shard.rows) * each)) for shard in parts]
+    lines = [line for _, table in read for line in table]
+    columns = {name: torch.cat([parsed(shard, table, name, kind in DISCRETE) for shard, table in read])
+               for name, kind in {"source": "categorical", "draw": "categorical", **about["attributes"]}.items()}
+    if about["files"] == "png":
+        for shard, table in read:
+            check_files(shard, table, about["truth"])
+        images, truth = (ImageFiles([shard.path.parent / line[column] for shard, table in read for line in table], tuple(about["shape"]))
+                         if column == "file" or about["truth"] else None for column in ("file", "truth_file"))
+    else:
+        held = [read_shard(shard, about["files"], len(shard.rows) * each, tuple(about["shape"]), about["truth"]) for shard in parts]
+        images = torch.cat([state["images"] for state in held])
+        truth = torch.cat([state["truth"] for state in held]) if about["truth"] else None
+    source, draw = columns.pop("source"), columns.pop("draw")
+    return Exported(about["split"], images, columns, source, draw, tuple(line["intervention"] for line in lines), truth, about)

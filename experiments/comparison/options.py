@@ -1,0 +1,83 @@
+"""TODO."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from datasets.errors import UserError
+from datasets.options import DataOptions
+from mechanisms.image.config import ImageConfig
+from mechanisms.train import DEFAULT_MINUTES, DEFAULTS
+from mechanisms.training.config import TrainingConfig
+
+
+@dataclass(frozen=True)
+class Options:
+    """Train every image mechanism under an equal budget, ask all the same questions, print and save one table.
+
+    Without a budget, 10 minutes each. What is finished is not done again and what was interrupted goes on, so the same
+    command can be called as often as needed, with more --seeds or other contestants too. Training flags hold for all
+    contestants but the supervised bound, whose batches are its own; what a contestant is about overrides the flags of the mechanism.
+
+    For instance: python -m experiments.compare --dataset morphomnist --seeds 3 --minutes 10 --jobs 2
+    """
+
+    data: DataOptions = field(default_factory=DataOptions)
+    run: Path = Path("runs/compare")
+    """Folder of the comparison; each <contestant>/seed-<n> in it is a run folder of its own."""
+    out: Path | None = None
+    """Folder for comparison.md, .csv, .json and .png; without it, that of --run."""
+    only: str = ""
+    """Contestants, comma-separated; all but the fine-tuned one if empty."""
+    finetuned: bool = False
+    """Also train the HVAE on its own counterfactuals (counterfactual training)."""
+    finetune_share: float = 1.0
+    """Budget of that counterfactual training, as a share of the budget that the HVAE has had before."""
+    seeds: int = 3
+    """How many seeds, from --seed on: of weights and training order, neither of the data nor of the questions."""
+    count: int = 1000
+    """Test images that every model is asked about; fewer if the split is smaller."""
+    draws: int = 32
+    """Posterior draws of a counterfactual, for calibration; 0 for none."""
+    predictor_steps: int = 3000
+    """Updates of the predictors, which are trained once and judge all contestants."""
+    jobs: int = 1
+    """Trainings at a time, each with its share of the processor's cores; a budget in minutes is equal only if the machine is
+    as busy for one as for the other, so choose a divisor of the number of trainings, or a budget in --steps."""
+    budgets: str = ""
+    """Instead of one comparison, error against training time: budgets in minutes, comma-separated, such as 1,3,10. Each is a
+    training of its own, since the learning rate follows the budget. Of the HVAE and the supervised bound, unless --only."""
+    overwrite: bool = False
+    """Throw away what the folder holds and begin anew."""
+    training: TrainingConfig = DEFAULTS
+    config: ImageConfig = field(default_factory=ImageConfig)
+
+    def check(self) -> None:
+        """Raises UserError for a number that makes no sense."""
+        for name, least in (("seeds", 1), ("count", 2), ("predictor_steps", 1), ("jobs", 1)):
+            if getattr(self, name) < least:
+                raise UserError(f"--{name.replace('_', '-')} {getattr(self, name)} must be at least {least}")
+        if not 0 < self.finetune_share < float("inf"):
+            raise UserError(f"--finetune-share {self.finetune_share} must be positive")
+        if self.draws < 0 or self.draws == 1:
+            raise UserError(f"--draws {self.draws}: one draw has no spread; take 2 or more, or 0 for none")
+        self.training.or_budget(minutes=DEFAULT_MINUTES).check()
+        self.minutes()
+
+    def minutes(self) -> list[float]:
+        """``--budgets`` as numbers, ascending.
+
+        Raises:
+            UserError: for what is no positive number, or beside another budget.
+        """
+        words = [word.strip() for word in self.budgets.split(",") if word.strip()]
+        try:
+            values = sorted({float(word) for word in words})
+        except ValueError:
+            raise UserError(f"--budgets {self.budgets!r}: give minutes, comma-separated, such as 1,3,10") from None
+        if any(not 0 < value < float("inf") for value in values):
+            raise UserError(f"--budgets {self.budgets!r}: minutes must be positive")
+        if values and (self.training.minutes, self.training.steps, self.training.epochs) != (None, None, None):
+            raise UserError("--budgets stands instead of --minutes, --steps and --epochs; give one of them")
+        return values

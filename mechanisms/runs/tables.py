@@ -1,0 +1,40 @@
+"""Tables as text, and as files; what stands in them over seeds."""
+
+from __future__ import annotations
+
+import csv
+import math
+import statistics
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from mechanisms.runs.files import replacing
+
+
+def mean_over(values: Sequence[float]) -> tuple[float, float | None]:
+    """Mean and its standard error over seeds; None for the error of one seed, or of infinite values."""
+    mean = sum(values) / len(values)
+    if len(values) < 2 or not math.isfinite(mean):
+        return mean, None
+    return mean, statistics.stdev(values) / len(values) ** 0.5
+
+
+def markdown(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """A Markdown table whose columns also line up as plain text."""
+    lines = [list(header), *map(list, rows)]
+    widths = [max(len(line[k]) for line in lines) for k in range(len(header))]
+    text = ["| " + " | ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)) + " |" for line in lines]
+    return "\n".join([text[0], "| " + " | ".join("-" * width for width in widths) + " |", *text[1:]])
+
+
+def write_table(path: Path, columns: Sequence[str], rows: Iterable[Mapping[str, Any]]) -> None:
+    """Values of ``columns`` under their names, whole or not at all: tab-separated if ``path`` ends in ``.tsv``, else comma-separated.
+
+    None, and what a row lacks, is an empty cell; what a row has beside is left out.
+    """
+    with replacing(path) as temporary, open(temporary, "w", newline="", encoding="utf-8") as file:
+        delimiter, end = ("\t", "\n") if path.suffix == ".tsv" else (",", "\r\n")
+        writer = csv.DictWriter(file, columns, extrasaction="ignore", delimiter=delimiter, lineterminator=end)
+        writer.writeheader()
+        writer.writerows(rows)

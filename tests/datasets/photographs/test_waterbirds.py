@@ -1,0 +1,65 @@
+"""Waterbirds in the published format: the table, the groups, where masks may be."""
+
+from __future__ import annotations
+
+import shutil
+import warnings
+
+import pytest
+import torch
+
+import datasets.photographs.waterbirds
+from datasets import open_dataset
+from datasets.files.idx import DataError
+from datasets.task import task_of
+from tests.trees import waterbirds
+
+
+@pytest.fixture
+def tree(tmp_path):
+    return waterbirds(tmp_path / "waterbird_complete95_forest2water2")
+
+
+@pytest.mark.filterwarnings("ignore:waterbirds. this is not all")
+def test_columns_are_read(tree):
+    dataset = open_dataset("waterbirds", {"data_dir": tree.parent, "size": 32})  # the archive's folder below is found
+    test = dataset.split("test").attributes
+    assert torch.equal(test["y"], torch.arange(24, 36) % 2) and torch.equal(test["place"], torch.arange(24, 36) // 2 % 2)
+    assert task_of(dataset).group_names == ("y=landbird, place=land", "y=landbird, place=water", "y=waterbird, place=land",
+                                            "y=waterbird, place=water")
+
+
+def test_other_group_sizes_than_published_are_warned_of(tree, monkeypatch):
+    with pytest.warns(UserWarning, match="training data: 3 of 3498 landbirds on land, 3 of 184 landbirds on water, 3 of 56 wat"):
+        open_dataset("waterbirds", {"data_dir": tree}).split("train")
+    monkeypatch.setattr(datasets.photographs.waterbirds, "PUBLISHED", {(0, 0): 3, (0, 1): 3, (1, 0): 3, (1, 1): 3})
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        open_dataset("waterbirds", {"data_dir": tree}).split("train")
+
+
+@pytest.mark.filterwarnings("ignore:waterbirds. this is not all")
+@pytest.mark.parametrize("where", ["..", "."])
+def test_masks_beside_the_table_or_the_folder(tree, where):
+    if where == "..":
+        shutil.move(tree / "segmentations", tree.parent / "segmentations")
+    for data_dir in (tree, tree.parent):
+        assert open_dataset("waterbirds", {"data_dir": data_dir, "size": 32}).masks("train")[3].any()
+    shutil.rmtree(tree.parent / "segmentations" if where == ".." else tree / "segmentations")
+    assert open_dataset("waterbirds", {"data_dir": tree, "size": 32}).masks("train") is None
+
+
+@pytest.mark.parametrize(("old", "new", "words"), [
+    ("img_id,img_filename", "img_id,file", "has no column img_filename; its header is img_id, file, y"),
+    ("Some_Bird_0000.jpg,0,", "Some_Bird_0000.jpg,2,", "metadata.csv, line 2: y='2' must be one of 0, 1"),
+    ("Some_Bird_0035.jpg,1,2", "Some_Bird_0035.jpg,1,3", "metadata.csv, line 37: split='3' must be one of 0, 1, 2"),
+    ("Some_Bird_0003.jpg", "Some_Bird_0000.jpg", "line 5: img_filename='001.Some_Bird/Some_Bird_0000.jpg' is that of line 2 again; leave"),
+    ("Some_Bird_0003.jpg", "Other_Bird.jpg", r"1 of 12 images that are .* missing, first .*Other_Bird.jpg \(metadata.csv, line 5\); unp"),
+    ("001.Some_Bird/Some_Bird_0003.jpg", "", "metadata.csv, line 5: img_filename is empty; name an image"),
+])
+@pytest.mark.filterwarnings("ignore:waterbirds. this is not all")
+def test_wrong_tables(tree, old, new, words):
+    table = tree / "metadata.csv"
+    table.write_text(table.read_text(encoding="utf-8").replace(old, new, 1), encoding="utf-8")
+    with pytest.raises(DataError, match=words):
+        open_dataset("waterbirds", {"data_dir": tree}).split("train")

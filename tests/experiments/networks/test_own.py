@@ -1,0 +1,269 @@
+"""Other people's classifiers: built from a file, with weights of several kinds, or exported; and what is told when they do not fit."""
+
+from __future__ import annotations
+
+import json
+import pickle
+import sys
+import textwrap
+import zipfile
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch import nn
+
+from datasets.registry import open_dataset
+from datasets.task import task_of
+from experiments.networks.own import as_logits, load_weights, open_own
+from mechanisms.runs.files import RunError
+
+NET = """
+    import torch
+    from torch import nn
+
+    class Net(nn.Module):
+        def __init__(self, shape=(1, 32, 32), classes=10, hidden=3):
+            super().__init__()
+            self.body, self.norm = nn.Linear(shape[0] * shape[1] * shape[2], hidden), nn.BatchNorm1d(hidden)
+            self.head = nn.Linear(hidden, classes)
+
+        def forward(self, images):
+            return self.head(self.norm(self.body(images.flatten(1))))
+
+    def build(shape, classes):
+        return Net(shape, classes)
+
+    def plain():
+        return Net()
+
+    def wrong():
+        return Net(classes=7)
+
+    def optional(shape=(1, 32, 32), classes=10):
+        return Net(shape, classes)
+
+    def no_module():
+        return 3
+
+    def fails():
+        raise KeyError("imagenet")
+
+    class Infinite(Net):
+        def forward(self, images):
+            return super().forward(images) / 0
+
+    class Words(Net):
+        def forward(self, images):
+            return ["cat"] * len(images)
+
+    class Strict(Net):
+        def forward(self, images):
+            return super().forward(images.view(-1, 3, 224, 224))
+"""
+
+
+@pytest.fixture(scope="module")
+def task(session_cache):
+    options = {"train_digits": 96, "valid_digits": 32, "test_digits": 32, "renderings": 1}
+    return task_of(open_dataset("morphomnist", options), "digit", ("thickness", "intensity"))
+
+
+@pytest.fixture
+def file(tmp_path):
+    path = tmp_path / "mine.py"
+    path.write_text(textwrap.dedent(NET))
+    return path
+
+
+@pytest.fixture
+def built(file):
+    """The network that the file builds, with weights of its own, statistics of batch norm included."""
+    space: dict = {}
+    exec(file.read_text(), space)
+    torch.manual_seed(3)
+    network = space["Net"]()
+    network(torch.rand(20, 1, 32, 32))
+    return network.eval()
+
+
+@pytest.mark.parametrize("function", ["build", "plain", "optional"])
+def test_built_with_or_without_the_shape(task, file, function):
+    own = open_own(f"{file}:{function}", task)
+    assert own.name == "mine" and own.predict(torch.rand(5, 1, 32, 32)).shape == (5, 10)
+
+
+def test_is_in_evaluation_mode(task, file):
+    own, images = open_own(f"{file}:build", task), torch.rand(8, 1, 32, 32)
+    torch.testing.assert_close(own.predict(images)[:1], own.predict(images[:1]))
+
+
+def test_weights_of_every_kind(task, file, built, tmp_path):
+    state, images = built.state_dict(), torch.rand(4, 1, 32, 32)
+    save_file(state, tmp_path / "w.safetensors")
+    for name, held in {"plain.pt": state, "trainer.pt": {"epoch": 3, "state_dict": state}, "nested.ckpt": {"model": {"state_dict": state}},
+                       "parallel.pt": {f"module.{k}": v for k, v in state.items()}}.items():
+        torch.save(held, tmp_path / name)
+    for path in sorted(tmp_path.glob("*.[psc][tak]*")):
+        own = open_own(f"{file}:plain", task, path, "net")
+        assert torch.equal(own.predict(images), built(images).detach()) and own.name == "net"
+    assert len(list(tmp_path.glob("*.[psc][tak]*"))) == 5
+
+
+def test_exported_program(task, built, tmp_path):
+    example = (torch.rand(2, 1, 32, 32),)
+    free = torch.export.export(built, example, dynamic_shapes=({0: torch.export.Dim("batch")},))
+    torch.export.save(free, tmp_path / "net.pt2")
+    images = torch.rand(7, 1, 32, 32)
+    torch.testing.assert_close(open_own(str(tmp_path / "net.pt2"), task).predict(images), built(images).detach())
+    torch.export.save(torch.export.export(built, example), tmp_path / "fixed.pt2")
+    with pytest.raises(RunError, match=r"exported for one batch size.*dynamic_shapes"):
+        open_own(str(tmp_path / "fixed.pt2"), task)
+    (tmp_path / "broken.pt2").write_bytes(b"PK")
+    with pytest.raises(RunError, match="damaged, or no program"):
+        open_own(str(tmp_path / "broken.pt2"), task)
+    with pytest.raises(RunError, match="leave :function and --weights out"):
+        open_own(f"{tmp_path / 'net.pt2'}:build", task)
+
+
+def patched(path, change):
+    """A copy of an archive whose files are what ``change(name, bytes)`` makes of them: None leaves one out, a dict adds some."""
+    out = path.with_name("patched.pt2")
+    with zipfile.ZipFile(path) as old, zipfile.ZipFile(out, "w") as new:
+        for name in old.namelist():
+            made = change(name, old.read(name))
+            for key, held in (made if isinstance(made, dict) else {name: made}).items():
+                new.writestr(key, held)
+    return str(out)
+
+
+class Evil:
+    """Unpickled, it leaves a mark."""
+
+    def __reduce__(self):
+        return exec, ("import sys; sys.modules['pwned_by_a_classifier'] = sys",)
+
+
+def test_pickles_in_a_program_are_not_read(task, built, tmp_path):
+    path = tmp_path / "net.pt2"
+    torch.export.save(torch.export.export(built, (torch.rand(2, 1, 32, 32),), dynamic_shapes=({0: torch.export.Dim("batch")},)), path)
+
+    def pickled_weight(name, held):
+        if name.endswith("weights/model_weights_config.json"):
+            config = json.loads(held)
+            config["config"]["head.bias"]["use_pickle"] = True
+            return json.dumps(config)
+        return pickle.dumps(Evil()) if "/weights/weight_" in name else held
+
+    def custom_constant(name, held):
+        payload = {"path_name": "opaque_obj_0", "is_param": False, "use_pickle": False, "tensor_meta": None}
+        if name.endswith("constants/model_constants_config.json"):
+            return {name: json.dumps({"config": {"evil": payload}}), name.replace("model_constants_config.json", "opaque_obj_0"):
+                    pickle.dumps(Evil())}
+        return held
+
+    def sample_inputs(name, held):
+        return pickle.dumps(Evil()) if "/sample_inputs/" in name else held
+
+    def older_weights(name, held):
+        older = name.replace("model_weights_config.json", "model.pt")
+        return {name: held, older: pickle.dumps(Evil())} if older != name else held
+
+    def first_format(name, held):
+        return {"version": "8.8", "serialized_state_dict.pt": pickle.dumps(Evil())} if name.endswith("archive_version") else held
+
+    for change, told in ((pickled_weight, "head.bias"), (custom_constant, "evil"), (sample_inputs, "sample_inputs/model.pt"),
+                         (older_weights, "weights/model.pt"), (first_format, "serialized_state_dict.pt")):
+        with pytest.raises(RunError, match=f"would unpickle, which can run any code: .*{told}"):
+            open_own(patched(path, change), task)
+        assert "pwned_by_a_classifier" not in sys.modules
+    assert open_own(patched(path, lambda name, held: held), task).predict(torch.rand(3, 1, 32, 32)).shape == (3, 10)
+
+
+def test_what_lies_beside_the_file_can_be_imported(task, tmp_path):
+    """And dataclasses with postponed annotations work, which look their module up."""
+    (tmp_path / "layers_of_mine.py").write_text("from torch import nn\nbody = lambda n, k: nn.Sequential(nn.Flatten(), nn.Linear(n, k))\n")
+    (tmp_path / "net.py").write_text(textwrap.dedent("""
+        from __future__ import annotations
+        from dataclasses import dataclass
+        from typing import ClassVar
+        from layers_of_mine import body
+
+        @dataclass
+        class Config:
+            size: ClassVar[int] = 1024
+            classes: int = 10
+
+        def build():
+            return body(Config.size, Config().classes)
+    """))
+    before, known = list(sys.path), set(sys.modules)
+    assert open_own(f"{tmp_path / 'net.py'}:build", task).predict(torch.rand(2, 1, 32, 32)).shape == (2, 10)
+    assert sys.path == before
+    assert len([name for name in set(sys.modules) - known if name.startswith("_otherwise_classifier_net")]) == 1
+    (tmp_path / "broken.py").write_text("import layers_of_mine\nraise ValueError('no')")
+    with pytest.raises(RunError, match="broken.py cannot be imported: ValueError: no"):
+        open_own(f"{tmp_path / 'broken.py'}:build", task)
+    assert sys.path == before and not [name for name in sys.modules if name.startswith("_otherwise_classifier_broken")]
+
+
+def test_two_classes_from_one_number():
+    """A number l per image means P(1) = sigmoid(l)."""
+    number = torch.tensor([-2.0, 0.0, 3.0])
+    for answer in (number, number[:, None]):
+        logits = as_logits(answer, 3, 2, "it")
+        torch.testing.assert_close(logits.softmax(1)[:, 1], number.sigmoid())
+    with pytest.raises(RunError, match=r"it returns shape \(3,\) for 3 images; expected logits \(3, 10\)"):
+        as_logits(number, 3, 10, "it")
+
+
+@pytest.mark.parametrize(("function", "told"), [
+    ("wrong", r"returns shape \(2, 7\) for 2 images; expected logits \(2, 10\)"),
+    ("Infinite", "logits that are not finite, for 2 of 2 images.*--weights"),
+    ("Words", r"returns a list; expected a tensor of logits \(2, 10\)"),
+    ("Strict", r"fails on images \(2, 1, 32, 32\), float in \[0, 1\]: RuntimeError"),
+    ("fails", "mine.py:fails fails: KeyError: 'imagenet'"),
+    ("no_module", "returns a int; expected a torch.nn.Module"),
+    ("bild", "no function 'bild'; it has Net, build, plain"),
+    ("", "name the function that builds the classifier"),
+])
+def test_bad_files(task, file, function, told):
+    with pytest.raises(RunError, match=told):
+        open_own(f"{file}:{function}", task)
+
+
+def test_missing_and_broken_files(task, file, tmp_path):
+    with pytest.raises(RunError, match="nowhere.py does not exist; give file.py:function or an exported program"):
+        open_own("nowhere.py:build", task)
+    (tmp_path / "bad.py").write_text("import no_such_package_of_yours")
+    with pytest.raises(RunError, match="bad.py cannot be imported: ModuleNotFoundError: No module named 'no_such"):
+        open_own(f"{tmp_path / 'bad.py'}:build", task)
+    (tmp_path / "notes.txt").write_text("build")
+    with pytest.raises(RunError, match="not a Python file"):
+        open_own(f"{tmp_path / 'notes.txt'}:build", task)
+
+
+def test_weights_that_do_not_fit(built, tmp_path):
+    most = {k: v for k, v in built.state_dict().items() if k != "head.bias"}
+    torch.save({**most, "classifier.weight": torch.zeros(2)}, tmp_path / "w.pt")
+    with pytest.raises(RunError, match=r"another architecture: it lacks head.bias; it has the unknown classifier.weight"):
+        load_weights(built, tmp_path / "w.pt")
+    torch.save({**built.state_dict(), "head.weight": torch.zeros(5, 3)}, tmp_path / "w.pt")
+    before = built.head.weight.clone()
+    with pytest.raises(RunError, match=r"of another shape: head.weight \(5×3 in the file, 10×3 built\)"):
+        load_weights(built, tmp_path / "w.pt")
+    assert torch.equal(built.head.weight, before)
+    with pytest.raises(RunError, match="nothing.pt does not exist"):
+        load_weights(built, tmp_path / "nothing.pt")
+    torch.save(nn.Linear(2, 2), tmp_path / "module.pt")
+    with pytest.raises(RunError, match=r"holds more than tensors; save network.state_dict\(\)"):
+        load_weights(built, tmp_path / "module.pt")
+    torch.save({"epoch": 3}, tmp_path / "empty.pt")
+    with pytest.raises(RunError, match="holds no state dict"):
+        load_weights(built, tmp_path / "empty.pt")
+    (tmp_path / "junk.pt").write_bytes(b"junk of some kind")
+    with pytest.raises(RunError, match=r"junk.pt is damaged, or no state dict of torch; save network.state_dict\(\)$"):
+        load_weights(built, tmp_path / "junk.pt")
+    (tmp_path / "cut.safetensors").write_bytes(b"1234")
+    with pytest.raises(RunError, match="cut.safetensors is damaged"):
+        load_weights(built, tmp_path / "cut.safetensors")
