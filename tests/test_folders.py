@@ -11,8 +11,9 @@ from PIL import Image
 from trees import TREES, WIDE, change_json, photograph
 
 from datasets import SPLITS, CausalDataset, SchemaError, open_dataset
-from datasets.folders import FolderMasks, Row, read_picture_mask, share_of
+from datasets.folders import FolderMasks, Row, share_of
 from datasets.images import ImageFiles
+from datasets.masks import read_picture_mask
 from datasets.mnist import DataError
 from datasets.registry import names
 from datasets.task import task_of

@@ -28,7 +28,7 @@ def test_classes_and_variants(tree):
     assert test["variant"].tolist() == [VARIANTS.index("mixed_same")] * 9 + [VARIANTS.index("mixed_rand")] * 9
     assert (dataset.split("train").attributes["variant"] == 0).all() and dataset.environments("test").tolist() == [0] * 9 + [1] * 9
     crossed = task_of(dataset, spurious=("variant",))
-    assert len(crossed.group_names) == 54 and crossed.group_names[1] == "category=dog, variant=mixed_same"
+    assert len(crossed.group_names) == 9 * len(VARIANTS) and crossed.group_names[1] == "category=dog, variant=mixed_same"
 
 
 def test_training_on_several_variants_has_an_environment_for_each(tree):
@@ -90,7 +90,7 @@ def test_arrays_of_other_rank_and_images_of_other_size(tree):
 @pytest.mark.parametrize(("options", "words"), [
     ({"variant": "mixed"}, "variant: unknown variant 'mixed'; valid are original, mixed_same"), ({"variant": ","}, "unknown variant ''"),
     ({"train_variant": "original,blurred"}, "train_variant: unknown variant 'blurred'"),
-    ({"variant": "mixed_next"}, "no test/mixed_next/val or bg_challenge/test/mixed_next/val in .*, which holds bg_challenge; it should"),
+    ({"variant": "mixed_next"}, "no test/mixed_next/val or .* bg_challenge/mixed_next/val .*which holds bg_challenge"),
 ])
 def test_unknown_and_missing_variants(tree, options, words):
     with pytest.raises(SchemaError, match=words):
