@@ -11,6 +11,7 @@ from torch import Tensor
 
 from datasets.base import LazyImages
 from datasets.errors import UserError
+from datasets.lazyrows import SoundRows
 
 REMEDY = "mend it or leave its row out"
 _ORIENTATION = 0x0112  # the EXIF tag: how a camera was held
@@ -21,7 +22,7 @@ _TELLS = (b"eXIf", b"Raw profile type", b"adobe.xmp")  # where a PNG file may sa
 _FAINT, _CLEAR = 16, 128  # of 255: contrast that nobody sees; a difference of opacity that was meant to be seen
 
 
-class ImageFiles:
+class ImageFiles(SoundRows):
     """A list of image files as :class:`datasets.LazyImages`: ``files[i]`` is uint8 ``(C, H, W)``, resized to ``shape``.
 
     Images are read as viewers show them, see :func:`open_image`.
@@ -150,7 +151,7 @@ def fitted(image: Image.Image, size: tuple[int, int], crop: float = 1.0) -> Imag
     return image
 
 
-class Kept(LazyImages):
+class Kept(SoundRows, LazyImages):
     """Some of the images, or masks, that are read one by one: those of rows ``index (M,)``."""
 
     def __init__(self, images: LazyImages, index: Tensor) -> None:

@@ -8,6 +8,7 @@ training median).
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -16,6 +17,7 @@ import torch
 from torch import Tensor
 
 from datasets.base import CausalDataset, LazyImages, Split
+from datasets.errors import UserError
 from datasets.schema import SchemaError, Variable
 
 COLUMNS = ("label", "environment", "group", "row")
@@ -105,6 +107,8 @@ class Task:
     def masks(self, split: str) -> Tensor | LazyImages | None:
         """The foreground's masks, bool ``(N, H, W)`` or lazily ``(H, W)`` each; None where the data set knows none.
 
+        Masks of which every one is of the whole image are warned of: of them nothing is background.
+
         Raises:
             SchemaError: for what the data set returns if it is not one bool mask of the image's size for each row.
         """
@@ -117,6 +121,9 @@ class Task:
         first = torch.as_tensor(found[0])
         if first.dtype != torch.bool or tuple(first.shape) != size:
             raise SchemaError(f"{where} holds {first.dtype} of shape {tuple(first.shape)}; a mask is bool of the image's size {size}")
+        if _all_full(found):
+            warnings.warn(f"{where}: every mask is of the whole image, so that nothing is background; a mask is True in the foreground "
+                          "alone", stacklevel=2)
         return found
 
     def check_masks(self, needed_by: str) -> None:
@@ -170,6 +177,19 @@ class Task:
 
     def _median(self, variable: Variable) -> float:
         return float(self.dataset.split("train").attributes[variable.name].median())
+
+
+def _all_full(masks: Tensor | LazyImages) -> bool:
+    """Whether every mask is of the whole image; of masks that are read one by one, no more are read than tell."""
+    if isinstance(masks, Tensor):
+        return bool(masks.all())
+    for row in range(len(masks)):
+        try:
+            if not torch.as_tensor(masks[row]).all():
+                return False
+        except UserError:  # is said when that mask is needed
+            continue
+    return True
 
 
 def task_of(dataset: CausalDataset, label: str = "", spurious: tuple[str, ...] | None = None, environment: str = "") -> Task:
