@@ -18,6 +18,7 @@ from torch import Tensor
 from datasets.base import CausalDataset, LazyImages
 from datasets.errors import UserError
 from datasets.images import ImageFiles, fitted, resized, shown_size
+from datasets.lazyrows import SoundRows
 from datasets.mnist import DataError
 
 SKIP = "mend it, or leave such files out: --option skip-broken=true"
@@ -180,7 +181,7 @@ class Folders(CausalDataset):
         raise DataError(f"{self.title}: no {' or '.join(candidates)} in {self.data_dir}, which holds {told}; it should hold {self.source}")
 
 
-class FolderMasks:
+class FolderMasks(SoundRows):
     """Masks that are read one by one: ``masks[i]`` is bool ``(H, W)``, resized and cut as its image is.
 
     Every pixel that shows some of the foreground belongs to it, however little: a mask is resized by the weights by which its image

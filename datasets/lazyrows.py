@@ -1,4 +1,4 @@
-"""Images that are read one by one, checked when they are read: what is wrong with which row."""
+"""Images and masks that are read one by one, checked when they are read: what is wrong with which row."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from datasets.schema import SchemaError
 
 
 class SoundRows:
-    """Marks what gives uint8 of one shape for every row, or says itself what is wrong: its rows need not be checked."""
+    """Marks what gives one type and shape for every row, or says itself what is wrong: its rows need not be checked."""
 
 
 class CheckedRows(SoundRows):
-    """``rows[i]`` as it is, if it is uint8 of ``shape``.
+    """``rows[i]`` as it is, if it is of ``shape`` and ``dtype``.
 
     Args:
         where: whose images these are, for messages.
@@ -25,8 +25,8 @@ class CheckedRows(SoundRows):
         SchemaError: when read, for a row that is of another type or shape, or cannot be read; it is named.
     """
 
-    def __init__(self, rows: Any, shape: tuple[int, ...], where: str) -> None:
-        self.rows, self.shape, self.where = rows, shape, where
+    def __init__(self, rows: Any, shape: tuple[int, ...], where: str, dtype: torch.dtype = torch.uint8) -> None:
+        self.rows, self.shape, self.where, self.dtype = rows, shape, where, dtype
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -41,16 +41,16 @@ class CheckedRows(SoundRows):
             raise
         except Exception as error:  # whatever a stranger's code raises
             raise SchemaError(f"row {index} of {self.where} cannot be read: {type(error).__name__}: {error}") from error
-        check_row(found, index, self.shape, self.where)
+        check_row(found, index, self.shape, self.where, self.dtype)
         return value
 
 
-def check_row(found: torch.Tensor, index: int, shape: tuple[int, ...], where: str) -> None:
-    """Raises SchemaError for a row that is not uint8 of ``shape``."""
-    if found.dtype != torch.uint8 or tuple(found.shape) != shape:
-        row = f"the image of row {index}" if index else "the first image"
-        raise SchemaError(f"{row} of {where} is {found.dtype} of shape {tuple(found.shape)}; images that are read one by one must be uint8 "
-                          f"of shape {shape}")
+def check_row(found: torch.Tensor, index: int, shape: tuple[int, ...], where: str, dtype: torch.dtype = torch.uint8) -> None:
+    """Raises SchemaError for a row that is not of ``shape`` and ``dtype``."""
+    if found.dtype != dtype or tuple(found.shape) != shape:
+        row = f"row {index}" if index or dtype == torch.bool else "the first image"
+        raise SchemaError(f"{row} of {where} is {found.dtype} of shape {tuple(found.shape)}; what is read one by one must be "
+                          f"{str(dtype).removeprefix('torch.')} of shape {shape}")
 
 
 def check_images(images: Any, shape: tuple[int, ...], where: str) -> None:

@@ -19,7 +19,7 @@ from datasets.errors import valid_are
 from datasets.schema import SchemaError
 
 _REGISTRY: dict[str, type[CausalDataset]] = {}
-_SEARCHED: set[Path] = set()  # folders of users' files, whose modules they import
+_SEARCHED: set[str] = set()  # folders of users' files, whose modules they import
 
 
 def register(cls: type[CausalDataset]) -> type[CausalDataset]:
@@ -104,26 +104,33 @@ def _from_file(path: Path) -> type[CausalDataset]:
 def _beside(folder: Path) -> Iterator[None]:
     """Modules beside a user's file can be imported, as when it is run as a script; later too, when its images are read.
 
-    Of another user's file there may be modules of the same names: they are forgotten, so that each file has its own.
     """
-    mine = {path.stem for path in folder.iterdir() if path.suffix == ".py" or path.is_dir()}
-    others = {other for other in _SEARCHED if other not in (folder, Path(datasets.__path__[0]).parent)}
-    for top in [name for name in sys.modules if name in mine and _place(sys.modules[name]) in others]:
-        for name in [name for name in sys.modules if name.split(".")[0] == top]:
-            del sys.modules[name]
+    forget_others(folder)
     sys.path.insert(0, str(folder))
     try:
         yield
-    finally:  # from now on behind everything else: what is named like a module of ours must not hide it
+    finally:  # from now on behind everything else, what is named like a module of ours must not hide it, but before other users' files
         sys.path.remove(str(folder))
-        sys.path[:] = [place for place in sys.path if place not in map(str, others)]
-        sys.path += [str(folder)] if str(folder) not in sys.path else []
-        _SEARCHED.add(folder)
+        if str(folder) in _SEARCHED:
+            sys.path.remove(str(folder))
+        if str(folder) not in sys.path:
+            sys.path.insert(min((sys.path.index(place) for place in _SEARCHED & set(sys.path)), default=len(sys.path)), str(folder))
+            _SEARCHED.add(str(folder))
+
+
+def forget_others(folder: Path) -> None:
+    """Forget modules that other users' files imported, of the names of those in ``folder``: each file has its own beside it."""
+    known = {Path(place).resolve() for place in sys.path if place not in _SEARCHED}
+    mine = {path.stem for path in folder.iterdir() if path.suffix == ".py" or path.is_dir()}
+    for top in (mine - {"__main__"}) & set(sys.modules):
+        if (place := _place(sys.modules[top])) is not None and place not in known | {folder}:
+            for name in [name for name in sys.modules if name.split(".")[0] == top]:
+                del sys.modules[name]
 
 
 def _place(module: types.ModuleType) -> Path | None:
     """The folder in which a top-level module or package was found."""
     if not (file := getattr(module, "__file__", None)):
         return None
-    path = Path(file)
+    path = Path(file).resolve()
     return path.parent.parent if path.name == "__init__.py" else path.parent

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from datasets.base import CausalDataset, LazyImages, Split
 from datasets.errors import UserError
+from datasets.lazyrows import CheckedRows, SoundRows
 from datasets.schema import SchemaError, Variable
 
 COLUMNS = ("label", "environment", "group", "row")
@@ -121,6 +122,7 @@ class Task:
         first = torch.as_tensor(found[0])
         if first.dtype != torch.bool or tuple(first.shape) != size:
             raise SchemaError(f"{where} holds {first.dtype} of shape {tuple(first.shape)}; a mask is bool of the image's size {size}")
+        found = found if isinstance(found, (Tensor, SoundRows)) else CheckedRows(found, size, where, torch.bool)
         if _all_full(found):
             warnings.warn(f"{where}: every mask is of the whole image, so that nothing is background; a mask is True in the foreground "
                           "alone", stacklevel=2)

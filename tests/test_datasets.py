@@ -138,7 +138,8 @@ def test_modules_beside_a_users_file(tmp_path):
         assert mine.split("train").attributes["x"].tolist() == [2 * value, 2 * value + 1, 2 * value + 2]
     before = list(sys.path)
     open_dataset(str(tmp_path / "two" / "mine.py"))
-    assert sys.path == before and str(tmp_path / "two") in sys.path[1:] and str(tmp_path / "one") not in sys.path
+    assert sys.path == before and sys.path.index(str(tmp_path / "two")) < sys.path.index(str(tmp_path / "one"))
+    assert sys.path[0] not in (str(tmp_path / "one"), str(tmp_path / "two"))
     with pytest.raises(ModuleNotFoundError, match="absent_of_mine"):
         open_dataset(write(tmp_path, "import absent_of_mine"))
 
