@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from datasets.files.lazyrows import CheckedRows, SoundRows, check_images, check_row
 from datasets.schema import Graph, SchemaError, Variable
 
 SPLITS = ("train", "valid", "test")
@@ -233,16 +234,15 @@ class CausalDataset:
         if unknown or "image" not in raw:
             wrong = f"unknown {', '.join(unknown)}" if unknown else "no 'image'"
             raise SchemaError(f"{where} has {wrong}; load(split) returns {', '.join(v.name for v in self.schema)}")
-        images = raw["image"]
+        images, shape = raw["image"], self.schema.image.shape
+        check_images(images, shape, where)
         if len(images) == 0:
             raise SchemaError(f"{where} is empty")
         if is_array(images):
             images = as_uint8(images, self.schema.image, where)
         else:
-            first = torch.as_tensor(images[0])
-            if first.dtype != torch.uint8 or tuple(first.shape) != self.schema.image.shape:
-                raise SchemaError(f"the first image of {where} is {first.dtype} of shape {tuple(first.shape)}; images that are read "
-                                  f"one by one must be uint8 of shape {self.schema.image.shape}")
+            images = images if isinstance(images, SoundRows) else CheckedRows(images, shape, where)
+            check_row(torch.as_tensor(images[0]), 0, shape, where)
         attributes = self.schema.check(raw, where)
         for attribute, values in attributes.items():
             if len(values) != len(images):

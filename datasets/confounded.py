@@ -126,6 +126,9 @@ class Confounded(CausalDataset):
         found = self.inner.masks(split)
         return None if found is None else kept(found, self._index[split])
 
+    def masks_missing(self, split: str) -> str:
+        return self.inner.masks_missing(split)
+
     def environments(self, split: str) -> Tensor | None:
         """Those of the other data set."""
         found = self.inner.environments(split)

@@ -9,7 +9,8 @@ import pkgutil
 import sys
 import types
 import typing
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
 import datasets
@@ -18,6 +19,7 @@ from datasets.errors import valid_are
 from datasets.schema import SchemaError
 
 _REGISTRY: dict[str, type[CausalDataset]] = {}
+_SEARCHED: set[str] = set()  # folders of users' files, whose modules they import
 
 
 def register(cls: type[CausalDataset]) -> type[CausalDataset]:
@@ -88,10 +90,47 @@ def _from_file(path: Path) -> type[CausalDataset]:
     spec = importlib.util.spec_from_file_location(module_name, path)
     module = importlib.util.module_from_spec(spec)
     sys.modules[module_name] = module
-    spec.loader.exec_module(module)
+    with _beside(path.resolve().parent):
+        spec.loader.exec_module(module)
     found = [c for c in vars(module).values()
              if isinstance(c, type) and issubclass(c, CausalDataset) and c.__module__ == module_name]
     if len(found) != 1:
         listed = ", ".join(c.__name__ for c in found) or "none"
         raise SchemaError(f"{path} must define exactly one subclass of CausalDataset; found {listed}")
     return found[0]
+
+
+@contextmanager
+def _beside(folder: Path) -> Iterator[None]:
+    """Modules beside a user's file can be imported, as when it is run as a script; later too, when its images are read.
+
+    """
+    forget_others(folder)
+    sys.path.insert(0, str(folder))
+    try:
+        yield
+    finally:  # from now on behind everything else, what is named like a module of ours must not hide it, but before other users' files
+        sys.path.remove(str(folder))
+        if str(folder) in _SEARCHED:
+            sys.path.remove(str(folder))
+        if str(folder) not in sys.path:
+            sys.path.insert(min((sys.path.index(place) for place in _SEARCHED & set(sys.path)), default=len(sys.path)), str(folder))
+            _SEARCHED.add(str(folder))
+
+
+def forget_others(folder: Path) -> None:
+    """Forget modules that other users' files imported, of the names of those in ``folder``: each file has its own beside it."""
+    known = {Path(place).resolve() for place in sys.path if place not in _SEARCHED}
+    mine = {path.stem for path in folder.iterdir() if path.suffix == ".py" or path.is_dir()}
+    for top in (mine - {"__main__"}) & set(sys.modules):
+        if (place := _place(sys.modules[top])) is not None and place not in known | {folder}:
+            for name in [name for name in sys.modules if name.split(".")[0] == top]:
+                del sys.modules[name]
+
+
+def _place(module: types.ModuleType) -> Path | None:
+    """The folder in which a top-level module or package was found."""
+    if not (file := getattr(module, "__file__", None)):
+        return None
+    path = Path(file).resolve()
+    return path.parent.parent if path.name == "__init__.py" else path.parent

@@ -16,15 +16,18 @@ import torch
 from torch import Tensor
 
 from datasets.base import CausalDataset, Split
+from datasets.errors import UserError
 from datasets.schema import SchemaError, Variable
 
 if TYPE_CHECKING:
     from datasets.base import LazyImages
     from datasets.task import Task
 
+import warnings
 from functools import cached_property
 
 from datasets.base import LazyImages
+from datasets.files.lazyrows import CheckedRows, SoundRows
 
 COLUMNS = ("label", "environment", "group", "row")
 
@@ -113,6 +116,8 @@ class Task:
     def masks(self, split: str) -> Tensor | LazyImages | None:
         """The foreground's masks, bool ``(N, H, W)`` or lazily ``(H, W)`` each; None where the data set knows none.
 
+        Masks of which every one is of the whole image are warned of: of them nothing is background.
+
         Raises:
             SchemaError: for what the data set returns if it is not one bool mask of the image's size for each row.
         """
@@ -125,6 +130,10 @@ class Task:
         first = torch.as_tensor(found[0])
         if first.dtype != torch.bool or tuple(first.shape) != size:
             raise SchemaError(f"{where} holds {first.dtype} of shape {tuple(first.shape)}; a mask is bool of the image's size {size}")
+        found = found if isinstance(found, (Tensor, SoundRows)) else CheckedRows(found, size, where, torch.bool)
+        if _all_full(found):
+            warnings.warn(f"{where}: every mask is of the whole image, so that nothing is background; a mask is True in the foreground "
+                          "alone", stacklevel=2)
         return found
 
     def check_masks(self, needed_by: str) -> None:
@@ -178,6 +187,19 @@ class Task:
 
     def _median(self, variable: Variable) -> float:
         return float(self.dataset.split("train").attributes[variable.name].median())
+
+
+def _all_full(masks: Tensor | LazyImages) -> bool:
+    """Whether every mask is of the whole image; of masks that are read one by one, no more are read than tell."""
+    if isinstance(masks, Tensor):
+        return bool(masks.all())
+    for row in range(len(masks)):
+        try:
+            if not torch.as_tensor(masks[row]).all():
+                return False
+        except UserError:  # is said when that mask is needed
+            continue
+    return True
 
 
 def task_of(dataset: CausalDataset, label: str = "", spurious: tuple[str, ...] | None = None, environment: str = "") -> Task:

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from datasets.photographs.imagenet9 import FOLDERS
+from datasets.photographs.imagenet9 import FOLDERS, VARIANTS
 
 WIDE, HIGH = 40, 30  # of every photograph
 BIRD = (slice(5, 20), slice(10, 30))  # rows and columns of every foreground
@@ -66,6 +66,25 @@ def imagenet9(root: Path) -> Path:
             pixels = picture(seed + k)
             pixels[foreground()] = 0
             Image.fromarray(pixels).save(path, quality=90)
+    return root
+
+
+def unpacked9(root: Path, variants: tuple[str, ...] = VARIANTS) -> Path:
+    """As the published archives of ImageNet-9 unpack: that of the test to ``bg_challenge``, those for training to their variants.
+
+    Names of mixed images begin with that of their foreground's image.
+    """
+    for variant in variants:
+        for part, seed in (("train", 0), ("val", 100), ("bg_challenge", 200)):
+            for k, folder in enumerate(FOLDERS):
+                stem = f"n0{seed + k}_1"
+                stem = f"fg_{stem}_bg_n0{seed + 9 - k}_7" if variant.startswith("mixed") else stem
+                place = root / "bg_challenge" / variant / "val" if part == "bg_challenge" else root / variant / part
+                photograph(place / folder / f"{stem}.JPEG", seed + k)
+    for k, folder in enumerate(FOLDERS):
+        path = root / "bg_challenge" / "fg_mask" / "val" / folder / f"n0{200 + k}_1.npy"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        np.save(path, foreground())
     return root
 
 

@@ -6,12 +6,11 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
 from datasets.errors import UserError
-from datasets.files.images import ImageFiles, broken_file
+from datasets.files.images import ImageFiles, shown_size
 
 ENDINGS = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".pgm", ".ppm")
 _COMMON = "png, jpg, jpeg, bmp, gif, tif or webp"
@@ -44,18 +43,14 @@ def image_paths(folder: Path, nested: bool = False) -> list[Path]:
 
 
 def common_size(paths: list[Path]) -> tuple[int, int]:
-    """``(height, width)`` that all image files have.
+    """``(height, width)`` that all image files have, upright.
 
     Raises:
         UserError: for broken files, or sizes that differ; two files are named.
     """
     sizes: dict[tuple[int, int], Path] = {}
     for path in paths:
-        try:
-            with Image.open(path) as image:
-                sizes.setdefault((image.height, image.width), path)
-        except Exception as error:  # decoders raise anything
-            raise UserError(broken_file(path, error, "mend it or take it away")) from error
+        sizes.setdefault(shown_size(path, "mend it or take it away"), path)
         if len(sizes) > 1:
             (one, first), (other, second) = sizes.items()
             raise UserError(f"images of different sizes in one folder: {first} has {one[0]} × {one[1]} pixels, {second} {other[0]} × "

@@ -11,12 +11,21 @@ from torch import Tensor
 
 from datasets.base import LazyImages
 from datasets.errors import UserError
+from datasets.files.lazyrows import SoundRows
 
 REMEDY = "mend it or leave its row out"
+_ORIENTATION = 0x0112  # the EXIF tag: how a camera was held
+_TURNS = {2: Image.Transpose.FLIP_LEFT_RIGHT, 3: Image.Transpose.ROTATE_180, 4: Image.Transpose.FLIP_TOP_BOTTOM,
+          5: Image.Transpose.TRANSPOSE, 6: Image.Transpose.ROTATE_270, 7: Image.Transpose.TRANSVERSE, 8: Image.Transpose.ROTATE_90}
+_LYING = (5, 6, 7, 8)  # whose height and width change places
+_TELLS = (b"eXIf", b"Raw profile type", b"adobe.xmp")  # where a PNG file may say its orientation
+_FAINT, _CLEAR = 16, 128  # of 255: contrast that nobody sees; a difference of opacity that was meant to be seen
 
 
-class ImageFiles:
+class ImageFiles(SoundRows):
     """A list of image files as :class:`datasets.LazyImages`: ``files[i]`` is uint8 ``(C, H, W)``, resized to ``shape``.
+
+    Images are read as viewers show them, see :func:`open_image`.
 
     Args:
         paths: in the order of the attributes' rows.
@@ -41,22 +50,79 @@ class ImageFiles:
 
     def __getitem__(self, index: int) -> np.ndarray:
         channels, height, width = self.shape
-        path = self.paths[index]
-        try:
-            with Image.open(path) as image:
-                if image.mode.startswith(("I", "F")):  # Pillow would cut what is above 255 of 65535, not scale it
-                    raise UserError(f"image file {path} has pixels of 16 bits or more (mode {image.mode}); scale them to 8 bits first")
-                pixels = np.array(fitted(image.convert("L" if channels == 1 else "RGB"), (height, width), self.crop), dtype=np.uint8)
-        except UserError:
-            raise
-        except Exception as error:  # decoders raise anything: OSError, SyntaxError, struct.error, ValueError, …
-            raise UserError(broken_file(path, error, self.remedy)) from error
+        pixels = np.array(fitted(open_image(self.paths[index], channels, self.remedy), (height, width), self.crop), dtype=np.uint8)
         return pixels[None] if channels == 1 else pixels.transpose(2, 0, 1)
 
     def stamp(self) -> bytes:
         """Other for other files, or where any was written since: paths, sizes and times; none is read."""
         found = [(str(path.resolve()), (known := path.stat()).st_size, known.st_mtime_ns) for path in self.paths]
         return repr((self.shape, self.crop, found)).encode()
+
+
+def open_image(path: Path, channels: int = 3, remedy: str = REMEDY) -> Image.Image:
+    """An image as viewers show it, in mode L (one channel) or RGB: upright, see :func:`upright`, and on white where it is transparent.
+
+    Raises:
+        UserError: for a file that is broken, has 16 bits, or shows nothing on white: white, or nothing, on transparent ground.
+    """
+    image, mode = upright(path, remedy), "L" if channels == 1 else "RGB"
+    if (alpha := alpha_of(image)) is None:
+        return image.convert(mode)
+    shown = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image.convert("RGBA")).convert("RGB")
+    (low, high), contrast = alpha.getextrema(), max(top - bottom for bottom, top in shown.getextrema())
+    if contrast < _FAINT and (high - low >= _CLEAR or high < _FAINT):
+        raise UserError(f"image file {path} shows nothing: it is transparent, and on white, as viewers show it, nothing is left of it; "
+                        "save it on a ground of another colour, without transparency, or leave it out")
+    return shown.convert(mode)
+
+
+def upright(path: Path, remedy: str = REMEDY, what: str = "image file") -> Image.Image:
+    """An image in its own mode, turned and mirrored as its EXIF orientation says, which viewers follow.
+
+    Raises:
+        UserError: for a file that is broken or has 16 bits.
+    """
+    try:
+        with Image.open(path) as image:
+            if image.mode.startswith(("I", "F")):  # Pillow would cut what is above 255 of 65535, not scale it
+                raise UserError(f"{what} {path} has pixels of 16 bits or more (mode {image.mode}); scale them to 8 bits first")
+            image.load()
+            turn = _TURNS.get(_orientation(image))
+            return image if turn is None else image.transpose(turn)
+    except UserError:
+        raise
+    except Exception as error:  # decoders raise anything: OSError, SyntaxError, struct.error, ValueError, …
+        raise UserError(broken_file(path, error, remedy, what)) from error
+
+
+def alpha_of(image: Image.Image) -> Image.Image | None:
+    """The opacity of an image's pixels, in mode L; None where all are opaque."""
+    if image.mode not in ("LA", "La", "PA", "RGBA", "RGBa") and "transparency" not in image.info:
+        return None
+    alpha = image.convert("RGBA").getchannel("A")
+    return None if alpha.getextrema() == (255, 255) else alpha
+
+
+def shown_size(path: Path, remedy: str = REMEDY) -> tuple[int, int]:
+    """``(height, width)`` of the image that :func:`open_image` gives, without decoding it.
+
+    Raises:
+        UserError: for a broken file.
+    """
+    try:
+        with Image.open(path) as image:
+            # Pillow decodes a PNG file to look for what may stand behind its pixels, and has turned the size of a TIFF file already
+            told = image.format != "TIFF" and (image.format != "PNG" or any(word in path.read_bytes() for word in _TELLS))
+            return image.size if told and _orientation(image) in _LYING else image.size[::-1]
+    except Exception as error:  # see upright
+        raise UserError(broken_file(path, error, remedy)) from error
+
+
+def _orientation(image: Image.Image) -> int:
+    try:
+        return int(image.getexif().get(_ORIENTATION, 1))
+    except Exception:  # what cameras and programs write there can be anything; viewers then show pixels as they are
+        return 1
 
 
 def broken_file(path: Path, error: Exception, remedy: str = REMEDY, what: str = "image file") -> str:
@@ -85,7 +151,7 @@ def fitted(image: Image.Image, size: tuple[int, int], crop: float = 1.0) -> Imag
     return image
 
 
-class Kept(LazyImages):
+class Kept(SoundRows, LazyImages):
     """Some of the images, or masks, that are read one by one: those of rows ``index (M,)``."""
 
     def __init__(self, images: LazyImages, index: Tensor) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -19,10 +18,10 @@ from torch import Tensor
 from datasets.base import CausalDataset, LazyImages
 from datasets.errors import UserError
 from datasets.files.idx import DataError
-from datasets.files.images import ImageFiles, broken_file, fitted, resized
+from datasets.files.images import ImageFiles, fitted, resized, shown_size
+from datasets.files.lazyrows import SoundRows
 
 SKIP = "mend it, or leave such files out: --option skip-broken=true"
-COUNT = "mend it, or count such masks as missing: --option skip-broken=true"
 _SMALLEST, _SHOWN = 16, 8
 
 
@@ -182,7 +181,7 @@ class Folders(CausalDataset):
         raise DataError(f"{self.title}: no {' or '.join(candidates)} in {self.data_dir}, which holds {told}; it should hold {self.source}")
 
 
-class FolderMasks:
+class FolderMasks(SoundRows):
     """Masks that are read one by one: ``masks[i]`` is bool ``(H, W)``, resized and cut as its image is.
 
     Every pixel that shows some of the foreground belongs to it, however little: a mask is resized by the weights by which its image
@@ -209,8 +208,7 @@ class FolderMasks:
         row, size = self.rows[index], (self.size, self.size)
         mask, theirs = self.read(row), size
         if not self.sized:
-            with Image.open(row.image) as image:
-                theirs = image.size[::-1]
+            theirs = shown_size(row.image, SKIP)
         if mask.shape != theirs:
             raise DataError(f"the mask of {row.image} is {'×'.join(map(str, mask.shape))} pixels, its image "
                             f"{'×'.join(map(str, theirs))} (height × width); masks are of their image's size")
@@ -247,31 +245,6 @@ def class_folders(folder: Path, known: Iterable[str], title: str) -> dict[str, P
     if missing := [name for name in known if name not in found]:
         raise DataError(f"{title}: no class folder {', '.join(missing)} in {folder}")
     return found
-
-
-def read_picture_mask(path: Path) -> np.ndarray:
-    """Bool ``(h, w)`` of an image file: at least half of white.
-
-    Raises:
-        DataError: for a broken file.
-    """
-    try:
-        with Image.open(path) as image:
-            return np.array(image.convert("L")) >= 128
-    except Exception as error:  # decoders raise anything: OSError, SyntaxError, struct.error, ValueError, …
-        raise DataError(broken_file(path, error, COUNT, "mask file")) from error
-
-
-def read_json(path: Path) -> Any:
-    """What a json file holds.
-
-    Raises:
-        DataError: for a damaged file.
-    """
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise DataError(f"{path} is no json file: {error}; fetch it again") from error
 
 
 def share_of(values: Sequence[int], share: float, seed: int) -> np.ndarray:

@@ -61,6 +61,8 @@ class DigitSplits(CausalDataset):
     def _digits(self) -> dict[str, Digits]:
         """Split → images uint8 ``(D, 28, 28)`` and labels int64 ``(D,)``."""
         parts = self.parts(load_mnist(self.data_dir, self.download))
+        if empty := [split for split, (found, _) in parts.items() if len(found) == 0]:
+            raise DataError(f"{self.title}: the {empty[0]} split has no digits: there are too few in {self.data_dir}")
         wanted = {split: getattr(self, f"{split}_digits") for split in SPLITS}
         for split, (found, _) in parts.items():
             if wanted[split] > len(found):

@@ -6,23 +6,27 @@ noise is abducted from the csv in closed form, and the digit is rendered again.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import warnings
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import ClassVar
 
 import numpy as np
+import torch
 from scipy.special import logit
 from torch import Tensor
 
 from datasets.files.idx import DataError, has_idx, read_digits
+from datasets.files.text import read_csv
 from datasets.mnist.morpho import DigitProcess, Origin, ThicknessIntensity, padded
-from datasets.mnist.morphology import mean_thickness, one_thread
+from datasets.mnist.morphology import mean_thickness, measure_intensity, one_thread
 from datasets.registry import register
 from datasets.schema import SchemaError
 
 _COLUMNS = ("thickness", "intensity")
+_COMPARED, _FEWEST = 500, 20  # images whose brightness is held against the table; fewer tell nothing
 
 
 @register
@@ -75,8 +79,10 @@ class OfficialMorphoMNIST(ThicknessIntensity, DigitProcess):
 
     def _part(self, prefix: str) -> dict[str, np.ndarray]:
         if prefix not in self._parts:
-            images, labels = read_digits(self.data_dir, prefix)
-            table = read_table(self.data_dir / f"{prefix}-morpho.csv", len(images))
+            images, labels = read_digits(self.data_dir, prefix, strokes=True)
+            path = self.data_dir / f"{prefix}-morpho.csv"
+            table = read_table(path, len(images))
+            check_order(path, images, table["intensity"])
             self._parts[prefix] = {"image": images, "digit": labels, **table}
         return self._parts[prefix]
 
@@ -125,22 +131,41 @@ class OfficialMorphoMNIST(ThicknessIntensity, DigitProcess):
 def read_table(path: Path, rows: int) -> dict[str, np.ndarray]:
     """Columns ``thickness`` and ``intensity`` of a csv with ``rows`` lines after its header, float32.
 
+    A table without the column ``index`` is warned of: that its rows are in the images' order cannot be seen in it.
+
     Raises:
-        DataError: for a missing file or column, an entry that is no number, or another number of lines.
+        DataError: see :func:`datasets.files.text.read_csv`; for an entry that is no number, or another number or order of lines.
     """
-    try:
-        with path.open(encoding="utf-8") as file:
-            header = [name.strip() for name in file.readline().split(",")]
-            values = np.loadtxt(file, delimiter=",", ndmin=2)
-    except OSError as error:
-        raise DataError(f"cannot read {path}: {error.strerror or error}") from error
-    except ValueError as error:
-        raise DataError(f"{path} is not a table of numbers: {error}") from error
-    missing = [name for name in _COLUMNS if name not in header]
-    if missing:
-        raise DataError(f"{path} has no column {', '.join(missing)}; its header is {', '.join(header)}")
-    if len(values) != rows:
-        raise DataError(f"{path} has {len(values)} rows, but there are {rows} images beside it")
-    if "index" in header and not np.array_equal(values[:, header.index("index")], np.arange(rows)):
-        raise DataError(f"{path}: its index is not 0..{rows - 1} in order, so rows and images cannot be matched")
-    return {name: values[:, header.index(name)].astype(np.float32) for name in _COLUMNS}
+    lines = read_csv(path, _COLUMNS)
+    indexed = bool(lines) and "index" in lines[0][1]
+    values = {name: _numbers(path, lines, name) for name in (*_COLUMNS, "index")[:3 if indexed else 2]}
+    if len(lines) != rows:
+        raise DataError(f"{path} has {len(lines)} rows, but there are {rows} images beside it")
+    if not indexed:
+        warnings.warn(f"{path} has no column index: that its rows are in the order of the images is taken for granted", stacklevel=2)
+    elif not np.array_equal(values["index"], np.arange(rows)):
+        raise DataError(f"{path}: its index is not 0..{rows - 1} in order, so rows and images cannot be matched; sort it by index")
+    return {name: values[name].astype(np.float32) for name in _COLUMNS}
+
+
+def _numbers(path: Path, lines: Sequence[tuple[int, Mapping[str, str]]], name: str) -> np.ndarray:
+    """A column, float64 ``(N,)``."""
+    values = np.empty(len(lines))
+    for row, (number, line) in enumerate(lines):
+        try:
+            values[row] = float(line[name])
+        except ValueError as error:
+            raise DataError(f"{path} is not a table of numbers: line {number}, {name}={line[name]!r}") from error
+    return values
+
+
+def check_order(path: Path, images: np.ndarray, intensity: np.ndarray) -> None:
+    """Raises DataError where images ``(N, 28, 28)`` go with the intensities of their rows ``(N,)`` no better than with others'."""
+    some = np.arange(0, len(images), max(1, len(images) // _COMPARED))
+    if len(some) < _FEWEST:
+        return
+    measured = measure_intensity(torch.from_numpy(images[some]).unsqueeze(1).float() / 255).numpy()
+    own, others = (np.abs(measured - intensity[order]).mean() for order in (some, np.random.default_rng(0).permutation(some)))
+    if own > others / 2:
+        raise DataError(f"{path}: its rows are not in the order of the images: their intensities are off by {own:.0f} on average, those of "
+                        f"rows drawn at random by {others:.0f}; restore the published order")

@@ -6,28 +6,31 @@ background of another image of the class) less that on ``mixed_rand`` (of an ima
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
 import numpy as np
 import torch
-from PIL import Image
 from scipy import ndimage
 from torch import Tensor
 
 from datasets.files.folder import pictures
 from datasets.files.idx import DataError
-from datasets.files.images import broken_file
-from datasets.files.table import COUNT, SKIP, Folders, Row, class_folders
+from datasets.files.images import open_image
+from datasets.files.masks import read_array_mask
+from datasets.files.table import SKIP, Folders, Row, class_folders
 from datasets.registry import register
 from datasets.schema import Variable
 
 CLASSES = ("dog", "bird", "wheeled vehicle", "reptile", "carnivore", "insect", "musical instrument", "primate", "fish")
 FOLDERS = tuple(f"{k:02d}_{name}" for k, name in enumerate(CLASSES))
-VARIANTS = ("original", "mixed_same", "mixed_rand", "mixed_next", "only_fg", "no_fg")
+VARIANTS = ("original", "mixed_same", "mixed_rand", "mixed_next", "only_fg", "no_fg", "only_bg_b", "only_bg_t", "in9l")
 _DARK, _SQUARE = 16, np.ones((3, 3), dtype=bool)  # what is at most so bright counts as black
 _PLACES = {"train": ("train", "train"), "valid": ("train", "val"), "test": ("test", "val")}  # split → part, leaf
+_ARCHIVE = "bg_challenge"  # what the test's archive unpacks to; those for training unpack to their variant
+_MIXED = re.compile(r"fg_(n\d+_\d+)_bg_")  # a mixed image's name begins with that of the image of its foreground
 
 
 @register
@@ -35,11 +38,13 @@ _PLACES = {"train": ("train", "train"), "valid": ("train", "val"), "test": ("tes
 class ImageNet9(Folders):
     """category, variant → image; what an image's background is instead of its own is its ``variant``.
 
-    ``{train,test}/<variant>/{train,val}/<class>/*.JPEG`` in ``data_dir`` or ``data_dir/bg_challenge``: training images are in
-    ``train/<variant>/train``, validation in ``train/<variant>/val``, the test in ``test/<variant>/val``; classes are folders
-    ``00_dog`` … ``08_fish``. Masks are ``fg_mask`` in a variant's place, ``.npy`` for an image of the same name; for an original image
-    without one, what is black in its ``no_fg`` image and not in itself (see :func:`removed`). An image from which nothing was taken
-    has an empty mask: it is not known what in it is the foreground; ``skip_broken`` counts it as one that is missing.
+    As the archives unpack into ``data_dir``: ``bg_challenge/<variant>/val/<class>/*.JPEG`` are test images, and of the archives for
+    training ``<variant>/train/<class>`` are training and ``<variant>/val/<class>`` validation images. Or sorted by hand, in ``data_dir``
+    or ``data_dir/bg_challenge``: ``train/<variant>/train``, ``train/<variant>/val`` and ``test/<variant>/val``. Classes are folders
+    ``00_dog`` … ``08_fish``. Masks are ``fg_mask`` in a variant's place, ``.npy`` for an image of the same name, or that its foreground is
+    from; for an original image without one, what is black in its ``no_fg`` image and not in itself (see :func:`removed`). An image from
+    which nothing was taken has an empty mask: it is not known what in it is the foreground; ``skip_broken`` counts it as one that is
+    missing. ``in9l`` is the larger training set of original images.
 
     Nothing here says what an image's background shows, so no attribute is spurious, and groups are the classes. The variant is an
     attribute: a test of several (``variant=mixed_same,mixed_rand``) can be told apart by ``--spurious variant``, and a training on
@@ -53,7 +58,7 @@ class ImageNet9(Folders):
     """
 
     name: ClassVar[str] = "imagenet9"
-    source: ClassVar[str] = "train/<variant>/{train,val}/<class> and test/<variant>/val/<class> (bg_challenge)"
+    source: ClassVar[str] = "bg_challenge/<variant>/val/<class> for the test, and <variant>/{train,val}/<class> for training"
     label: ClassVar[str] = "category"
     variables: ClassVar[tuple[Variable, ...]] = (
         Variable("category", "categorical", classes=CLASSES), Variable("variant", "categorical", classes=VARIANTS),
@@ -81,17 +86,37 @@ class ImageNet9(Folders):
         return [row for variant in self.variants(split) for row in self._of(split, variant)]
 
     def _of(self, split: str, variant: str) -> list[Row]:
-        part, leaf = _PLACES[split]
-        folder = self.find(f"{part}/{variant}/{leaf}", f"bg_challenge/{part}/{variant}/{leaf}")
+        folder, leaf = self._folder(split, variant), _PLACES[split][1]
         rows = []
         for name, place in class_folders(folder, FOLDERS, self.title).items():
             values = {"category": FOLDERS.index(name), "variant": VARIANTS.index(variant)}
             for image in pictures(place):
-                masks = folder.parent.parent / "fg_mask" / leaf / name / f"{image.stem}.npy"
+                stem = mixed.group(1) if (mixed := _MIXED.match(image.stem)) else image.stem
+                masks = folder.parent.parent / "fg_mask" / leaf / name / f"{stem}.npy"
                 without = folder.parent.parent / "no_fg" / leaf / name / image.name
                 found = next((path for path in (masks, without) if path.is_file() and (path == masks or variant == "original")), None)
                 rows.append(Row(image, values, found, f"no {masks}" + (f" nor {without}" if variant == "original" else "")))
         return rows
+
+    def _folder(self, split: str, variant: str) -> Path:
+        """Where a split's images are: sorted by hand, or as the archives unpack.
+
+        Raises:
+            DataError: if nowhere, or where the archives for test and training were unpacked into one another.
+        """
+        part, leaf = _PLACES[split]
+        candidates = [f"{part}/{variant}/{leaf}", f"{_ARCHIVE}/{part}/{variant}/{leaf}", f"{variant}/{leaf}"]
+        trained = (self.data_dir / variant / "train").is_dir()
+        if split == "test":  # data_dir may be the test's archive itself
+            candidates[2:] = [f"{_ARCHIVE}/{variant}/{leaf}", *([] if trained else [f"{variant}/{leaf}"])]
+        elif not trained:  # a folder val alone is the test's
+            candidates[2:] = [f"{variant}/train"]
+        folder = self.find(*candidates)
+        tests = folder.parent.parent
+        if split != "train" and (folder.parent / "train").is_dir() and (tests.name == _ARCHIVE or (tests / "fg_mask").is_dir()):
+            raise DataError(f"{self.title}: {folder.parent} has train beside val: an archive for training was unpacked into the test's, so "
+                            "that their images are mixed; unpack both again, each into a folder of its own")
+        return folder
 
     def mask(self, row: Row) -> np.ndarray:
         return read_array_mask(row.mask) if row.mask.suffix == ".npy" else removed(row.image, row.mask)
@@ -105,21 +130,6 @@ class ImageNet9(Folders):
         return torch.tensor([names.index(row.values["variant"]) for row in self.rows(split)])
 
 
-def read_array_mask(path: Path) -> np.ndarray:
-    """Bool ``(h, w)`` of an ``.npy`` file of booleans, 0 and 1, or shares.
-
-    Raises:
-        DataError: for a broken file, or an array of another shape.
-    """
-    try:
-        mask = np.load(path, allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
-        raise DataError(broken_file(path, error, COUNT, "mask file")) from error
-    if mask.ndim != 2:
-        raise DataError(f"mask file {path} holds an array of shape {mask.shape}; a mask is (height, width)")
-    return mask >= 0.5
-
-
 def removed(path: Path, without: Path) -> np.ndarray:
     """Where the foreground was taken out: nearly black in ``without`` and not in the image, bool ``(h, w)``.
 
@@ -127,15 +137,9 @@ def removed(path: Path, without: Path) -> np.ndarray:
     black: holes are filled, and specks and gaps of single pixels taken away (an opening and a closing by 3×3 pixels).
 
     Raises:
-        DataError: for a broken file, or images of different sizes.
+        UserError: for a broken file, or images of different sizes.
     """
-    pixels = []
-    for file in (path, without):
-        try:
-            with Image.open(file) as image:
-                pixels.append(np.array(image.convert("RGB")))
-        except Exception as error:  # decoders raise anything: OSError, SyntaxError, struct.error, ValueError, …
-            raise DataError(broken_file(file, error, SKIP)) from error
+    pixels = [np.array(open_image(file, remedy=SKIP)) for file in (path, without)]
     if pixels[0].shape != pixels[1].shape:
         raise DataError(f"{without} is {pixels[1].shape[:2]} pixels, but {path}, from which it was made, is {pixels[0].shape[:2]}")
     seen, left = (values.transpose(2, 0, 1).max(0) > _DARK for values in pixels)

@@ -6,12 +6,12 @@ landbirds on land; in validation and test either kind is on either ground equall
 
 from __future__ import annotations
 
-import csv
 import warnings
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from os.path import normpath
 from pathlib import Path
 from typing import ClassVar
 
@@ -19,12 +19,14 @@ import numpy as np
 
 from datasets.base import SPLITS
 from datasets.files.idx import DataError
-from datasets.files.table import Folders, Row, read_picture_mask
+from datasets.files.masks import read_picture_mask
+from datasets.files.table import Folders, Row
+from datasets.files.text import read_csv
 from datasets.registry import register
 from datasets.schema import Variable
 
 PUBLISHED = {(0, 0): 3498, (0, 1): 184, (1, 0): 56, (1, 1): 1057}  # (y, place) → training images
-COLUMNS = ("img_id", "img_filename", "y", "split", "place", "place_filename")
+COLUMNS = ("img_filename", "y", "split", "place")  # that are read; img_id and place_filename are not
 _FOLDER = "waterbird_complete95_forest2water2"
 
 
@@ -52,24 +54,19 @@ class Waterbirds(Folders):
     @cached_property
     def _table(self) -> tuple[Path, list[dict[str, str]]]:
         """The csv and its lines."""
-        path = self.find("metadata.csv", f"{_FOLDER}/metadata.csv")
-        with path.open(encoding="utf-8", newline="") as file:
-            reader = csv.DictReader(file)
-            lines = list(reader)
-        if missing := [name for name in COLUMNS if name not in (reader.fieldnames or ())]:
-            raise DataError(f"{path} has no column {', '.join(missing)}; its header is {', '.join(reader.fieldnames or ('empty',))}")
-        seen: dict[str, int] = {}
-        for number, line in enumerate(lines, 2):
-            if not (line["img_filename"] or "").strip():
+        path, seen = self.find("metadata.csv", f"{_FOLDER}/metadata.csv"), {}
+        numbered = read_csv(path, COLUMNS)
+        for number, line in numbered:
+            if not line["img_filename"].strip():
                 raise DataError(f"{path}, line {number}: img_filename is empty; name an image, or leave the line out")
-            if (first := seen.setdefault(line["img_filename"], number)) != number:
+            if (first := seen.setdefault(normpath(line["img_filename"]), number)) != number:
                 raise DataError(f"{path}, line {number}: img_filename={line['img_filename']!r} is that of line {first} again; leave one of "
                                 "them out")
             for name, valid in (("y", "01"), ("place", "01"), ("split", "012")):
                 if line[name] not in tuple(valid):
                     raise DataError(f"{path}, line {number}: {name}={line[name]!r} must be one of {', '.join(valid)}")
             line["listed"] = f"{path.name}, line {number}"
-        return path, lines
+        return path, [line for _, line in numbered]
 
     def listed(self, split: str) -> list[Row]:
         path, lines = self._table

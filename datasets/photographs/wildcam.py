@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from os.path import normpath
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -16,7 +17,8 @@ from torch import Tensor
 
 from datasets.files.folder import pictures
 from datasets.files.idx import DataError
-from datasets.files.table import Folders, Row, class_folders, read_json, share_of
+from datasets.files.table import Folders, Row, class_folders, share_of
+from datasets.files.text import place_name, read_json
 from datasets.registry import register
 from datasets.schema import Variable
 
@@ -105,11 +107,13 @@ def _named(path: Path) -> list[tuple[str, str, str]]:
     for number, entry in enumerate(entries):
         if not isinstance(entry, dict) or not {"category", "location", "filename"} <= set(entry):
             raise DataError(f"{path}: entry {number} must have category, location and filename; it is {entry!r}")
-        category, location = str(entry["category"]), str(entry["location"])
+        category, location = entry["category"], place_name(entry["location"])
         for name, value, valid in (("category", category, CATEGORIES), ("location", location, LOCATIONS)):
             if value not in valid:
-                raise DataError(f"{path}: entry {number} has the unknown {name} {value!r}; valid are {', '.join(valid)}")
-        image = category, location, str(entry["filename"])
+                raise DataError(f"{path}: entry {number} has the unknown {name} {str(entry[name])!r}; valid are {', '.join(valid)}")
+        if not isinstance(entry["filename"], str) or not entry["filename"].strip():
+            raise DataError(f"{path}: entry {number} names no file: {entry!r}")
+        image = category, location, normpath(entry["filename"])
         if image in found:  # would be trained on, and validated with
             raise DataError(f"{path}: entry {number} is that of entry {found[image]} again: {entry!r}; leave one of them out")
         found[image] = number

@@ -27,6 +27,7 @@ import torch
 from torch import Tensor, nn
 from torch.fx import GraphModule
 
+from datasets.registry import forget_others
 from datasets.task import Task
 from mechanisms.runs.files import RunError
 
@@ -169,6 +170,7 @@ def _built(path: Path, function: str, shape: tuple[int, int, int], classes: int)
 @contextmanager
 def _on_path(folder: Path) -> Iterator[None]:
     """Modules beside a file can be imported, as when the file is run as a script."""
+    forget_others(folder)
     sys.path.insert(0, str(folder))
     try:
         yield

@@ -6,6 +6,7 @@ attribution, and :mod:`experiments.stress.ood` against the same images without t
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -41,7 +42,9 @@ class ForegroundTest:
 
 def foreground_test(task: Task, split: str, index: Tensor, networks: Sequence[tuple[str, nn.Module | None]],
                     predict: Sequence[Predict], method: str, fill: str, seed: int = 0) -> ForegroundTest | None:
-    """The figures of all classifiers on rows ``index (B,)`` of a split; None where no foreground is known, or nothing is asked.
+    """The figures of all classifiers on rows ``index (B,)`` of a split; None where a data set knows no foreground, or nothing is asked.
+
+    Where it could, and there is none to go by, there are no figures, and a note says why.
 
     Args:
         networks: name and network of every classifier; None for one that cannot be looked into.
@@ -52,8 +55,14 @@ def foreground_test(task: Task, split: str, index: Tensor, networks: Sequence[tu
     Raises:
         RunError: for an unknown method or fill; see also :func:`experiments.attribution.focus.focus`.
     """
-    if {method, fill} == {NONE} or (known := foreground(task, split, index)) is None:
+    if {method, fill} == {NONE}:
         return None
+    if (known := foreground(task, split, index)) is None:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # has been said when they were read
+            without = task.masks(split) is None
+        why = task.dataset.masks_missing(split) if without else "every mask of these images is of nothing, or of the whole image"
+        return ForegroundTest(({},) * len(networks), {}, (f"No table of foregrounds: {why}.",)) if why else None
     data = task.dataset.split(split)
     labels = data.attributes[task.label.name][index[known.rows]]
     values: list[dict[str, float]] = [{} for _ in networks]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import textwrap
 import warnings
 from pathlib import Path
@@ -14,7 +15,8 @@ from torch import nn
 
 from datasets import CausalDataset, LazyImages, SchemaError, Split, Variable, open_dataset
 from datasets.errors import UserError
-from datasets.files.images import ImageFiles
+from datasets.files.folder import common_size
+from datasets.files.images import ImageFiles, shown_size, upright
 from datasets.options import DataOptions
 from datasets.registry import names
 from mechanisms.training.config import RunOptions, TrainingConfig
@@ -121,6 +123,25 @@ def test_files_that_define_no_data_set(tmp_path, text, message):
 def test_file_that_does_not_exist(tmp_path):
     with pytest.raises(SchemaError, match="absent.py does not exist"):
         open_dataset(str(tmp_path / "absent.py"))
+
+
+def test_modules_beside_a_users_file(tmp_path):
+    """Each file has its own, also of the same name, when it is read and when its images are."""
+    for folder, value in (("one", 1.0), ("two", 2.0)):
+        (tmp_path / folder).mkdir()
+        write(tmp_path / folder, f"VALUE = {value}", "helper_of_mine.py")
+        write(tmp_path / folder, f"LATER = {value}", "later_of_mine.py")
+        write(tmp_path / folder, "raise RuntimeError('hides ours')", "wildcam.py")
+        text = textwrap.dedent(HEAD) + "from helper_of_mine import VALUE\n" + textwrap.dedent(ONE)
+        text = text.replace("return {", "from later_of_mine import LATER\n        return {")
+        mine = open_dataset(write(tmp_path / folder, text.replace("torch.arange(3.0)", "torch.arange(3.0) + VALUE + LATER")))
+        assert mine.split("train").attributes["x"].tolist() == [2 * value, 2 * value + 1, 2 * value + 2]
+    before = list(sys.path)
+    open_dataset(str(tmp_path / "two" / "mine.py"))
+    assert sys.path == before and sys.path.index(str(tmp_path / "two")) < sys.path.index(str(tmp_path / "one"))
+    assert sys.path[0] not in (str(tmp_path / "one"), str(tmp_path / "two"))
+    with pytest.raises(ModuleNotFoundError, match="absent_of_mine"):
+        open_dataset(write(tmp_path, "import absent_of_mine"))
 
 
 def test_users_file_is_a_data_set(tmp_path):
@@ -270,6 +291,135 @@ def test_sixteen_bits_are_not_cut_to_white(tmp_path):
     Image.fromarray(np.full((4, 6), 1000, np.uint16)).save(tmp_path / "deep.png")
     with pytest.raises(UserError, match="deep.png.*16.*8 bits"):
         ImageFiles([tmp_path / "deep.png"], GREY)[0]
+
+
+ORIENTED = {1: (0, 0), 2: (0, 5), 3: (3, 5), 4: (3, 0), 5: (0, 0), 6: (0, 3), 7: (5, 3), 8: (5, 0)}  # where the corner is shown
+
+
+@pytest.mark.parametrize("ending", [".png", ".jpg", ".webp", ".tif"])
+@pytest.mark.parametrize("orientation", ORIENTED)
+def test_images_are_turned_as_viewers_do(tmp_path, orientation, ending):
+    pixels = np.zeros((32, 48), np.uint8)
+    pixels[:8, :8] = 255
+    exif, path = Image.Exif(), tmp_path / f"a{ending}"
+    exif[0x0112] = orientation
+    Image.fromarray(pixels).convert("RGB").save(path, exif=exif, quality=95)
+    size = shown_size(path)
+    assert size == common_size([path]) == ((48, 32) if orientation > 4 else (32, 48))
+    shown = ImageFiles([path], (1, *size))[0][0]
+    bright = shown.reshape(size[0] // 8, 8, size[1] // 8, 8).mean((1, 3)).argmax()
+    assert np.unravel_index(bright, (size[0] // 8, size[1] // 8)) == ORIENTED[orientation]
+
+
+@pytest.mark.parametrize("value", [0, 9, 77])
+def test_orientations_that_there_are_not(tmp_path, value):
+    exif = Image.Exif()
+    exif[0x0112] = value
+    Image.new("L", (6, 4), 9).save(tmp_path / "a.png", exif=exif)
+    assert shown_size(tmp_path / "a.png") == (4, 6) and (ImageFiles([tmp_path / "a.png"], GREY)[0] == 9).all()
+
+
+def test_orientation_behind_the_pixels_of_a_png_file(tmp_path):
+    """Which Pillow looks for only once it has decoded them."""
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.new("L", (6, 4), 9).save(tmp_path / "a.png", exif=exif)
+    raw = (tmp_path / "a.png").read_bytes()
+    start = raw.index(b"eXIf") - 4
+    chunk = raw[start:start + 12 + int.from_bytes(raw[start:start + 4], "big")]
+    (tmp_path / "a.png").write_bytes(raw.replace(chunk, b"").replace(raw[-12:], chunk + raw[-12:]))
+    assert shown_size(tmp_path / "a.png") == (6, 4) and upright(tmp_path / "a.png").size == (4, 6)
+
+
+STROKE = np.zeros((8, 8), np.uint8)
+STROKE[2:6, 3:5] = 255
+
+
+def on_transparent(colour: int, mode: str) -> Image.Image:
+    grey = np.full((8, 8), colour, np.uint8)
+    if mode in ("LA", "RGBA"):
+        return Image.fromarray(np.dstack([grey, STROKE] if mode == "LA" else [grey, grey, grey, STROKE]))
+    image = Image.fromarray((STROKE > 0).astype(np.uint8))
+    image.putpalette([200, 10, 10, colour, colour, colour])
+    image.info["transparency"] = 0
+    return image.convert("PA") if mode == "PA" else image
+
+
+@pytest.mark.parametrize(("mode", "ending"), [
+    ("LA", ".png"), ("RGBA", ".png"), ("P", ".png"), ("LA", ".tif"), ("RGBA", ".tif"), ("PA", ".tif"), ("RGBA", ".gif"), ("P", ".gif"),
+    ("LA", ".webp"), ("RGBA", ".webp"), ("P", ".webp")])
+@pytest.mark.parametrize("channels", [1, 3])
+def test_transparent_images_are_on_white(tmp_path, mode, channels, ending):
+    """Black on transparent is black on white, as viewers show it; of white nothing would be left, and a word is said."""
+    for colour in (0, 60, 255):
+        on_transparent(colour, mode).save(tmp_path / f"{colour}{ending}", lossless=True)
+        files = ImageFiles([tmp_path / f"{colour}{ending}"], (channels, 8, 8))
+        if colour == 255:
+            with pytest.raises(UserError, match=f"{tmp_path}/255{ending} shows nothing: .*transparent.*white"):
+                files[0]
+        else:
+            assert (files[0] == np.where(STROKE, colour, 255)).all()
+
+
+def test_transparency_that_changes_nothing(tmp_path):
+    noise = np.random.default_rng(0).integers(0, 256, (8, 8, 4), np.uint8)
+    opaque, half = noise.copy(), np.dstack([np.full((8, 8), 10, np.uint8), np.full((8, 8), 128, np.uint8)])
+    opaque[..., 3] = 255
+    for name, pixels in (("opaque", opaque), ("half", half), ("gone", np.zeros((8, 8, 4), np.uint8))):
+        Image.fromarray(pixels).save(tmp_path / f"{name}.png")
+    assert np.array_equal(ImageFiles([tmp_path / "opaque.png"], (3, 8, 8))[0], opaque[..., :3].transpose(2, 0, 1))
+    assert (np.abs(ImageFiles([tmp_path / "half.png"], (1, 8, 8))[0] - 132.0) <= 1).all()  # of one colour, and meant so
+    with pytest.raises(UserError, match="gone.png shows nothing"):
+        ImageFiles([tmp_path / "gone.png"], (1, 8, 8))[0]
+    grey = Image.fromarray(np.where(STROKE, 7, 200).astype(np.uint8))
+    grey.save(tmp_path / "named.png", transparency=200)  # one grey level is transparent
+    assert (ImageFiles([tmp_path / "named.png"], (1, 8, 8))[0] == np.where(STROKE, 7, 255)).all()
+
+
+# ---------------------------------------------------------------------------------------------------- rows that are read one by one
+class Sequence:
+    """Images of a user's own, of which row 3 is ``wrong``."""
+
+    def __init__(self, wrong: object) -> None:
+        self.wrong = wrong
+
+    def __len__(self) -> int:
+        return 5
+
+    def __getitem__(self, index: int) -> np.ndarray:
+        if index == 3 and isinstance(self.wrong, Exception):
+            raise self.wrong
+        return self.wrong if index == 3 else np.zeros(GREY, np.uint8)
+
+
+@pytest.mark.parametrize(("wrong", "told"), [
+    (np.zeros((1, 5, 6), np.uint8), r"\(1, 5, 6\)"), (np.zeros(GREY, np.float32), "float32"), (np.zeros((4, 6), np.uint8), r"\(4, 6\)"),
+    (None, "NoneType|None"), (OSError("disk on fire"), "disk on fire"), (KeyError("3.png"), "3.png"), ("3.png", "str"),
+    (Image.new("L", (6, 4)), "Image"),
+])
+def test_the_row_that_is_wrong_is_named(wrong, told):
+    split = data(image=Sequence(wrong)).split("train")
+    assert split.batch([0, 4])["image"].shape == (2, *GREY)
+    with pytest.raises(SchemaError, match=f"row 3 of the train split of Given .*({told})") as caught:
+        split.batch([1, 3])
+    assert "\n" not in str(caught.value)
+    if isinstance(wrong, np.ndarray):  # a list is read one by one too
+        with pytest.raises(SchemaError, match="row 3 of the train split"):
+            data(image=[wrong if k == 3 else np.zeros(GREY, np.uint8) for k in range(5)]).split("train").batch([3])
+
+
+@pytest.mark.parametrize("paths", [list, tuple, np.array, lambda p: np.array(p, object), lambda p: [Path(a) for a in p]])
+def test_paths_are_no_images(tmp_path, paths):
+    given = paths([str(path) for path in files(tmp_path)])
+    with pytest.raises(SchemaError, match=rf"train split of Given are paths, first {tmp_path}/0.png; .*ImageFiles\(paths, \(1, 4, 6\)\)"):
+        data(image=given).split("train")
+    assert len(data(image=ImageFiles(list(given), GREY)).split("train")) == 5
+
+
+@pytest.mark.parametrize("images", ["images/*.png", Path("images"), None, 5, (k for k in range(3))])
+def test_what_is_no_list_of_images(images):
+    with pytest.raises(SchemaError, match="images of the train split of Given are .*ImageFiles"):
+        data(image=images).split("train")
 
 
 class Brightness(nn.Module):

@@ -12,7 +12,8 @@ from PIL import Image
 from datasets import SPLITS, CausalDataset, SchemaError, open_dataset
 from datasets.files.idx import DataError
 from datasets.files.images import ImageFiles
-from datasets.files.table import FolderMasks, Row, read_picture_mask, share_of
+from datasets.files.masks import read_picture_mask
+from datasets.files.table import FolderMasks, Row, share_of
 from datasets.registry import names
 from datasets.task import task_of
 from tests.trees import TREES, WIDE, change_json, photograph

@@ -6,6 +6,7 @@ import gzip
 import math
 import shutil
 import time
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -307,6 +308,39 @@ def test_official_files_that_do_not_fit(official_copy):
         open_dataset("morphomnist-official", {"data_dir": official_copy}).split("test")
     with pytest.raises(DataError, match="needs data_dir"):
         open_dataset("morphomnist-official")
+
+
+@pytest.mark.parametrize("mark", ["", "\ufeff"])
+@pytest.mark.parametrize("kept", ["index,", "", "anew"])
+def test_official_tables_that_a_spreadsheet_sorted(official_copy, mark, kept):
+    """With the index, without it, or with another: rows that are not the images' are refused, a table without an index is warned of."""
+    table = official_copy / "t10k-morpho.csv"
+    head, *lines = table.read_text().splitlines()
+    for order in (lines, sorted(lines, key=lambda line: float(line.split(",")[1])), lines[1:] + lines[:1]):
+        rows = order if kept == "index," else [line.split(",", 1)[1] for line in order]
+        rows = [f"{k},{row}" for k, row in enumerate(rows)] if kept == "anew" else rows
+        table.write_text(mark + "\n".join([head if kept else head.removeprefix("index,"), *rows]), encoding="utf-8")
+        with warnings.catch_warnings(record=True) as told:
+            warnings.simplefilter("always")
+            dataset = open_dataset("morphomnist-official", {"data_dir": official_copy})
+            if order == lines:
+                rows = dataset.split("test").batch(range(100))
+                assert (dataset.measure(rows["image"])["thickness"] - rows["thickness"]).abs().mean() < 0.15
+            else:
+                with pytest.raises(DataError, match=f"{table}: .*(index is not 0..4999 in order|not in the order of the images)"):
+                    dataset.split("test")
+        assert any(f"{table} has no column index" in str(w.message) for w in told) == (not kept)
+
+
+def test_official_tables_of_other_encodings(official_copy):
+    table = official_copy / "t10k-morpho.csv"
+    text = table.read_text()
+    rows = open_dataset("morphomnist-official", {"data_dir": official_copy}).split("test").attributes
+    table.write_text(text, encoding="utf-16")
+    assert equal(open_dataset("morphomnist-official", {"data_dir": official_copy}).split("test").attributes, rows)
+    table.write_text(text.replace("index", "ïndex"), encoding="latin-1")
+    with pytest.raises(DataError, match=f"{table}, line 1 is not in UTF-8: byte 1 .*0xef"):
+        open_dataset("morphomnist-official", {"data_dir": official_copy}).split("test")
 
 
 def test_official_with_both_parts(official_copy):

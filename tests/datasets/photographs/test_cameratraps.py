@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import pytest
 import torch
+from PIL import Image
 
 from datasets import open_dataset
 from datasets.files.idx import DataError
 from datasets.task import task_of
-from tests.trees import HIGH, WIDE, cameratraps, change_json
+from tests.trees import HIGH, WIDE, cameratraps, change_json, photograph
 
 
 @pytest.fixture
@@ -51,8 +52,60 @@ def test_an_image_of_two_categories_is_two_rows(tree):
     assert [row.values["category"] for row in rows] == [0, 1] and dataset.masks("train")[4].sum() < dataset.masks("train")[0].sum()
 
 
+def names(dataset, split):
+    return [tuple(dataset.schema[name].classes[row.values[name]] for name in ("category", "location")) for row in dataset.rows(split)]
+
+
+def test_categories_are_known_by_their_names_in_each_file(tree):
+    """Whatever their numbers: those of two files may be swapped, or others altogether, that of empty too."""
+    def renumber(numbers):
+        def change(table):
+            table["categories"] = [{"id": numbers[c["id"]], "name": c["name"]} for c in reversed(table["categories"])]
+            for entry in table["annotations"]:
+                entry["category_id"] = numbers[entry["category_id"]]
+        return change
+
+    before = {split: names(opened(tree), split) for split in ("train", "valid", "test")}
+    for name, numbers in (("trans_test", {1: 3, 3: 1, 30: 30}), ("cis_val", {1: 30, 3: 7, 30: 1}), ("train", {1: 5, 3: 6, 30: 0})):
+        change_json(tree / "eccv_18_annotation_files" / f"{name}_annotations.json", renumber(numbers))
+    assert {split: names(opened(tree), split) for split in before} == before
+    path = tree / "eccv_18_annotation_files" / "trans_test_annotations.json"
+    change_json(path, lambda table: table["categories"][0].update(name="Empty "))
+    assert names(opened(tree), "test") == before["test"]
+    change_json(path, lambda table: table["categories"][1].update(name="lynx"))
+    with pytest.raises(DataError, match=f"{path}: image 'trans_test-2' has the unknown category 1 .lynx.; .*opossum, raccoon"):
+        opened(tree).rows("test")
+
+
+@pytest.mark.parametrize("location", [38, 38.0, "38", " 38", "38.0"])
+def test_a_camera_has_one_name(tree, location):
+    change_json(tree / "eccv_18_annotation_files" / "train_annotations.json", lambda table: table["images"][0].update(location=location))
+    assert opened(tree).schema["location"].classes == ("7", "38", "100") and names(opened(tree), "train")[0][1] == "38"
+
+
+def test_images_of_other_proportions_than_annotated(tree):
+    """Cut, or turned by their EXIF orientation: boxes do not fit what is shown. Smaller ones of the same proportions do."""
+    row = opened(tree).rows("train")[0]
+    photograph(row.image, 0, size=(1024, 767))  # rounded from 768
+    assert opened(tree).masks("train")[0].any()
+    upside, side = Image.Exif(), Image.Exif()
+    upside[0x0112], side[0x0112] = 3, 6
+    Image.open(row.image).transpose(Image.Transpose.ROTATE_180).save(row.image, exif=upside)
+    assert opened(tree).masks("train")[0].any()
+    for save in (lambda: photograph(row.image, 0, size=(WIDE, WIDE)), lambda: Image.new("RGB", (WIDE, HIGH)).save(row.image, exif=side)):
+        save()
+        with pytest.raises(DataError, match=rf"annotations.json: image 'train-0' is annotated at 80×60, but {row.image} is (40×40|30×40)"):
+            opened(tree).masks("train")[0]
+        with pytest.warns(UserWarning, match="1 of 4 train masks of cameratraps cannot be used"):
+            assert opened(tree, skip_broken="true", masked_only="true").split("train").images.shape == (3, 40, 40)
+
+
 def annotation(**changes):
     return lambda table: table["annotations"][2].update(changes)
+
+
+def picture(**changes):
+    return lambda table: table["images"][3].update(changes)
 
 
 @pytest.mark.parametrize(("change", "words"), [
@@ -64,6 +117,25 @@ def annotation(**changes):
     (lambda table: table.pop("annotations"), "has no list 'annotations'; it should hold images, annotations, categories"),
     (lambda table: table["images"][3].pop("location"), "entry 3 of images has no 'location'"),
     (lambda table: table["categories"].pop(1), "fewer than two categories besides 30"),
+    *[(picture(**{side: value}), f"train_annotations.json: image 'train-3': {side}=.?{str(value).strip('[]')}")
+      for side in ("width", "height") for value in (None, 0, -3, "80", True, [80], float("nan"), float("inf"))],
+    *[(picture(location=value), f"image 'train-3': location={value!r}".replace("[", ".").replace("]", "."))
+      for value in (None, "", " ", True, [38], {}, float("nan"))],
+    *[(picture(file_name=value), "image 'train-3': file_name=")
+      for value in (None, "", 5, "train-1.jpg", "./train-1.jpg", "a/../train-1.jpg")],
+    *[(picture(file_name=f"./{other}.jpg"), f"image '{other}': file_name='{other}.jpg' is that of .*image 'train-3' too")
+      for other in ("trans_test-1", "cis_val-0")],
+    (picture(id="train-1"), "entry 3 of images has the id 'train-1'"), (picture(id=[3]), r"entry 3 of images has the id \[3\]"),
+    (picture(id=None), "entry 3 of images has the id None"), (annotation(image_id=[1]), r"image \[1\]"),
+    (annotation(category_id="3"), "'train-1' has the unknown category '3'"), (annotation(category_id=[3]), r"unknown category \[3\]"),
+    (annotation(category_id=True), "unknown category True"), (annotation(bbox=[0.2, 0.1, 0.5, 0.5]), r"'train-1': bbox .*shares.*80×60"),
+    (annotation(bbox=[0, 0, 1, 1]), "shares"), (annotation(bbox="all"), "bbox all is not"),
+    (annotation(bbox=[1, 2, True, 3]), "is not left"),
+    (annotation(bbox=[1, 2, float("inf"), 3]), "is not left"),
+    (lambda table: table["categories"][1].update(id=1), "entry 1 of categories is 1, 'raccoon'"),
+    (lambda table: table["categories"][1].update(name="opossum"), "entry 1 of categories is 3, 'opossum'"),
+    (lambda table: table["categories"][1].update(name=None), "entry 1 of categories is 3, None"),
+    (lambda table: table["categories"][1].update(id="3"), "entry 1 of categories is '3', 'raccoon'"),
 ])
 def test_wrong_tables(tree, change, words):
     change_json(tree / "eccv_18_annotation_files" / "train_annotations.json", change)

@@ -7,6 +7,7 @@ import warnings
 
 import pytest
 import torch
+from PIL import Image
 
 import datasets.photographs.waterbirds
 from datasets import open_dataset
@@ -39,6 +40,45 @@ def test_other_group_sizes_than_published_are_warned_of(tree, monkeypatch):
 
 
 @pytest.mark.filterwarnings("ignore:waterbirds. this is not all")
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16"])
+def test_columns_that_are_not_read_are_not_needed_and_marks_are_no_part_of_a_name(tree, encoding):
+    rows = open_dataset("waterbirds", {"data_dir": tree}).rows("test")
+    lines = [line.split(",") for line in (tree / "metadata.csv").read_text(encoding="utf-8").splitlines()]
+    (tree / "metadata.csv").write_text("\r\n".join(",".join(line[1:5]) for line in lines), encoding=encoding)
+    assert open_dataset("waterbirds", {"data_dir": tree}).rows("test") == rows
+    (tree / "metadata.csv").write_text("img_filename,y,split,place\nZürich.jpg,0,0,0\n", encoding="latin-1")
+    with pytest.raises(DataError, match="metadata.csv, line 2 is not in UTF-8: byte 29 .*0xfc; save it as UTF-8"):
+        open_dataset("waterbirds", {"data_dir": tree}).rows("test")
+
+
+@pytest.mark.filterwarnings("ignore:waterbirds. this is not all")
+def test_masks_lie_on_what_viewers_show(tree):
+    """A photograph that was turned, and says so, is shown as before; of one that lies, the mask is of another size."""
+    row, exif = open_dataset("waterbirds", {"data_dir": tree}).rows("train")[1], Image.Exif()
+    exif[0x0112] = 3
+    Image.open(row.image).transpose(Image.Transpose.ROTATE_180).save(row.image, exif=exif, quality=95)
+    dataset = open_dataset("waterbirds", {"data_dir": tree, "size": 32})
+    image, mask = torch.tensor(dataset.split("train").images[1]).float().mean(0), dataset.masks("train")[1]
+    assert image[mask].mean() - image[~mask].mean() > 60
+    exif[0x0112] = 6
+    Image.open(row.image).save(row.image, exif=exif)
+    with pytest.raises(DataError, match=f"the mask of {row.image} is 30×40 pixels, its image 40×30"):
+        open_dataset("waterbirds", {"data_dir": tree, "size": 32}).masks("train")[1]
+
+
+@pytest.mark.filterwarnings("ignore:waterbirds. this is not all")
+def test_masks_of_everything_are_warned_of(tree):
+    for path in sorted((tree / "segmentations").rglob("*.png"))[1:]:
+        Image.new("L", (40, 30), 255).save(path)
+    task = task_of(open_dataset("waterbirds", {"data_dir": tree, "size": 32}))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        task.masks("train")  # the first is not of everything
+    with pytest.warns(UserWarning, match=r"masks\('test'\) of waterbirds: every mask is of the whole image"):
+        task.masks("test")
+
+
+@pytest.mark.filterwarnings("ignore:waterbirds. this is not all")
 @pytest.mark.parametrize("where", ["..", "."])
 def test_masks_beside_the_table_or_the_folder(tree, where):
     if where == "..":
@@ -56,6 +96,11 @@ def test_masks_beside_the_table_or_the_folder(tree, where):
     ("Some_Bird_0003.jpg", "Some_Bird_0000.jpg", "line 5: img_filename='001.Some_Bird/Some_Bird_0000.jpg' is that of line 2 again; leave"),
     ("Some_Bird_0003.jpg", "Other_Bird.jpg", r"1 of 12 images that are .* missing, first .*Other_Bird.jpg \(metadata.csv, line 5\); unp"),
     ("001.Some_Bird/Some_Bird_0003.jpg", "", "metadata.csv, line 5: img_filename is empty; name an image"),
+    *[("001.Some_Bird/Some_Bird_0003.jpg", name, f"line 5: img_filename='{name}' is that of line 2 again") for name in (
+        "./001.Some_Bird/Some_Bird_0000.jpg", "001.Some_Bird//Some_Bird_0000.jpg", "001.Some_Bird/../001.Some_Bird/./Some_Bird_0000.jpg")],
+    ("003.Some_Bird/Some_Bird_0035.jpg", "./001.Some_Bird/Some_Bird_0000.jpg", "line 37: img_filename=.* is that of line 2 again"),
+    ("Some_Bird_0003.jpg,1", "Some_Bird,0003.jpg,1", "metadata.csv, line 5: 7 cells"), ("Some_Bird_0003.jpg,1,0", "Some_Bird_0003.jpg,1",
+                                                                                         "metadata.csv, line 5: 5 cells"),
 ])
 @pytest.mark.filterwarnings("ignore:waterbirds. this is not all")
 def test_wrong_tables(tree, old, new, words):

@@ -41,6 +41,13 @@ def test_without_listing_all_images_are_taken(tree):
     assert len(opened(tree).split("test")) == 8
 
 
+def test_cameras_are_numbers_or_text(tree):
+    rows = opened(tree).rows("train")
+    change_json(tree / "train_test_filenames.json", lambda listing: [e.update(location=(str, float)[k % 2](e["location"]))
+                                                                     for k, e in enumerate(listing)])
+    assert opened(tree).rows("train") == rows and len(rows) == 28
+
+
 def test_folder_of_the_archive_is_found(tree, tmp_path):
     below = tmp_path / "data" / "wildcam_denoised"
     below.mkdir(parents=True)
@@ -62,6 +69,12 @@ def test_published_recipe(tree):
     (lambda listing: listing[3].update(category="cat"), "entry 3 has the unknown category 'cat'; valid are coyote, raccoon"),
     (lambda listing: listing[0].update(location=44), "entry 0 has the unknown location '44'; valid are 43, 46, 130"),
     (lambda listing: listing[5].pop("filename"), "entry 5 must have category, location and filename"),
+    (lambda listing: listing[3].update(category=None), "entry 3 has the unknown category 'None'"),
+    (lambda listing: listing[3].update(category=["coyote"]), "entry 3 has the unknown category"),
+    (lambda listing: listing[3].update(location=None), "entry 3 has the unknown location 'None'; valid are 43"),
+    (lambda listing: listing[3].update(location=[43]), r"entry 3 has the unknown location '\[43\]'; valid are 43"),
+    (lambda listing: listing[3].update(filename=None), "entry 3 names no file"),
+    (lambda listing: listing[3].update(filename="./43-0-2.jpg"), "entry 3 is that of entry 2 again"),
     (lambda listing: listing.append(dict(listing[2])), r"entry 39 is that of entry 2 again: \{.*43-0-2.jpg"),
     (lambda listing: listing[1].update(filename="lost.jpg"), "images that are listed for the train split are missing, first .*lost.jpg"),
 ])

@@ -6,13 +6,14 @@ import json
 import textwrap
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
 from torchmetrics.functional.classification import binary_average_precision
 
 from datasets.base import CausalDataset
-from datasets.schema import Variable
+from datasets.schema import SchemaError, Variable
 from datasets.task import task_of
 from experiments.attribution.focus import MEANINGS, TITLES, chance, focus, foreground, scores, summary
 from experiments.networks.small import MLP
@@ -200,6 +201,43 @@ def test_columns_of_the_table(stressed, tmp_path):
     rows = {(row["algorithm"], row["metric"]): row for row in every if row["stress"] == AS_OBSERVED}
     assert rows["right", "focus_share"]["mean"] == 1 and rows["right", "ood_fpr95"]["better"] == "lower"
     assert {metric for _, metric in rows} <= FIGURES.keys()
+
+
+class Full(Blocks):
+    def masks(self, split):
+        return torch.ones(60, SIDE, SIDE, dtype=torch.bool)
+
+
+class FullOneByOne(Blocks):
+    def masks(self, split):
+        return [np.ones((SIDE, SIDE), bool)] * 60
+
+
+class Partial(Unknown):
+    def masks_missing(self, split):
+        return f"3 of 60 {split} images have no mask"
+
+
+@pytest.mark.parametrize("wrong", [np.ones((3, 3), bool), np.ones((SIDE, SIDE), np.uint8), None])
+def test_a_later_mask_of_another_kind_is_named(wrong):
+    class Wrong(Blocks):
+        def masks(self, split):
+            return [wrong if row == 30 else mask.numpy() for row, mask in enumerate(self.boxes())]
+
+    masks = task_of(Wrong()).masks("test")
+    assert masks[29].shape == (SIDE, SIDE) and len(masks) == 60
+    with pytest.raises(SchemaError, match=r"row 30 of masks\('test'\) of Wrong"):
+        masks[30]
+
+
+@pytest.mark.parametrize(("kind", "why"), [
+    (Full, "whole image"), (FullOneByOne, "whole image"), (Partial, "3 of 60 test images have no mask")])
+@pytest.mark.filterwarnings("ignore:masks.*whole image")
+def test_a_table_of_foregrounds_is_not_left_out_without_a_word(kind, why):
+    plain = Contestant("plain", 0, lambda images: torch.zeros(len(images), 2), MLP((1, SIDE, SIDE), 2, 4))
+    report = Report(done := stress_test(task_of(kind()), [plain], None, "test", 20, focus="saliency", ood="mean"), {})
+    assert not report.foreground() and why in done.foreground.notes[0] and done.foreground.notes[0] in report.text()
+    assert stress_test(task_of(kind()), [plain], None, "test", 20).foreground is None  # nothing was asked
 
 
 def test_nothing_is_asked_where_nothing_is_known(task):

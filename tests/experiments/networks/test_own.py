@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import pickle
+import shutil
 import sys
 import textwrap
 import zipfile
+from pathlib import Path
 
 import pytest
 import torch
@@ -201,6 +203,11 @@ def test_what_lies_beside_the_file_can_be_imported(task, tmp_path):
     assert open_own(f"{tmp_path / 'net.py'}:build", task).predict(torch.rand(2, 1, 32, 32)).shape == (2, 10)
     assert sys.path == before
     assert len([name for name in set(sys.modules) - known if name.startswith("_otherwise_classifier_net")]) == 1
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "layers_of_mine.py").write_text((tmp_path / "layers_of_mine.py").read_text())
+    shutil.copy(tmp_path / "net.py", tmp_path / "other" / "net.py")  # another file has its own module of that name
+    open_own(f"{tmp_path / 'other' / 'net.py'}:build", task)
+    assert Path(sys.modules["layers_of_mine"].__file__).parent == tmp_path / "other"
     (tmp_path / "broken.py").write_text("import layers_of_mine\nraise ValueError('no')")
     with pytest.raises(RunError, match="broken.py cannot be imported: ValueError: no"):
         open_own(f"{tmp_path / 'broken.py'}:build", task)
