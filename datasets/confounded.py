@@ -18,10 +18,13 @@ from torch import Tensor
 
 from datasets.base import SPLITS, CausalDataset, LazyImages, Shift
 from datasets.images import kept
+from datasets.ranges import Seed, within
 from datasets.registry import open_dataset, register
 from datasets.schema import Graph, SchemaError
 
 _STREAM = 5  # not the stream of random numbers that the other data set was made from
+
+Strength = within(0.5, 1, why="0.5 is unconfounded")
 
 
 @register
@@ -49,8 +52,8 @@ class Confounded(CausalDataset):
     options: str = ""
     predict: str = "digit"
     tie: str = "thickness"
-    strength: float = 0.95
-    seed: int = 0
+    strength: Strength[float] = 0.95
+    seed: Seed[int] = 0
     data_dir: Path | None = None
     download: bool = False
 
@@ -58,8 +61,7 @@ class Confounded(CausalDataset):
         given: dict[str, Any] = dict(part.partition("=")[::2] for part in self.options.split(";") if part)
         given |= {"data_dir": self.data_dir} if self.data_dir else {}
         self.inner = open_dataset(self.of, {**given, **({"download": True} if self.download else {})})
-        if not 0.5 <= self.strength <= 1:
-            raise SchemaError(f"{self.title}: strength={self.strength} must lie in [0.5, 1]; 0.5 leaves all rows")
+        super().__post_init__()
         self.variables, self.border = self.inner.variables, self.inner.border
         self.true_images_under = self.inner.true_images_under
         self.label = self.predict or self.inner.label

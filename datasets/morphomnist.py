@@ -40,6 +40,7 @@ from datasets.morphology import (
     shrink,
     with_intensity,
 )
+from datasets.ranges import Processes, Renderings
 from datasets.registry import register
 from datasets.schema import Variable
 
@@ -180,14 +181,12 @@ class GeneratedDigits(DigitSplits, DigitProcess):
     The other options are those of :class:`DigitSplits`.
     """
 
-    renderings: int = 2
+    renderings: Renderings[int] = 2
     exact: bool = False
-    workers: int = 0
+    workers: Processes[int] = 0
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self.check_at_least(1, "renderings")
-        self.check_at_least(0, "workers")
         self._made: dict[str, dict[str, np.ndarray]] = {}
 
     def settings(self) -> dict[str, object]:

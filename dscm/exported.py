@@ -181,7 +181,7 @@ def claim(out: Path, provenance: Mapping[str, Any]) -> None:
     if out.exists() and not out.is_dir():
         raise RunError(f"--out {out} is a file; choose a folder")
     # listed before provenance is looked for: no process writes a shard before there is one
-    there = [path.name for path in out.iterdir() if not path.name.startswith(".")] if out.is_dir() else []
+    there = [path.name for path in out.iterdir() if not _passing(path.name)] if out.is_dir() else []
     if not (out / PROVENANCE).exists():
         if there:
             named = ", ".join(sorted(there)[:3]) + (", …" if len(there) > 3 else "")
@@ -193,6 +193,14 @@ def claim(out: Path, provenance: Mapping[str, Any]) -> None:
     if changed := [key for key in provenance if key not in _MAY_DIFFER and found.get(key) != provenance[key]]:
         told = "; ".join(f"{key}: {_short(found.get(key))} there, {_short(provenance[key])} asked for" for key in changed)
         raise RunError(f"--out {out} holds images of other provenance ({told}); nothing was touched. Choose another folder")
+    if strange := sorted(set(there) - {PROVENANCE, *provenance["folders"]}):
+        named = ", ".join(strange[:3]) + (", …" if len(strange) > 3 else "")
+        raise RunError(f"--out {out} holds other things beside its images ({named}); nothing was touched. Choose another folder")
+
+
+def _passing(name: str) -> bool:
+    """Whether a file is one that :func:`_created` is about to rename, or a desktop's note on how it shows the folder."""
+    return name == ".DS_Store" or name.startswith(f".{PROVENANCE}.")
 
 
 def _created(path: Path, value: Any) -> bool:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from datasets.ranges import Sample, Seed, check_ranges
 from mechanisms.command import run_command
 
 
@@ -23,9 +24,9 @@ class Options:
     """Folder of MNIST's IDX files: 8,000 distinct digits to train on; else two renderings of each embedded digit."""
     official: Path | None = None
     """Folder of official Morpho-MNIST files, to compare renderings with (needs --mnist)."""
-    count: int = 4096
+    count: Sample[int] = 4096
     """Held-out images that the errors to the truth are averaged over; fewer if the test split is smaller."""
-    seed: int = 0
+    seed: Seed[int] = 0
     """Of data, initial weights and interventions."""
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
     """Where to train."""
@@ -35,14 +36,13 @@ def main(options: Options) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    from datasets.errors import UserError, valid_are
+    from datasets.words import listed
     from experiments import classifier_measurements, experts_measurements  # noqa: F401  (they add their own)
     from experiments.measurements import MEASUREMENTS, Bench
     from mechanisms.checkpoint import write_json
 
-    names = [name.strip() for name in options.only.split(",") if name.strip()] or list(MEASUREMENTS)
-    if unknown := [name for name in names if name not in MEASUREMENTS]:
-        raise UserError(f"unknown benchmark {', '.join(unknown)}; {valid_are(MEASUREMENTS, unknown[0])}")
+    check_ranges(options)
+    names = listed(options.only, "--only", MEASUREMENTS) or list(MEASUREMENTS)
     bench, results = Bench(options), {}
     for name in names:
         results[name] = MEASUREMENTS[name].measure(bench)

@@ -6,8 +6,9 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from datasets.options import DataOptions
+from datasets.ranges import Renderings, check_ranges
 from mechanisms.command import run_command
-from mechanisms.options import RunOptions, TrainingConfig
+from mechanisms.options import RunOptions, Shift, TrainingConfig
 from mechanisms.predictor_options import PredictorConfig
 
 if TYPE_CHECKING:
@@ -26,9 +27,9 @@ class Options:
     run: RunOptions = field(default_factory=RunOptions)
     training: TrainingConfig = DEFAULTS
     config: PredictorConfig = field(default_factory=PredictorConfig)
-    renderings: int = 2
+    renderings: Renderings[int] = 2
     """How often each training row is rendered under independent causes, where the data set knows its process."""
-    shift: int = 2
+    shift: Shift[int] = 2
     """Augment by random translations of up to so many pixels; 0 where a position is among the attributes."""
 
 
@@ -48,7 +49,6 @@ def train_predictors(dataset: CausalDataset, options: Options) -> Predictors:
     import torch
     from accelerate import PartialState
 
-    from datasets.errors import UserError
     from mechanisms.augment import augmentation
     from mechanisms.checkpoint import write_json
     from mechanisms.decorrelate import decorrelated, joined
@@ -59,9 +59,7 @@ def train_predictors(dataset: CausalDataset, options: Options) -> Predictors:
 
     training = options.training.or_budget(steps=DEFAULT_STEPS)
     training.check()
-    for name, lowest in (("renderings", 1), ("shift", 0)):
-        if getattr(options, name) < lowest:
-            raise UserError(f"--{name} {getattr(options, name)} must be at least {lowest}")
+    check_ranges(options)
     torch.manual_seed(training.seed)
     model = Predictors(dataset.graph, options.config)
     claim(options.run.run, dataset, options.data)

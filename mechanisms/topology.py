@@ -35,14 +35,17 @@ def parse_widths(text: str, encoder: Stages, decoder: Stages, finest: int) -> di
     """``"8:96,4:128"`` → ``{8: 96, 4: 128}``, checked against both topologies and the finest resolution.
 
     Raises:
-        UserError: for a malformed entry, a resolution without a width, or topologies that do not fit the image.
+        UserError: for a malformed entry, a resolution without a width or with two, or topologies that do not fit the image.
     """
     widths = {}
     for part in text.replace(" ", "").split(","):
         match = re.fullmatch(r"(\d+):([1-9]\d*)", part)
         if not match:
             raise UserError(f"widths {text!r}: {part!r} is not <resolution>:<channels>, for instance 8:96")
-        widths[int(match[1])] = int(match[2])
+        resolution, width = int(match[1]), int(match[2])
+        if resolution in widths:
+            raise UserError(f"widths {text!r} gives resolution {resolution} twice, {widths[resolution]} and {width} channels; drop one")
+        widths[resolution] = width
     encoded, decoded = [r for r, _ in encoder], [r for r, _ in decoder]
     if encoded[0] != finest or decoded[-1] != finest:
         raise UserError(f"the encoder starts at {encoded[0]} and the decoder ends at {decoded[-1]}, but image size / patch is {finest}")

@@ -6,9 +6,10 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from datasets.options import DataOptions
+from datasets.ranges import check_ranges
 from mechanisms.command import run_command
 from mechanisms.image_options import PRESETS, ImageConfig, MechanismName
-from mechanisms.options import RunOptions, TrainingConfig
+from mechanisms.options import RunOptions, Shift, TrainingConfig
 
 if TYPE_CHECKING:
     from datasets.base import CausalDataset
@@ -29,7 +30,7 @@ class Options:
     """Which image mechanism: one latent vector, or latents at every resolution."""
     preset: str = "none"
     """A named topology that replaces --encoder, --decoder, --widths and --patch: cpu or reference."""
-    shift: int = 0
+    shift: Shift[int] = 0
     """Augment by random translations of up to so many pixels."""
     flip: bool = False
     """Augment by random mirroring."""
@@ -54,6 +55,7 @@ def train_image(dataset: CausalDataset, options: Options) -> ImageMechanism:
     if options.preset != "none" and options.preset not in PRESETS:
         raise UserError(f"unknown preset {options.preset!r}; {valid_are(PRESETS, options.preset)}")
     training.check()
+    check_ranges(options)
     torch.manual_seed(training.seed)
     model = build(options.mechanism, dataset.graph, replace(options.config, **PRESETS.get(options.preset, {})))
     claim(options.run.run, dataset, options.data)

@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING
 
 import mechanisms  # noqa: F401  (explains a clash of names before anything else is imported)
 from datasets.options import DataOptions
+from datasets.ranges import Width, check_ranges
 from mechanisms.command import run_command
-from mechanisms.options import RunOptions, TrainingConfig
+from mechanisms.options import Bins, RunOptions, TrainingConfig
 
 if TYPE_CHECKING:
     from datasets.base import CausalDataset
@@ -27,9 +28,9 @@ class Options:
     data: DataOptions = field(default_factory=DataOptions)
     run: RunOptions = field(default_factory=RunOptions)
     training: TrainingConfig = DEFAULTS
-    bins: int = 8
+    bins: Bins[int] = 8
     """Bins of the splines of continuous attributes."""
-    hidden: tuple[int, ...] = (32, 32)
+    hidden: Width[tuple[int, ...]] = (32, 32)
     """Widths of the layers that read an attribute's parents."""
 
 
@@ -49,6 +50,7 @@ def train_attributes(dataset: CausalDataset, options: Options) -> AttributeSCM:
 
     training = options.training.or_budget(steps=DEFAULT_STEPS)
     training.check()
+    check_ranges(options)
     claim(options.run.run, dataset, options.data)
     torch.manual_seed(training.seed)
     config = AttributeConfig(options.bins, options.hidden)

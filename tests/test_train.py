@@ -22,7 +22,8 @@ from datasets.task import task_of
 from experiments.algorithms import dfr
 from experiments.algorithms.registry import ALGORITHMS
 from experiments.classifier import folder_of, list_trained, load_trained, record, results
-from experiments.resolve import resolve, settings_help
+from experiments.field_help import field_help
+from experiments.resolve import resolve
 from experiments.rows import Rows
 from experiments.selection import criteria, halved, selection_split, shifts_of, worst_group
 from experiments.stacked import Stacked, can_stack, learn_stacked, pays
@@ -337,7 +338,8 @@ def test_every_setting_has_a_help_text_and_a_name_of_its_own():
     """A recipe names fields of the training, of the network and of the algorithm side by side."""
     others = {f.name for kind in (TrainingConfig, ClassifierConfig) for f in fields(kind)}
     for kind in ALGORITHMS.values():
-        assert all(settings_help(kind).values()) and not others & settings_help(kind).keys(), kind.name
+        texts = field_help(kind.settings)
+        assert all(texts.values()) and not others & texts.keys(), kind.name
 
 
 # ---------------------------------------------------------------------------------------------------- selection

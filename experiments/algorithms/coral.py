@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from datasets.errors import UserError
+from datasets.ranges import NotNegative, Share
 from experiments.algorithms.base import Batch, Sizes
 from experiments.algorithms.parallel import everywhere, means_by, members
 from experiments.algorithms.penalised import Penalised, PenaltySettings
@@ -19,9 +20,9 @@ from experiments.networks import Network
 class CORALSettings(PenaltySettings):
     """Of CORAL."""
 
-    penalty: float = 1.0
+    penalty: NotNegative[float] = 1.0
     """Weight λ of the penalty once it is annealed."""
-    anneal: float = 0.0
+    anneal: Share[float] = 0.0
     """Share of the training before which the weight is 1 instead."""
 
 

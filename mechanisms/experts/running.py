@@ -12,6 +12,7 @@ import torch
 from accelerate import PartialState
 
 from datasets.errors import UserError
+from datasets.ranges import check_ranges
 from datasets.unpaired import UnpairedDataset, unpaired
 from mechanisms.bookkeeping import CONFIG, METRICS
 from mechanisms.checkpoint import MetricsLog, read_json, replacing, write_json
@@ -46,8 +47,7 @@ def train_experts(options: Options) -> dict[str, Any]:
     training = _budget(options)
     training.check()
     options.config.check(training.batch_size)
-    if options.seeds < 1:
-        raise UserError(f"--seeds {options.seeds} must be at least 1")
+    check_ranges(options)
     if options.run.resume and options.run.overwrite:
         raise UserError("--resume continues a training, --overwrite throws it away; give one of them")
     if training.keep == "best" or training.patience:
