@@ -21,6 +21,7 @@ from datasets.images import kept
 from datasets.ranges import Seed, within
 from datasets.registry import open_dataset, register
 from datasets.schema import Graph, SchemaError
+from datasets.words import once
 
 _STREAM = 5  # not the stream of random numbers that the other data set was made from
 
@@ -58,7 +59,11 @@ class Confounded(CausalDataset):
     download: bool = False
 
     def __post_init__(self) -> None:
-        given: dict[str, Any] = dict(part.partition("=")[::2] for part in self.options.split(";") if part)
+        parts = [part.strip().partition("=") for part in self.options.split(";") if part.strip()]
+        if wrong := ["".join(part) for part in parts if not (part[0] and part[1])]:
+            raise SchemaError(f"confounded: options={self.options!r}: {wrong[0]!r} is not KEY=VALUE")
+        once([key for key, _, _ in parts], f"confounded: options={self.options!r}", SchemaError)
+        given: dict[str, Any] = {key: value for key, _, value in parts}
         given |= {"data_dir": self.data_dir} if self.data_dir else {}
         self.inner = open_dataset(self.of, {**given, **({"download": True} if self.download else {})})
         super().__post_init__()

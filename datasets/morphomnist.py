@@ -29,6 +29,7 @@ from tqdm import tqdm
 from datasets.base import SPLITS, CausalDataset
 from datasets.cache import cached
 from datasets.digits import DIGIT, DigitSplits
+from datasets.memory import check_memory
 from datasets.morphology import (
     EXACT_SCALE,
     FAST_SCALE,
@@ -42,9 +43,10 @@ from datasets.morphology import (
 )
 from datasets.ranges import Processes, Renderings
 from datasets.registry import register
-from datasets.schema import Variable
+from datasets.schema import SchemaError, Variable
 
 PROCESS_VERSION = 1  # raise it when the rendering or the noise changes: cached images are then made again
+_BYTES = 28 * 28 + 32 * 32 + 5 * 8  # of an image as it is made and as it is shown, and of what is known about it
 PAD = 2  # 28 → 32, which networks can halve five times
 _CHUNK = 64  # base digits in one task; fixed, because results must not depend on the number of workers
 _WORTH_A_POOL = 1500  # images; one to two seconds on one core
@@ -213,6 +215,9 @@ class GeneratedDigits(DigitSplits, DigitProcess):
         return self._made[split]
 
     def _generate(self, split: str, digits: np.ndarray) -> dict[str, np.ndarray]:
+        each = self.renderings * len(digits)
+        check_memory(each * _BYTES, f"{self.title}: renderings={self.renderings} of {len(digits)} digits, {each:,} images,",
+                     "Take fewer renderings, or fewer digits", SchemaError)
         made = self.sample(split, np.random.default_rng([self.seed, SPLITS.index(split)]))
         own, images = self.render(digits, made["thickness"], made[self.second])
         return {"image": images.reshape(-1, 28, 28), **{name: values.ravel() for name, values in made.items()}, "own": own}

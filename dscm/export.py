@@ -9,13 +9,16 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import tyro
 
 from datasets.errors import UserError
-from datasets.ranges import AtLeastOne, NotNegative, Seed, check_ranges
+from datasets.ranges import AtLeastOne, NotNegative, Seed, check_ranges, within
 from mechanisms.command import run_command
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from datasets.base import CausalDataset
+
+
+Draws = within(1, 10_000)  # all of a row's are computed at once
 
 
 @dataclass(frozen=True)
@@ -37,7 +40,7 @@ class Options:
     """Where the observed images come from."""
     count: AtLeastOne[int | None] = None
     """How many images, from the beginning of the split; all of them if not given."""
-    draws: AtLeastOne[int | None] = None
+    draws: Draws[int | None] = None
     """Posterior draws of each image's latents, each an image of its own. Without it, one answer at the latents' mean."""
     truth: bool = False
     """Also write what the true process makes of the same rows and values, where it is known."""

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from mechanisms.checkpoint import RunError, weights_fingerprint
+from mechanisms.fitting import fitting
 
 Shape = tuple[int, int, int]
 _VALUES = 2**24  # of images that are shown at a time: what comes of them in a deep network is some ten times as much
@@ -182,7 +183,8 @@ def build_network(name: str, shape: Shape, classes: int, hidden: int | None = No
         raise RunError(f"a classifier needs at least two classes, not {classes}")
     if hidden is not None and hidden < 1:
         raise RunError(f"--hidden {hidden} must be at least 1")
-    return kind(shape, classes, hidden)
+    with fitting(f"--network {name}" + (f" --hidden {hidden}" if hidden else ""), 1):
+        return kind(shape, classes, hidden)
 
 
 def rebuild(description: Mapping[str, Any]) -> Network:

@@ -52,6 +52,7 @@ def train_predictors(dataset: CausalDataset, options: Options) -> Predictors:
     from mechanisms.augment import augmentation
     from mechanisms.checkpoint import write_json
     from mechanisms.decorrelate import decorrelated, joined
+    from mechanisms.fitting import fitting
     from mechanisms.predictor import FOLDER, Predictors, describe
     from mechanisms.predictor_scores import TEST, report, score
     from mechanisms.runs import claim
@@ -61,7 +62,8 @@ def train_predictors(dataset: CausalDataset, options: Options) -> Predictors:
     training.check()
     check_ranges(options)
     torch.manual_seed(training.seed)
-    model = Predictors(dataset.graph, options.config)
+    with fitting(f"--width {options.config.width} --blocks {options.config.blocks} --features {options.config.features}"):
+        model = Predictors(dataset.graph, options.config)
     claim(options.run.run, dataset, options.data)
     times = {"train": options.renderings, "valid": 1, "test": 1}
     independent = {name: decorrelated(dataset, name, training.seed, count) for name, count in times.items()}

@@ -47,6 +47,7 @@ def train_image(dataset: CausalDataset, options: Options) -> ImageMechanism:
 
     from datasets.errors import UserError, valid_are
     from mechanisms.augment import augmentation
+    from mechanisms.fitting import fitting
     from mechanisms.images import FOLDER, build, describe
     from mechanisms.runs import claim
     from mechanisms.training import fit
@@ -57,7 +58,8 @@ def train_image(dataset: CausalDataset, options: Options) -> ImageMechanism:
     training.check()
     check_ranges(options)
     torch.manual_seed(training.seed)
-    model = build(options.mechanism, dataset.graph, replace(options.config, **PRESETS.get(options.preset, {})))
+    with fitting(f"the image mechanism {options.mechanism}"):
+        model = build(options.mechanism, dataset.graph, replace(options.config, **PRESETS.get(options.preset, {})))
     claim(options.run.run, dataset, options.data)
     train, valid = dataset.split("train"), dataset.split("valid")
     return fit(model, train, valid, training, options.run.run / FOLDER, describe(options.mechanism, model), options.run,

@@ -44,6 +44,7 @@ def train_attributes(dataset: CausalDataset, options: Options) -> AttributeSCM:
 
     import torch
 
+    from mechanisms.fitting import fitting
     from mechanisms.runs import claim
     from mechanisms.training import fit
     from pgm.scm import AttributeConfig, AttributeSCM
@@ -54,7 +55,8 @@ def train_attributes(dataset: CausalDataset, options: Options) -> AttributeSCM:
     claim(options.run.run, dataset, options.data)
     torch.manual_seed(training.seed)
     config = AttributeConfig(options.bins, options.hidden)
-    scm = AttributeSCM(dataset.graph, config)
+    with fitting(f"--bins {config.bins} --hidden {' '.join(map(str, config.hidden))}"):
+        scm = AttributeSCM(dataset.graph, config)
     description = {"kind": "attributes", "graph": dataset.graph.to_dict(), "config": asdict(config)}
     train, valid = (dataset.split(name).without_images() for name in ("train", "valid"))
     return fit(scm, train, valid, training, options.run.run / FOLDER, description, options.run)
