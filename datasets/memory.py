@@ -39,6 +39,6 @@ def size_of(count: float) -> str:
     """Bytes as people read them."""
     for unit in ("bytes", "KiB", "MiB", "GiB"):
         if count < 1024:
-            return f"{count:.3g} {unit}"
+            return f"{count:.4g} {unit}"
         count /= 1024
     return f"{count:,.0f} TiB"

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from datasets.errors import UserError
 from datasets.options import DataOptions
-from datasets.ranges import AtLeastOne, Draws, Positive, Sample, Seeds, check_ranges, within
+from datasets.ranges import AtLeastOne, Draws, Positive, Range, Sample, Seeds, check_ranges, within
 from datasets.words import listed_numbers
 from mechanisms.command import run_command
 from mechanisms.image_options import ImageConfig
@@ -71,8 +71,8 @@ class Options:
             UserError: for what is no positive number, or beside another budget.
         """
         values = sorted(listed_numbers(self.budgets, "--budgets", float))
-        if any(not 0 < value < float("inf") for value in values):
-            raise UserError(f"--budgets {self.budgets!r}: minutes must be positive")
+        if wrong := [value for value in values if not Range(0, above=True).holds(value)]:
+            raise UserError(f"--budgets {self.budgets!r}: {wrong[0]:g} minutes must be positive, and finite")
         if values and (self.training.minutes, self.training.steps, self.training.epochs) != (None, None, None):
             raise UserError("--budgets stands instead of --minutes, --steps and --epochs; give one of them")
         return values

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from datasets.errors import UserError
-from datasets.ranges import Seed
+from datasets.ranges import Range, Seed
 from datasets.words import listed_numbers
 from mechanisms.command import run_command
 
@@ -49,7 +49,7 @@ class Options:
     def coverages(self) -> tuple[float, ...]:
         """Raises UserError for one that is no number in (0, 1]."""
         wanted = tuple(listed_numbers(self.coverage, "--coverage", float)) or COVERAGES
-        if wrong := [f"{c:g}" for c in wanted if not 0 < c <= 1]:
+        if wrong := [f"{c:g}" for c in wanted if not Range(0, 1, above=True).holds(c)]:
             raise UserError(f"--coverage {', '.join(wrong)} must lie in (0, 1]: the share of images that are answered")
         return wanted
 

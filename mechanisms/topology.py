@@ -7,6 +7,7 @@ import re
 from datasets.errors import UserError
 
 Stages = list[tuple[int, int]]
+_BLOCKS, _CHANNELS = 1000, 2**16
 
 
 def parse_topology(text: str) -> Stages:
@@ -27,6 +28,8 @@ def parse_topology(text: str) -> Stages:
         if stages and max(resolution, stages[-1][0]) % min(resolution, stages[-1][0]):
             raise UserError(f"topology {text!r}: {stages[-1][0]} and {resolution} do not divide")
         pooled = resolution // int(match[3]) if match[3] else None
+        if blocks > _BLOCKS:
+            raise UserError(f"topology {text!r}: {part!r} has more than {_BLOCKS} blocks")
         stages.append((resolution, blocks))
     return stages
 
@@ -43,6 +46,8 @@ def parse_widths(text: str, encoder: Stages, decoder: Stages, finest: int) -> di
         if not match:
             raise UserError(f"widths {text!r}: {part!r} is not <resolution>:<channels>, for instance 8:96")
         resolution, width = int(match[1]), int(match[2])
+        if width > _CHANNELS:
+            raise UserError(f"widths {text!r}: {part!r} has more than {_CHANNELS} channels")
         if resolution in widths:
             raise UserError(f"widths {text!r} gives resolution {resolution} twice, {widths[resolution]} and {width} channels; drop one")
         widths[resolution] = width

@@ -9,6 +9,7 @@ from typing import Literal, get_type_hints
 
 import numpy as np
 import pytest
+from test_layout import COMMANDS
 
 from datasets.errors import UserError
 from datasets.ranges import Draws, Positive, Range, Share, check_ranges, within
@@ -22,7 +23,6 @@ from mechanisms.image_options import ImageConfig
 from mechanisms.options import TrainingConfig
 from mechanisms.predictor_options import PredictorConfig
 from pgm.scm import AttributeConfig
-from test_layout import COMMANDS
 
 CONFIGS = (TrainingConfig, ImageConfig, PredictorConfig, AttributeConfig, FinetuneConfig, EvaluationConfig, ExpertsConfig, ClassifierConfig,
            TrainingFlags, *{kind.settings for kind in ALGORITHMS.values()})
@@ -48,10 +48,12 @@ class Given:
 @pytest.mark.parametrize(("given", "named"), [
     (Given(Inner(0.0)), "--rate 0.0 must be positive"), (Given(Inner(math.inf)), "--rate inf must be positive, and finite"),
     (Given(share=(0.1, 1.5)), r"--share 1.5 must lie in \[0, 1\]"), (Given(share=(math.nan,)), "--share nan"),
-    (Given(draws=1), r"--draws 1 must be 0, or lie in \[2, 10000\]: one draw"), (Given(steps=3), "--steps 3 .* even"), (Given(steps=10), "--steps 10"),
+    (Given(draws=1), r"--draws 1 must be 0, or lie in \[2, 10000\]: one draw"), (Given(steps=3), "--steps 3 .* even"),
+    (Given(steps=10), "--steps 10"),
     (Given(any_number=-math.inf), "--any-number -inf"), (Given(any_number="3"), "--any-number '3' must be a number"),
     (Given(plain=True), "--plain True must be a whole number"), (Given(plain=1.5), "--plain 1.5 must be a whole number"),
-    (Given(plain=10**23), "--plain 1.*0 must fit"), (Given(plain=10**400), "--plain 1.*0 must fit"), (Given(flag="no"), "--flag no must be true"),
+    (Given(plain=10**23), "--plain 1.*0 must fit"), (Given(plain=10**400), "--plain 1.*0 must fit"),
+    (Given(flag="no"), "--flag no must be true"),
     (Given(kind="c"), "--kind c is unknown; valid are a, b")])
 def test_what_is_refused_is_named_with_its_value_and_its_range(given, named):
     with pytest.raises(UserError, match=named):

@@ -24,7 +24,8 @@ def test_lists_that_are_refused(text, named):
         listed(text, "--names", ("a", "b"))
 
 
-@pytest.mark.parametrize(("text", "named"), [("3,3", "--rows names 3 twice"), ("3,03", "--rows names 3 twice"), ("3,x", "--rows 3,x: 'x' is no whole"),
+@pytest.mark.parametrize(("text", "named"), [("3,3", "--rows names 3 twice"), ("3,03", "--rows names 3 twice"),
+                                             ("3,x", "--rows 3,x: 'x' is no whole"),
                                              ("1.5", "'1.5' is no whole number")])
 def test_numbers_that_are_refused(text, named):
     with pytest.raises(UserError, match=named):
@@ -40,7 +41,8 @@ def test_a_text_becomes_the_fields_type(text, hint, value):
 
 
 @pytest.mark.parametrize(("text", "hint", "named"), [
-    ("many", int, "--set x: 'many' is no whole number"), ("x", float | None, "'x' is no number"), ("maybe", bool, "'maybe' is no true or false"),
+    ("many", int, "--set x: 'many' is no whole number"), ("x", float | None, "'x' is no number"),
+    ("maybe", bool, "'maybe' is no true or false"),
     ("c", Literal["a", "b"], "'c' is unknown; valid are a, b"), ("1,2", tuple[int, ...], "cannot be set by text")])
 def test_a_text_of_another_type_is_refused(text, hint, named):
     with pytest.raises(UserError, match=named):
