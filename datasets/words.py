@@ -32,7 +32,7 @@ def listed(text: str, where: str, valid: Iterable[str] | None = None, error: typ
     if valid is not None:
         known = list(valid)
         if unknown := [word for word in words if word not in known]:
-            raise error(f"{where} {text}: unknown {', '.join(unknown)}; {valid_are(known, unknown[0])}")
+            raise error(f"{where} {text}: unknown {', '.join(map(repr, unknown))}; {valid_are(known, unknown[0])}")
     once(words, where, error)
     return words
 
@@ -43,7 +43,12 @@ def listed_numbers(text: str, where: str, kind: type[int] | type[float] = int, e
     Raises:
         UserError: for a word that is no such number, an empty one, or a number that is there twice, in other words too.
     """
-    numbers = [convert(word, kind, f"{where} {text}", error) for word in listed(text, where, error=error)]
+    words = listed(text, where, error=error)
+    try:
+        numbers = [kind(word) for word in words]
+    except ValueError:
+        example = "3,17" if kind is int else "0.5,1"
+        raise error(f"{where} {text!r} is no list of {_CALLED[kind]}s with one comma between, such as {example}") from None
     once(numbers, where, error)
     return numbers
 

@@ -79,7 +79,7 @@ def test_the_same_seed_makes_the_same_file(tiny_run, tmp_path):
     (["--do", "digit=3", "--count", "33"], "--count 33: the test split has 32 rows; take 1..32"),
     (["--do", "digit=3", "--count", "0"], "--count 0"),
     (["--do", "digit=3", "--rows", "3,32"], "so there is no row 32; take 0..31"),
-    (["--do", "digit=3", "--rows", "3-7"], "no list of row numbers such as 3,17"),
+    (["--do", "digit=3", "--rows", "3-7"], "is no list of whole numbers"),
     (["--do", "digit=3", "--draws", "0"], "draws=0 must be at least 1"),
     (["--do", "digit=3", "--temperature", "-1"], "--temperature -1.0 must not be negative"),
     (["--do", "digit=3", "--out", "grid.xyz"], "the ending .xyz is no image format; known are"),

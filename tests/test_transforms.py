@@ -111,7 +111,7 @@ def test_chosen_digits_and_colours():
 
 
 @pytest.mark.parametrize("options, message", [
-    ({"digits": "11"}, "digits 11: unknown 11; valid are 0, 1"), ({"digits": "3,3"}, "digits names 3 twice"),
+    ({"digits": "11"}, "digits 11: unknown '11'; valid are 0, 1"), ({"digits": "3,3"}, "digits names 3 twice"),
     ({"channels": "2"}, "must be 1 .grey. or 3"), ({"transforms": ""}, "names no transformation"),
     ({"digits": "6", "train_digits": "3"}, "two halves need at least 2")])
 def test_bad_options(options, message):

@@ -18,15 +18,15 @@ def test_lists():
 
 @pytest.mark.parametrize(("text", "named"), [
     ("a,b,a", "--names names a twice"), ("a,,b", "--names 'a,,b': nothing stands between commas 1 and 2"), ("a,", "after the last comma"),
-    (",a", "before the first comma"), ("a,c", "--names a,c: unknown c; valid are a, b")])
+    (",a", "before the first comma"), ("a,c", "--names a,c: unknown 'c'; valid are a, b")])
 def test_lists_that_are_refused(text, named):
     with pytest.raises(UserError, match=named):
         listed(text, "--names", ("a", "b"))
 
 
 @pytest.mark.parametrize(("text", "named"), [("3,3", "--rows names 3 twice"), ("3,03", "--rows names 3 twice"),
-                                             ("3,x", "--rows 3,x: 'x' is no whole"),
-                                             ("1.5", "'1.5' is no whole number")])
+                                             ("3,x", "--rows '3,x' is no list of whole numbers"),
+                                             ("1.5", "'1.5' is no list of whole numbers")])
 def test_numbers_that_are_refused(text, named):
     with pytest.raises(UserError, match=named):
         listed_numbers(text, "--rows")
