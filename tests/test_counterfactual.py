@@ -80,7 +80,7 @@ def test_the_same_seed_makes_the_same_file(tiny_run, tmp_path):
     (["--do", "digit=3", "--count", "0"], "--count 0"),
     (["--do", "digit=3", "--rows", "3,32"], "so there is no row 32; take 0..31"),
     (["--do", "digit=3", "--rows", "3-7"], "is no list of whole numbers"),
-    (["--do", "digit=3", "--draws", "0"], "draws=0 must be at least 1"),
+    (["--do", "digit=3", "--draws", "0"], "--draws 0 must lie in [1, 10000]"),
     (["--do", "digit=3", "--temperature", "-1"], "--temperature -1.0 must not be negative"),
     (["--do", "digit=3", "--out", "grid.xyz"], "the ending .xyz is no image format; known are"),
     (["--do", "digit=3", "--out", "."], "the ending (none) is no image format"),

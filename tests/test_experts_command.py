@@ -417,8 +417,10 @@ def test_the_file_of_ones_own_that_the_docs_show(tmp_path):
 # ---------------------------------------------------------------------------------------------------- refusals
 @pytest.mark.parametrize("arguments, words", [
     (["--experts", "500", "--steps", "1"], ["--experts 500", "--batch-size 8"]), (["--experts", "0", "--steps", "1"], ["--experts 0"]),
-    (["--transforms", ",", "--steps", "1"], ["transforms ','", "before the first comma"]), (["--transforms", "upwards"], ["unknown", "upwards", "invert"]),
-    (["--digits", "x"], ["unknown 'x'", "0, 1, 2"]), (["--seeds", "0"], ["--seeds 0"]), (["--dataset", "coloredmnist"], ["no canonical images"]),
+    (["--transforms", ",", "--steps", "1"], ["transforms ','", "before the first comma"]),
+    (["--transforms", "upwards"], ["unknown", "upwards", "invert"]),
+    (["--digits", "x"], ["unknown 'x'", "0, 1, 2"]), (["--seeds", "0"], ["--seeds 0"]),
+    (["--dataset", "coloredmnist"], ["no canonical images"]),
     (["--dataset", "unpaired-folders"], ["needs --data-dir"]), (["--apply", "nowhere"], ["has no experts yet", "python -m mechanisms.exp"]),
     (["--transfer"], ["has no experts yet", "python -m mechanisms.exp"]), (["--apply", ".", "--transfer"], ["one at a time"]),
     (["--expert", "oracle"], ["oracle", "residual"]), (["--penalty", "-1"], ["--penalty -1.0"]),
