@@ -169,7 +169,7 @@ def _number_faults(value: Any, kinds: Sequence[Any], allowed: Range) -> Iterator
     elif isinstance(value, Integral) and not -_LONG <= value < _LONG:
         yield value, "must fit into 64 bits"
     elif not allowed.holds(value):
-        finite = "" if math.isfinite(value) else ", and finite"
+        finite = "" if math.isfinite(value) or math.isfinite(allowed.high) else ", and finite"
         yield value, f"must {allowed}{finite}" + (f": {allowed.why}" if allowed.why else "")
 
 
