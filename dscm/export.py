@@ -74,21 +74,17 @@ def values_of(do: tuple[str, ...], dataset: CausalDataset, split: str, seed: int
     import hashlib
     import warnings
 
-    from datasets.schema import SchemaError
     from mechanisms.noise import seeded
     from pgm.interventions import parse_do, resolve_do
 
     rows, training, made = dataset.split(split), dataset.split("train").attributes, {}
     generator = seeded(seed)
-    for text in do:
-        for label, action in parse_do(text, dataset.graph, training, generator):
-            if label in made:
-                raise SchemaError(f"--do {label} is given twice")
-            stream = int.from_bytes(hashlib.sha256(label.encode()).digest()[:6], "big")
-            generator.set_state(seeded(seed, stream).get_state())
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore", UserWarning)  # the command reports what lies beyond the training data
-                made[label], _ = resolve_do(dataset.graph, action, rows.attributes, len(rows))
+    for label, action in parse_do(do, dataset.graph, training, generator):
+        stream = int.from_bytes(hashlib.sha256(label.encode()).digest()[:6], "big")
+        generator.set_state(seeded(seed, stream).get_state())
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # the command reports what lies beyond the training data
+            made[label], _ = resolve_do(dataset.graph, action, rows.attributes, len(rows))
     return made
 
 
