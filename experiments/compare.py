@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from datasets.ranges import within
 from experiments.comparison.options import Options
 from mechanisms.runs.command import run_command
+
+Jobs = within(1, 1024)
 
 
 def main(options: Options) -> None:

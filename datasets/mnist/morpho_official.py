@@ -19,6 +19,7 @@ from torch import Tensor
 from datasets.files.idx import DataError, has_idx, read_digits
 from datasets.mnist.morpho import DigitProcess, Origin, ThicknessIntensity, padded
 from datasets.mnist.morphology import mean_thickness, one_thread
+from datasets.ranges import Processes
 from datasets.registry import register
 from datasets.schema import SchemaError
 
@@ -47,9 +48,10 @@ class OfficialMorphoMNIST(ThicknessIntensity, DigitProcess):
     data_dir: Path | None = None
     mnist: Path | None = None
     exact: bool = False
-    workers: int = 0
+    workers: Processes[int] = 0
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.data_dir is None:
             raise DataError(f"{self.title} needs data_dir, the folder of t10k-images-idx3-ubyte.gz and t10k-morpho.csv")
         self.data_dir = Path(self.data_dir).expanduser()
