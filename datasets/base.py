@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, is_dataclass
 from functools import cached_property
 from typing import Any, ClassVar, Protocol
 
@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from datasets.files.lazyrows import CheckedRows, SoundRows, check_images, check_row
+from datasets.ranges import check_ranges
 from datasets.schema import Graph, SchemaError, Variable
 
 SPLITS = ("train", "valid", "test")
@@ -90,6 +91,10 @@ class CausalDataset:
     label: ClassVar[str] = ""
     spurious: ClassVar[tuple[str, ...]] = ()
     recipes: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
+
+    def __post_init__(self) -> None:
+        if is_dataclass(self):
+            check_ranges(self, lambda option, value: f"{self.title}: {option}={value}", SchemaError)
 
     # ------------------------------------------------------------------------------------------------ to provide
     def load(self, split: str) -> Mapping[str, Any]:

@@ -18,10 +18,14 @@ from torch import Tensor
 
 from datasets.base import SPLITS, CausalDataset, LazyImages, Shift
 from datasets.files.images import kept
+from datasets.ranges import Seed, within
 from datasets.registry import open_dataset, register
 from datasets.schema import Graph, SchemaError
+from datasets.words import once
 
 _STREAM = 5  # not the stream of random numbers that the other data set was made from
+
+Strength = within(0.5, 1, why="0.5 is unconfounded")
 
 
 @register
@@ -49,17 +53,20 @@ class Confounded(CausalDataset):
     options: str = ""
     predict: str = "digit"
     tie: str = "thickness"
-    strength: float = 0.95
-    seed: int = 0
+    strength: Strength[float] = 0.95
+    seed: Seed[int] = 0
     data_dir: Path | None = None
     download: bool = False
 
     def __post_init__(self) -> None:
-        given: dict[str, Any] = dict(part.partition("=")[::2] for part in self.options.split(";") if part)
+        parts = [part.strip().partition("=") for part in self.options.split(";") if part.strip()]
+        if wrong := ["".join(part) for part in parts if not (part[0] and part[1])]:
+            raise SchemaError(f"confounded: options={self.options!r}: {wrong[0]!r} is not KEY=VALUE")
+        once([key for key, _, _ in parts], f"confounded: options={self.options!r}", SchemaError)
+        given: dict[str, Any] = {key: value for key, _, value in parts}
         given |= {"data_dir": self.data_dir} if self.data_dir else {}
         self.inner = open_dataset(self.of, {**given, **({"download": True} if self.download else {})})
-        if not 0.5 <= self.strength <= 1:
-            raise SchemaError(f"{self.title}: strength={self.strength} must lie in [0.5, 1]; 0.5 leaves all rows")
+        super().__post_init__()
         self.variables, self.border = self.inner.variables, self.inner.border
         self.true_images_under = self.inner.true_images_under
         self.label = self.predict or self.inner.label

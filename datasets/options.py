@@ -34,7 +34,13 @@ class DataOptions:
             key, separator, value = text.partition("=")
             if not (key and separator):
                 raise UserError(f"--option {text!r} is not KEY=VALUE")
+            key = key.replace("-", "_")
+            if key in options:
+                raise UserError(f"--option {key} is given twice, as {options[key]} and {value}; leave one out")
             options[key] = value
+        for key, given in (("data_dir", self.data_dir is not None), ("download", self.download)):
+            if given and key in options:
+                raise UserError(f"--{key.replace('_', '-')} and --option {key}={options[key]} say the same; leave one out")
         if self.data_dir is not None:
             options["data_dir"] = self.data_dir
         if self.download:

@@ -16,7 +16,9 @@ from pathlib import Path
 import datasets
 from datasets.base import CausalDataset
 from datasets.errors import valid_are
+from datasets.ranges import check_field
 from datasets.schema import SchemaError
+from datasets.words import convert
 
 _REGISTRY: dict[str, type[CausalDataset]] = {}
 _SEARCHED: set[str] = set()  # folders of users' files, whose modules they import
@@ -60,27 +62,11 @@ def open_dataset(name: str, options: Mapping[str, object] | None = None) -> Caus
         key = key.replace("-", "_")
         if key not in fields:
             raise SchemaError(f"data set {name!r} has no option {key!r}; {valid_are(fields, key)}")
-        values[key] = _convert(value, hints[key], f"{name}: {key}")
+        values[key] = convert(value, hints[key], f"{name}: {key}={value}", SchemaError)
+        check_field(cls, key, values[key], lambda option, refused: f"{name}: {option}={refused}", SchemaError)
     dataset = cls(**values)
     dataset.schema  # noqa: B018  (checks the graph at once)
     return dataset
-
-
-def _convert(value: object, hint: object, where: str) -> object:
-    """A command line's string as the type that the field declares."""
-    if not isinstance(value, str):
-        return value
-    union = typing.get_origin(hint) in (types.UnionType, typing.Union)
-    kinds = [k for k in (typing.get_args(hint) if union else (hint,)) if k is not type(None)]
-    try:
-        if bool in kinds:
-            return {"true": True, "1": True, "false": False, "0": False}[value.lower()]
-        for kind in (float, int, Path):
-            if kind in kinds:
-                return kind(value)
-    except (KeyError, ValueError):
-        raise SchemaError(f"{where}={value!r} is not {' or '.join(k.__name__ for k in kinds)}") from None
-    return value
 
 
 def _from_file(path: Path) -> type[CausalDataset]:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from datasets.errors import UserError
+from datasets.ranges import Sample, Seed, check_ranges
 from mechanisms.runs.command import run_command
 
 if TYPE_CHECKING:
@@ -25,9 +26,9 @@ class Options:
 
     run: Path = Path("runs/model")
     """Run folder with both mechanisms."""
-    count: int = 500
+    count: Sample[int] = 500
     """Validation images; fewer if the split is smaller."""
-    seed: int = 0
+    seed: Seed[int] = 0
     """Of the interventions."""
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
     """Where to compute."""
@@ -46,6 +47,7 @@ def calibrate_run(options: Options) -> Calibration:
     from dscm.jitter import Calibration, calibrate, mechanism_hash
     from mechanisms.image.registry import FOLDER
 
+    check_ranges(options)
     dscm, dataset = open_run(options.run, options.device)
     questions = draw_questions(dataset, "valid", min(options.count, len(dataset.split("valid"))), options.seed)
     observed = dataset.split("valid").batch(questions.index)

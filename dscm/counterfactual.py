@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import tyro
 
 from datasets.errors import UserError
+from datasets.ranges import AtLeastOne, NotNegative, Seed, check_ranges, within
+from datasets.words import listed_numbers
 from mechanisms.runs.command import run_command
 
 if TYPE_CHECKING:
@@ -19,6 +21,8 @@ if TYPE_CHECKING:
     from dscm.figures.grid import Column
     from dscm.model import DSCM
     from pgm.interventions import Do
+
+Draws = within(1, 10_000)  # all of an image's are computed at once
 
 
 @dataclass(frozen=True)
@@ -36,17 +40,17 @@ class Options:
     """Image file to write: .png, .pdf, .svg, …."""
     split: Literal["train", "valid", "test"] = "test"
     """Where the observed images come from."""
-    count: int = 8
+    count: AtLeastOne[int] = 8
     """How many images, from the beginning of the split."""
     rows: str = ""
     """Which images instead, as row numbers of the split: 3,17."""
-    draws: int | None = None
+    draws: Draws[int | None] = None
     """Posterior draws of the image's latents: their mean is shown, and their spread. Without it, one answer at the latents' mean."""
-    temperature: float = 1.0
+    temperature: NotNegative[float] = 1.0
     """Of the pixel residual: 1 keeps every detail of the image, 0 shows what the latents explain."""
     effect: Literal["total", "direct", "indirect"] = "total"
     """Of a latent mediator: direct keeps its latents, indirect changes nothing else."""
-    seed: int = 0
+    seed: Seed[int] = 0
     """Of all draws."""
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
     """Where to compute."""
@@ -124,10 +128,7 @@ def _index(options: Options, size: int) -> list[int]:
         if not 1 <= options.count <= size:
             raise UserError(f"--count {options.count}: {where}; take 1..{size}")
         return list(range(options.count))
-    try:
-        index = [int(word) for word in options.rows.split(",")]
-    except ValueError:
-        raise UserError(f"--rows {options.rows!r} is no list of row numbers such as 3,17") from None
+    index = listed_numbers(options.rows, "--rows")
     if wrong := [i for i in index if not 0 <= i < size]:
         raise UserError(f"--rows {options.rows}: {where}, so there is no row {wrong[0]}; take 0..{size - 1}")
     return index
@@ -136,8 +137,7 @@ def _index(options: Options, size: int) -> list[int]:
 def main(options: Options) -> None:
     if not options.do:
         raise UserError("nothing to ask: give at least one intervention, such as --do thickness=1.5,3")
-    if not 0 <= options.temperature < float("inf"):
-        raise UserError(f"--temperature {options.temperature} must not be negative")
+    check_ranges(options)
     import warnings
 
     import torch

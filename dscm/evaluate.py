@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from datasets.errors import UserError
+from datasets.ranges import Sample, Seed, check_ranges
 from dscm.evaluation.config import EvaluationConfig
 from mechanisms.runs.command import run_command
 
@@ -37,9 +38,9 @@ class Options:
     drawn, and written beside --out if no other ones are there."""
     split: Literal["train", "valid", "test"] | None = None
     """Where the observed images come from; without it test, or what the file of interventions says."""
-    count: int | None = None
+    count: Sample[int | None] = None
     """How many images, from the first; without it 1000, or as many as the split has subjects or the file of interventions has."""
-    seed: int | None = None
+    seed: Seed[int | None] = None
     """Of interventions and noise; without it 0, or what the file of interventions says."""
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
     """Where to compute."""
@@ -121,6 +122,7 @@ def save(evaluation: Evaluation, out: Path) -> list[Path]:
 
 def main(options: Options) -> None:
     options.config.check()
+    check_ranges(options)
     out = options.out or options.run / "metrics.json"
 
     from dscm.counterfactual import open_run

@@ -9,12 +9,16 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import tyro
 
 from datasets.errors import UserError
+from datasets.ranges import AtLeastOne, NotNegative, Seed, check_ranges, within
 from mechanisms.runs.command import run_command
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from datasets.base import CausalDataset
+
+
+Draws = within(1, 10_000)  # all of a row's are computed at once
 
 
 @dataclass(frozen=True)
@@ -34,19 +38,19 @@ class Options:
     """Folder to write; empty, new, or of the same export."""
     split: Literal["train", "valid", "test"] = "test"
     """Where the observed images come from."""
-    count: int | None = None
+    count: AtLeastOne[int | None] = None
     """How many images, from the beginning of the split; all of them if not given."""
-    draws: int | None = None
+    draws: Draws[int | None] = None
     """Posterior draws of each image's latents, each an image of its own. Without it, one answer at the latents' mean."""
     truth: bool = False
     """Also write what the true process makes of the same rows and values, where it is known."""
     format: Literal["pt", "npz", "png"] = "pt"
     """One file of tensors or arrays a shard, or one PNG an image; a CSV with a line for each image lies beside it in any case."""
-    shard_size: int = 1000
+    shard_size: AtLeastOne[int] = 1000
     """Rows of a shard; what is written does not depend on it, nor on the number of processes."""
-    temperature: float = 1.0
+    temperature: NotNegative[float] = 1.0
     """Of the pixel residual: 1 keeps every detail of the image, 0 shows what the latents explain."""
-    seed: int = 0
+    seed: Seed[int] = 0
     """Of values drawn from a marginal, and of latents."""
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
     """Where to compute."""
@@ -55,11 +59,7 @@ class Options:
         """Raises UserError for what makes no sense."""
         if not self.do:
             raise UserError("nothing to export: give at least one intervention, such as --do thickness~marginal")
-        for name in ("shard_size", "count", "draws"):
-            if (value := getattr(self, name)) is not None and value < 1:
-                raise UserError(f"--{name.replace('_', '-')} {value} must be at least 1")
-        if not 0 <= self.temperature < float("inf"):
-            raise UserError(f"--temperature {self.temperature} must not be negative")
+        check_ranges(self)
 
 
 def values_of(do: tuple[str, ...], dataset: CausalDataset, split: str, seed: int) -> dict[str, dict[str, Tensor]]:
@@ -74,21 +74,17 @@ def values_of(do: tuple[str, ...], dataset: CausalDataset, split: str, seed: int
     import hashlib
     import warnings
 
-    from datasets.schema import SchemaError
     from mechanisms.training.noise import seeded
     from pgm.interventions import parse_do, resolve_do
 
     rows, training, made = dataset.split(split), dataset.split("train").attributes, {}
     generator = seeded(seed)
-    for text in do:
-        for label, action in parse_do(text, dataset.graph, training, generator):
-            if label in made:
-                raise SchemaError(f"--do {label} is given twice")
-            stream = int.from_bytes(hashlib.sha256(label.encode()).digest()[:6], "big")
-            generator.set_state(seeded(seed, stream).get_state())
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore", UserWarning)  # the command reports what lies beyond the training data
-                made[label], _ = resolve_do(dataset.graph, action, rows.attributes, len(rows))
+    for label, action in parse_do(do, dataset.graph, training, generator):
+        stream = int.from_bytes(hashlib.sha256(label.encode()).digest()[:6], "big")
+        generator.set_state(seeded(seed, stream).get_state())
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # the command reports what lies beyond the training data
+            made[label], _ = resolve_do(dataset.graph, action, rows.attributes, len(rows))
     return made
 
 

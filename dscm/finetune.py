@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from datasets.ranges import Sample, check_ranges
 from dscm.finetuning.config import FinetuneConfig
 from mechanisms.runs.command import run_command
 from mechanisms.training.config import RunOptions, TrainingConfig
@@ -39,7 +40,7 @@ class Options:
     config: FinetuneConfig = field(default_factory=FinetuneConfig)
     teachers: Path | None = None
     """Another run folder whose predictors teach, such as ones of another seed; then those of --run, which judge, have taught nothing."""
-    count: int | None = None
+    count: Sample[int | None] = None
     """How many validation images are asked before and after; without it 500, or as many as there are."""
 
 
@@ -68,6 +69,7 @@ def finetune(options: Options) -> dict[str, Any] | None:
     training, source = options.training.or_budget(minutes=DEFAULT_MINUTES), options.run.run
     training.check()
     options.config.check()
+    check_ranges(options)
     into = options.into or source.with_name(f"{source.name}-finetuned")
     dscm, dataset = open_run(source, "cpu")
     predictors, teachers = load_predictors(source), load_predictors(options.teachers or source)

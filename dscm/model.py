@@ -13,6 +13,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from datasets.memory import check_memory
 from datasets.schema import Graph, SchemaError
 from dscm.jitter import Calibration, mechanism_hash
 from mechanisms.image.base import Draw, ImageMechanism, ImageNoise
@@ -189,6 +190,8 @@ class DSCM:
         changed = torch.zeros(rows, dtype=torch.bool, device=self.device)
         for parent in self.graph.image.parents:
             changed |= attributes[parent] != observed[parent]
+        check_memory(8 * observed["image"].numel() * (draws or 1), f"draws={draws} of {rows} images",
+                     "Take fewer draws, or fewer images at a time", SchemaError)
         images = observed["image"].repeat(draws or 1, 1, 1, 1, 1)
         if changed.any():
             shown = {name: attributes[name].repeat(draws or 1, 1) for name in self.graph.image.parents}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datasets.ranges import check_ranges
 from experiments.benchmarks.options import Options
 from mechanisms.runs.command import run_command
 
@@ -10,13 +11,12 @@ def main(options: Options) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    from datasets.errors import UserError, valid_are
+    from datasets.words import listed
     from experiments.benchmarks.base import MEASUREMENTS, Bench
     from mechanisms.runs.files import write_json
 
-    names = [name.strip() for name in options.only.split(",") if name.strip()] or list(MEASUREMENTS)
-    if unknown := [name for name in names if name not in MEASUREMENTS]:
-        raise UserError(f"unknown benchmark {', '.join(unknown)}; {valid_are(MEASUREMENTS, unknown[0])}")
+    check_ranges(options)
+    names = listed(options.only, "--only", MEASUREMENTS) or list(MEASUREMENTS)
     bench, results = Bench(options), {}
     for name in names:
         results[name] = MEASUREMENTS[name].measure(bench)

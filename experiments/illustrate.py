@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from datasets.errors import UserError, valid_are
+from datasets.words import listed
 from experiments.illustrations.options import Options
 from mechanisms.runs.command import run_command
 
@@ -19,9 +19,7 @@ def main(options: Options) -> None:
     from experiments.illustrations.pictures import PICTURES
     from experiments.illustrations.scene import Scene
 
-    names = [name.strip() for name in options.only.split(",") if name.strip()] or list(PICTURES)
-    if unknown := [name for name in names if name not in PICTURES]:
-        raise UserError(f"unknown picture {', '.join(unknown)}; {valid_are(PICTURES, unknown[0])}")
+    names = listed(options.only, "--only", PICTURES) or list(PICTURES)
     model, dataset = open_run(options.run, options.device)
     runs = {options.run: model, **({options.other: open_run(options.other, options.device)[0]} if options.other else {})}
     kinds = [type(each.image).__name__ for each in runs.values()]

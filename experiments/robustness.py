@@ -12,6 +12,8 @@ import tyro
 
 from datasets.errors import UserError
 from datasets.options import DataOptions
+from datasets.ranges import AtLeastOne, Seed, check_ranges
+from datasets.words import listed
 from mechanisms.runs.command import run_command
 
 if TYPE_CHECKING:
@@ -56,7 +58,7 @@ class Options:
     """Attributes that must not matter, comma-separated; what the classifiers were trained for, or the data set's own, without it."""
     split: Literal["train", "valid", "test"] = "test"
     """Where the images come from."""
-    count: int | None = None
+    count: AtLeastOne[int | None] = None
     """How many images, at random, of distinct subjects; without it 1000, or as many as there are."""
     focus: Literal["saliency", "gradcam", "xgradcam", "deeplift", "integrated_gradients", "lime", "none"] = "saliency"
     """Where data sets know the foreground: the method that tells how much of what a classifier looks at is in it. Slow methods look at
@@ -65,13 +67,16 @@ class Options:
     """Where data sets know the foreground: what fills its place to see whether a classifier misses it."""
     out: Path | None = None
     """Folder for robustness.md, .csv, .tsv, .json and .png; without it <run>/robustness."""
-    seed: int = 0
+    seed: Seed[int] = 0
     """Of which images, and of the values that are drawn."""
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
     """Where to compute."""
 
     def check(self) -> None:
-        """Raises UserError for a combination that makes no sense."""
+        """Raises UserError for a number or a combination that makes no sense."""
+        check_ranges(self)
+        for flag, text in (("--algorithm", self.algorithm), ("--spurious", self.spurious)):
+            listed(text, flag)
         if self.run is None and not self.classifier:
             raise UserError("nothing to test: give --run, a folder with classifiers of experiments.train, or your own by --classifier")
         if self.run is None and (flags := [f"--{n}" for n in ("rule", "algorithm") if getattr(self, n) != getattr(Options, n)]):
@@ -101,7 +106,7 @@ def task_for(options: Options, dataset: CausalDataset, trained: Sequence[Trained
     if len(labels) > 1:
         raise RunError(f"the classifiers of {options.run} and the flags are about different labels: {', '.join(labels)}. Name the ones to "
                        "compare: --algorithm, or leave --label out")
-    spurious = tuple(_words(options.spurious)) or None
+    spurious = tuple(listed(options.spurious, "--spurious")) or None
     if spurious is None and tasks:
         different = list(dict.fromkeys(tuple(t["spurious"]) for t in tasks))
         if len(different) > 1:
@@ -143,7 +148,7 @@ def load_contestants(run: Path, algorithm: str, rule: str, device: str) -> list[
     from experiments.training.store import list_trained, load_trained
     from mechanisms.runs.files import RunError
 
-    there, wanted = list_trained(run), _words(algorithm)
+    there, wanted = list_trained(run), listed(algorithm, "--algorithm")
     known = list(dict.fromkeys(name for name, _ in there))
     if not there:
         begun = "".join(f". {line}" for line in left_out(run, wanted))
@@ -170,10 +175,6 @@ def studied(trained: Sequence[Trained]) -> list[str]:
             if key in one.description:
                 told.setdefault(f"--{key.replace('_', '-')} {one.description[key]:g}", {})[one.algorithm] = None
     return [f"Trained with {flag}: {', '.join(names)}." for flag, names in told.items()]
-
-
-def _words(text: str) -> list[str]:
-    return [word.strip() for word in text.split(",") if word.strip()]
 
 
 def robustness(options: Options) -> Report:
@@ -212,7 +213,7 @@ def robustness(options: Options) -> Report:
     stressed = stress_test(task, contestants, dscm, options.split, count, options.seed, device, options.focus, options.ood)
     about: Mapping[str, Any] = {"run": None if options.run is None else str(options.run), "model": None if folder is None else str(folder),
                                 "rule": options.rule if trained else None}
-    remarks = [*studied(trained), *(left_out(options.run, _words(options.algorithm)) if of_run else [])]
+    remarks = [*studied(trained), *(left_out(options.run, listed(options.algorithm, "--algorithm")) if of_run else [])]
     return Report(stressed, rules, about, remarks)
 
 

@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from datasets.errors import UserError
+from datasets.ranges import Range, Seed
+from datasets.words import listed_numbers
 from mechanisms.runs.command import run_command
 
 if TYPE_CHECKING:
@@ -39,18 +41,15 @@ class Options:
     """By which rule MaskTune's weights were selected; ERM's are those of the end, with which fine-tuning began."""
     out: Path | None = None
     """File to write, JSON; without it selective.json in the run folder."""
-    seed: int = 0
+    seed: Seed[int] = 0
     """Of what is random in shifts."""
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
     """Where to compute."""
 
     def coverages(self) -> tuple[float, ...]:
         """Raises UserError for one that is no number in (0, 1]."""
-        try:
-            wanted = tuple(float(part) for part in self.coverage.split(",")) if self.coverage else COVERAGES
-        except ValueError:
-            raise UserError(f"--coverage {self.coverage!r} must be numbers in (0, 1], comma-separated") from None
-        if wrong := [f"{c:g}" for c in wanted if not 0 < c <= 1]:
+        wanted = tuple(listed_numbers(self.coverage, "--coverage", float)) or COVERAGES
+        if wrong := [f"{c:g}" for c in wanted if not Range(0, 1, above=True).holds(c)]:
             raise UserError(f"--coverage {', '.join(wrong)} must lie in (0, 1]: the share of images that are answered")
         return wanted
 

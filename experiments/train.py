@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from datasets.words import listed
 from experiments.training.options import SETTING_FLAGS, Options
 from mechanisms.runs.command import run_command
 
@@ -20,7 +21,7 @@ def task_for(dataset: CausalDataset, options: Options) -> Task:
     """The task that the options ask for on this data set."""
     from datasets.task import task_of
 
-    spurious = tuple(name.strip() for name in options.spurious.split(",") if name.strip())
+    spurious = tuple(listed(options.spurious, "--spurious"))
     return task_of(dataset, options.label, spurious or None, options.environment)
 
 
@@ -35,8 +36,10 @@ def algorithms(options: Options) -> list[str]:
     from experiments.algorithms.registry import ALGORITHMS, algorithm
     from mechanisms.runs.files import RunError
 
-    named = [name.strip() for name in options.algorithm.split(",") if name.strip()]
-    names = list(ALGORITHMS) if named == ["all"] else list(dict.fromkeys(algorithm(name).name for name in named))
+    named = listed(options.algorithm, "--algorithm")
+    if not named:
+        raise RunError(f"--algorithm names none; valid are {', '.join(ALGORITHMS)}, comma-separated, or all")
+    names = list(ALGORITHMS) if named == ["all"] else [algorithm(name).name for name in named]
     for flag in SETTING_FLAGS:
         if getattr(options, flag) is not None and not any(flag in {f.name for f in fields(ALGORITHMS[name].settings)} for name in names):
             having = ", ".join(name for name, kind in ALGORITHMS.items() if flag in {f.name for f in fields(kind.settings)})
@@ -128,14 +131,15 @@ def describe(dataset: CausalDataset, options: Options) -> str:
     from dataclasses import asdict
 
     from experiments.algorithms.registry import algorithm
-    from experiments.training.plan import resolve, settings_help
+    from experiments.training.field_help import field_help
+    from experiments.training.plan import resolve
 
     lines, rows = [], len(dataset.split("train"))
     for name in algorithms(options):
         kind, plan = algorithm(name), resolve(name, dataset, options.training, options.settings)
         needed = ", ".join(sorted(plan.needs)) or "nothing but labels"
         lines += [f"{name}: {kind.title}", f"  assumes that {kind.assumes}", f"  needs {needed}", f"  here: {plan.told(rows)}"]
-        values, texts = asdict(plan.settings), settings_help(kind)
+        values, texts = asdict(plan.settings), field_help(kind.settings)
         lines += [f"  --set {name}.{key}={value}: {texts[key]}" for key, value in values.items()]
     return "\n".join(lines)
 

@@ -6,9 +6,10 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from datasets.options import DataOptions
+from datasets.ranges import Renderings, check_ranges
 from mechanisms.anticausal.config import PredictorConfig
 from mechanisms.runs.command import run_command
-from mechanisms.training.config import RunOptions, TrainingConfig
+from mechanisms.training.config import RunOptions, Shift, TrainingConfig
 
 if TYPE_CHECKING:
     from datasets.base import CausalDataset
@@ -26,9 +27,9 @@ class Options:
     run: RunOptions = field(default_factory=RunOptions)
     training: TrainingConfig = DEFAULTS
     config: PredictorConfig = field(default_factory=PredictorConfig)
-    renderings: int = 2
+    renderings: Renderings[int] = 2
     """How often each training row is rendered under independent causes, where the data set knows its process."""
-    shift: int = 2
+    shift: Shift[int] = 2
     """Augment by random translations of up to so many pixels; 0 where a position is among the attributes."""
 
 
@@ -48,22 +49,21 @@ def train_predictors(dataset: CausalDataset, options: Options) -> Predictors:
     import torch
     from accelerate import PartialState
 
-    from datasets.errors import UserError
     from mechanisms.anticausal.decorrelate import decorrelated, joined
     from mechanisms.anticausal.model import FOLDER, Predictors, describe
     from mechanisms.anticausal.scores import TEST, report, score
     from mechanisms.runs.files import write_json
+    from mechanisms.runs.fitting import fitting
     from mechanisms.runs.folder import claim
     from mechanisms.training.augment import augmentation
     from mechanisms.training.loop import fit
 
     training = options.training.or_budget(steps=DEFAULT_STEPS)
     training.check()
-    for name, lowest in (("renderings", 1), ("shift", 0)):
-        if getattr(options, name) < lowest:
-            raise UserError(f"--{name} {getattr(options, name)} must be at least {lowest}")
+    check_ranges(options)
     torch.manual_seed(training.seed)
-    model = Predictors(dataset.graph, options.config)
+    with fitting(f"--width {options.config.width} --blocks {options.config.blocks} --features {options.config.features}"):
+        model = Predictors(dataset.graph, options.config)
     claim(options.run.run, dataset, options.data)
     times = {"train": options.renderings, "valid": 1, "test": 1}
     independent = {name: decorrelated(dataset, name, training.seed, count) for name, count in times.items()}

@@ -6,9 +6,10 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from datasets.options import DataOptions
+from datasets.ranges import check_ranges
 from mechanisms.image.config import PRESETS, ImageConfig
 from mechanisms.runs.command import run_command
-from mechanisms.training.config import RunOptions, TrainingConfig
+from mechanisms.training.config import RunOptions, Shift, TrainingConfig
 
 if TYPE_CHECKING:
     from datasets.base import CausalDataset
@@ -29,7 +30,7 @@ class Options:
     """Which image mechanism: hvae (latents at every resolution), vae (one latent vector), or another of mechanisms/image/."""
     preset: str = "none"
     """A named topology that replaces --encoder, --decoder, --widths and --patch: cpu or reference."""
-    shift: int = 0
+    shift: Shift[int] = 0
     """Augment by random translations of up to so many pixels."""
     flip: bool = False
     """Augment by random mirroring."""
@@ -46,6 +47,7 @@ def train_image(dataset: CausalDataset, options: Options) -> ImageMechanism:
 
     from datasets.errors import UserError, valid_are
     from mechanisms.image.registry import FOLDER, build, describe
+    from mechanisms.runs.fitting import fitting
     from mechanisms.runs.folder import claim
     from mechanisms.training.augment import augmentation
     from mechanisms.training.loop import fit
@@ -54,8 +56,10 @@ def train_image(dataset: CausalDataset, options: Options) -> ImageMechanism:
     if options.preset != "none" and options.preset not in PRESETS:
         raise UserError(f"unknown preset {options.preset!r}; {valid_are(PRESETS, options.preset)}")
     training.check()
+    check_ranges(options)
     torch.manual_seed(training.seed)
-    model = build(options.mechanism, dataset.graph, replace(options.config, **PRESETS.get(options.preset, {})))
+    with fitting(f"the image mechanism {options.mechanism}"):
+        model = build(options.mechanism, dataset.graph, replace(options.config, **PRESETS.get(options.preset, {})))
     claim(options.run.run, dataset, options.data)
     train, valid = dataset.split("train"), dataset.split("valid")
     return fit(model, train, valid, training, options.run.run / FOLDER, describe(model), options.run,

@@ -75,23 +75,29 @@ def parse_do(text: str | Iterable[str], graph: Graph, marginals: Mapping[str, Te
         ``(label, do)`` pairs for :func:`resolve_do`; the label is the command line's spelling of that one value.
 
     Raises:
-        SchemaError: for what cannot be read, unknown names, and values without support.
+        SchemaError: for what cannot be read, unknown names, values without support, and what is asked twice, in other words too.
     """
     interventions: list[tuple[str, dict[str, Action]]] = []
+    seen: dict[tuple[str, str, float | str], str] = {}  # what is set, whatever its spelling → the label
     for part in [text] if isinstance(text, str) else text:
         match = _SYNTAX.fullmatch(part)
         if match is None:
             raise SchemaError(f"cannot read the intervention {part!r}: {_HELP}; names are {_names(graph)}")
         variable, verb = _attribute(graph, match["name"]), match["verb"]
         for word in (w.strip() for w in match["values"].split(",")):
+            value: float | str = word
             if verb == "~":
                 action = _marginal(variable, word, part, (marginals or {}).get(variable.name), generator)
             elif verb == "+=":
-                action = _shift(_number(variable, word, part))
+                value = _number(variable, word, part)
+                action = _shift(value)
             else:
-                action = _number(variable, word, part, variable.classes)
+                action = value = _number(variable, word, part, variable.classes)
                 variable.check(action, repr(part))
-            interventions.append((f"{variable.name}{verb}{word}", {variable.name: action}))
+            label = f"{variable.name}{verb}{word}"
+            if (same := seen.setdefault((variable.name, verb, value), label)) is not label:
+                raise SchemaError(f"--do {label} is given twice{'' if same == label else f': {same} is the same'}; leave one out")
+            interventions.append((label, {variable.name: action}))
     return interventions
 
 

@@ -10,9 +10,11 @@ import torch
 from torch import Tensor, nn
 
 from datasets import Graph, SchemaError, encode_parents
+from datasets.ranges import Width, check_ranges
 from mechanisms.base import AttributeMechanism
 from mechanisms.discrete import GumbelMax
 from mechanisms.flows import Flow
+from mechanisms.training.config import Bins
 from pgm.interventions import Do, resolve_do
 
 
@@ -25,8 +27,8 @@ class AttributeConfig:
         hidden: widths of the hidden layers that read an attribute's parents.
     """
 
-    bins: int = 8
-    hidden: tuple[int, ...] = (32, 32)
+    bins: Bins[int] = 8
+    hidden: Width[tuple[int, ...]] = (32, 32)
 
 
 class AttributeSCM(nn.Module):
@@ -53,6 +55,7 @@ class AttributeSCM(nn.Module):
                  mechanisms: Mapping[str, AttributeMechanism] | None = None) -> None:
         super().__init__()
         self.graph, self.config = graph, config or AttributeConfig()
+        check_ranges(self.config)
         self.names = tuple(v.name for v in graph.attributes)
         own = dict(mechanisms or {})
         if not self.names or not own.keys() <= set(self.names):

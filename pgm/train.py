@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING
 
 import mechanisms  # noqa: F401  (explains a clash of names before anything else is imported)
 from datasets.options import DataOptions
+from datasets.ranges import Width, check_ranges
 from mechanisms.runs.command import run_command
-from mechanisms.training.config import RunOptions, TrainingConfig
+from mechanisms.training.config import Bins, RunOptions, TrainingConfig
 
 if TYPE_CHECKING:
     from datasets.base import CausalDataset
@@ -27,9 +28,9 @@ class Options:
     data: DataOptions = field(default_factory=DataOptions)
     run: RunOptions = field(default_factory=RunOptions)
     training: TrainingConfig = DEFAULTS
-    bins: int = 8
+    bins: Bins[int] = 8
     """Bins of the splines of continuous attributes."""
-    hidden: tuple[int, ...] = (32, 32)
+    hidden: Width[tuple[int, ...]] = (32, 32)
     """Widths of the layers that read an attribute's parents."""
 
 
@@ -43,16 +44,19 @@ def train_attributes(dataset: CausalDataset, options: Options) -> AttributeSCM:
 
     import torch
 
+    from mechanisms.runs.fitting import fitting
     from mechanisms.runs.folder import claim
     from mechanisms.training.loop import fit
     from pgm.scm import AttributeConfig, AttributeSCM
 
     training = options.training.or_budget(steps=DEFAULT_STEPS)
     training.check()
+    check_ranges(options)
     claim(options.run.run, dataset, options.data)
     torch.manual_seed(training.seed)
     config = AttributeConfig(options.bins, options.hidden)
-    scm = AttributeSCM(dataset.graph, config)
+    with fitting(f"--bins {config.bins} --hidden {' '.join(map(str, config.hidden))}"):
+        scm = AttributeSCM(dataset.graph, config)
     description = {"kind": "attributes", "graph": dataset.graph.to_dict(), "config": asdict(config)}
     train, valid = (dataset.split(name).without_images() for name in ("train", "valid"))
     return fit(scm, train, valid, training, options.run.run / FOLDER, description, options.run)

@@ -20,9 +20,11 @@ from datasets.errors import UserError
 from datasets.files.idx import DataError
 from datasets.files.images import ImageFiles, fitted, resized, shown_size
 from datasets.files.lazyrows import SoundRows
+from datasets.ranges import within
 
 SKIP = "mend it, or leave such files out: --option skip-broken=true"
-_SMALLEST, _SHOWN = 16, 8
+_SHOWN = 8
+Size = within(16, 8192)  # pixels of a side
 
 
 @dataclass(frozen=True)
@@ -70,16 +72,15 @@ class Folders(CausalDataset):
     """Whether :meth:`mask` gives masks of the size here, not of the image's own."""
 
     data_dir: Path | None = None
-    size: int = 224
+    size: Size[int] = 224
     in_memory: bool = False
     skip_broken: bool = False
     masked_only: bool = False
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.data_dir is None:
             raise DataError(f"{self.title} needs --data-dir, the folder of {self.source}")
-        if self.size < _SMALLEST:
-            raise DataError(f"{self.title}: size={self.size} must be at least {_SMALLEST}")
         self.data_dir = Path(self.data_dir).expanduser()
         if not self.data_dir.is_dir():
             raise DataError(f"{self.title}: {self.data_dir} is no folder; it should hold {self.source}")

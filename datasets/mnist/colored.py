@@ -19,6 +19,7 @@ from torch import Tensor
 from datasets.base import Shift
 from datasets.files.idx import Digits
 from datasets.mnist.digits import DIGIT, PaintedDigits, random_halves, rows
+from datasets.ranges import Share
 from datasets.registry import register
 from datasets.schema import SchemaError, Variable
 
@@ -63,17 +64,14 @@ class ColoredMNIST(PaintedDigits):
         "*": _ALL, "irm": _IRM, "vrex": {**_IRM, "penalty": 4 * _IRM["penalty"]}, "fishr": {**_IRM, "penalty": 2 * _IRM["penalty"]}}
 
     size: int = 14
-    label_flip: float = 0.25
-    flip_0: float = 0.2
-    flip_1: float = 0.1
+    label_flip: Share[float] = 0.25
+    flip_0: Share[float] = 0.2
+    flip_1: Share[float] = 0.1
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.size not in SIZES:
             raise SchemaError(f"{self.title}: size={self.size} must be 14 or 28")
-        for name in ("label_flip", "flip_0", "flip_1"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise SchemaError(f"{self.title}: {name}={getattr(self, name)} is a probability; it must lie in [0, 1]")
         self.variables = (*type(self).variables[:-1], replace(_IMAGE, shape=(2, self.size, self.size)))
 
     def parts(self, source: Mapping[str, Digits]) -> dict[str, Digits]:

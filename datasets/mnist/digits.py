@@ -13,7 +13,8 @@ from torch import Tensor
 
 from datasets.base import SPLITS, CausalDataset
 from datasets.files.idx import DataError, Digits, load_mnist
-from datasets.schema import SchemaError, Variable
+from datasets.ranges import NotNegative, Seed
+from datasets.schema import Variable
 
 DIGIT = Variable("digit", "categorical", classes=10)
 
@@ -34,19 +35,10 @@ class DigitSplits(CausalDataset):
 
     data_dir: Path | None = None
     download: bool = False
-    train_digits: int = 0
-    valid_digits: int = 0
-    test_digits: int = 0
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        self.check_at_least(0, "train_digits", "valid_digits", "test_digits", "seed")
-
-    def check_at_least(self, lowest: int, *options: str) -> None:
-        """Raises SchemaError for an option below ``lowest``."""
-        for name in options:
-            if getattr(self, name) < lowest:
-                raise SchemaError(f"{self.title}: {name}={getattr(self, name)} must be at least {lowest}")
+    train_digits: NotNegative[int] = 0
+    valid_digits: NotNegative[int] = 0
+    test_digits: NotNegative[int] = 0
+    seed: Seed[int] = 0
 
     def parts(self, source: Mapping[str, Digits]) -> dict[str, Digits]:
         """The digits of each split, from MNIST's ``train`` and ``test`` parts.

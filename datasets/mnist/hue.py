@@ -18,6 +18,7 @@ from torch.nn import functional as F
 
 from datasets.base import Shift
 from datasets.mnist.digits import DIGIT, PaintedDigits, random_halves
+from datasets.ranges import Share
 from datasets.registry import register
 from datasets.schema import SchemaError, Variable
 
@@ -47,14 +48,12 @@ class ColourMNIST(PaintedDigits):
     true_images_under: ClassVar[tuple[str, ...]] = ("colour",)
     variables: ClassVar[tuple[Variable, ...]] = (DIGIT, _COLOUR, Variable("image", "image", ("digit", "colour"), shape=(3, 32, 32)))
 
-    strength: float = 0.95
-    gap: float = 0.05
+    strength: Share[float] = 0.95
+    gap: Share[float] = 0.05
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not 0 <= self.strength <= 1:
-            raise SchemaError(f"{self.title}: strength={self.strength} is a probability; it must lie in [0, 1]")
-        if not (0 <= self.gap <= 1 and self.strength * (1 + self.gap) <= 1):
+        if self.strength * (1 + self.gap) > 1:
             raise SchemaError(f"{self.title}: gap={self.gap} must lie in [0, 1] and leave strength·(1 + gap) at most 1, "
                               f"with strength={self.strength}")
         if self.strength == 0:

@@ -28,6 +28,7 @@ from tqdm import tqdm
 
 from datasets.base import SPLITS, CausalDataset
 from datasets.files.cache import cached
+from datasets.memory import check_memory
 from datasets.mnist.digits import DIGIT, DigitSplits
 from datasets.mnist.morphology import (
     EXACT_SCALE,
@@ -40,10 +41,12 @@ from datasets.mnist.morphology import (
     shrink,
     with_intensity,
 )
+from datasets.ranges import Processes, Renderings
 from datasets.registry import register
-from datasets.schema import Variable
+from datasets.schema import SchemaError, Variable
 
 PROCESS_VERSION = 1  # raise it when the rendering or the noise changes: cached images are then made again
+_BYTES = 28 * 28 + 32 * 32 + 5 * 8  # of an image as it is made and as it is shown, and of what is known about it
 PAD = 2  # 28 → 32, which networks can halve five times
 _CHUNK = 64  # base digits in one task; fixed, because results must not depend on the number of workers
 _WORTH_A_POOL = 1500  # images; one to two seconds on one core
@@ -180,14 +183,12 @@ class GeneratedDigits(DigitSplits, DigitProcess):
     The other options are those of :class:`DigitSplits`.
     """
 
-    renderings: int = 2
+    renderings: Renderings[int] = 2
     exact: bool = False
-    workers: int = 0
+    workers: Processes[int] = 0
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self.check_at_least(1, "renderings")
-        self.check_at_least(0, "workers")
         self._made: dict[str, dict[str, np.ndarray]] = {}
 
     def settings(self) -> dict[str, object]:
@@ -214,6 +215,9 @@ class GeneratedDigits(DigitSplits, DigitProcess):
         return self._made[split]
 
     def _generate(self, split: str, digits: np.ndarray) -> dict[str, np.ndarray]:
+        each = self.renderings * len(digits)
+        check_memory(each * _BYTES, f"{self.title}: renderings={self.renderings} of {len(digits)} digits, {each:,} images,",
+                     "Take fewer renderings, or fewer digits", SchemaError)
         made = self.sample(split, np.random.default_rng([self.seed, SPLITS.index(split)]))
         own, images = self.render(digits, made["thickness"], made[self.second])
         return {"image": images.reshape(-1, 28, 28), **{name: values.ravel() for name, values in made.items()}, "own": own}

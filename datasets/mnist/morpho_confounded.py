@@ -25,12 +25,15 @@ from torch import Tensor
 from datasets.base import Shift
 from datasets.mnist.digits import DIGIT, random_halves
 from datasets.mnist.morpho import THICKNESS, GeneratedDigits, Origin, ThicknessIntensity
+from datasets.ranges import Share, within
 from datasets.registry import register
 from datasets.schema import SchemaError, Variable
 
 SLOPE = 2.15  # var(2t + 0.5u) = 4·0.4 + 0.25 = 1.85 = var(2.15·τ)
 TIES = ("thickness", "intensity")
 _LABEL = Variable("label", "binary", ("digit",), classes=("0-4", "5-9"))
+
+Strength = within(0.5, 1, why="0.5 is unconfounded")
 
 
 @register
@@ -54,16 +57,14 @@ class MorphoMNISTConfounded(ThicknessIntensity, GeneratedDigits):
     true_images_under: ClassVar[tuple[str, ...]] = ("label", "thickness", "intensity")
 
     tied: str = "thickness"
-    strength: float = 0.9
-    gap: float = 0.125
+    strength: Strength[float] = 0.9
+    gap: Share[float] = 0.125
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.tied not in TIES:
             raise SchemaError(f"{self.title}: tied={self.tied!r} is not among {', '.join(TIES)}")
-        if not 0.5 <= self.strength <= 1:
-            raise SchemaError(f"{self.title}: strength={self.strength} must lie in [0.5, 1]; 0.5 is unconfounded")
-        if not (0 <= self.gap <= 1 and max(self.strengths) <= 1):
+        if max(self.strengths) > 1:
             raise SchemaError(f"{self.title}: gap={self.gap} must lie in [0, 1] and leave 0.5 + (strength − 0.5)·(1 + gap) at most 1, "
                               f"with strength={self.strength}")
         _, intensity, _, image = ThicknessIntensity.variables

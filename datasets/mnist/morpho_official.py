@@ -22,6 +22,7 @@ from datasets.files.idx import DataError, has_idx, read_digits
 from datasets.files.text import read_csv
 from datasets.mnist.morpho import DigitProcess, Origin, ThicknessIntensity, padded
 from datasets.mnist.morphology import mean_thickness, measure_intensity, one_thread
+from datasets.ranges import Processes
 from datasets.registry import register
 from datasets.schema import SchemaError
 
@@ -51,9 +52,10 @@ class OfficialMorphoMNIST(ThicknessIntensity, DigitProcess):
     data_dir: Path | None = None
     mnist: Path | None = None
     exact: bool = False
-    workers: int = 0
+    workers: Processes[int] = 0
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.data_dir is None:
             raise DataError(f"{self.title} needs data_dir, the folder of t10k-images-idx3-ubyte.gz and t10k-morpho.csv")
         self.data_dir = Path(self.data_dir).expanduser()

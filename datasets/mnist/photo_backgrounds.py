@@ -20,6 +20,7 @@ from torch.nn import functional as F
 
 from datasets.base import Shift
 from datasets.mnist.digits import DIGIT, PaintedDigits, random_halves
+from datasets.ranges import Share
 from datasets.registry import register
 from datasets.schema import SchemaError, Variable
 
@@ -71,15 +72,13 @@ class PhotoBackgrounds(PaintedDigits):
         DIGIT, Variable("label", "binary", ("digit",), classes=("0-4", "5-9")), _BACKGROUND, _IMAGE)
     recipes: ClassVar[Mapping[str, Mapping[str, Any]]] = {"*": {"network": "smallcnn", "epochs": 10.0}}
 
-    strength: float = 0.95
-    gap: float = 0.1
+    strength: Share[float] = 0.95
+    gap: Share[float] = 0.1
     size: int = 32
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not 0 <= self.strength <= 1:
-            raise SchemaError(f"{self.title}: strength={self.strength} is a probability; it must lie in [0, 1]")
-        if not (0 <= self.gap <= 1 and abs(self.strength - 0.5) * (1 + self.gap) <= 0.5):
+        if abs(self.strength - 0.5) * (1 + self.gap) > 0.5:
             raise SchemaError(f"{self.title}: gap={self.gap} must lie in [0, 1] and leave |strength − ½|·(1 + gap) at most ½, "
                               f"with strength={self.strength}")
         if self.size not in SIZES:

@@ -20,6 +20,7 @@ from datasets.base import Shift
 from datasets.errors import valid_are
 from datasets.files.idx import Digits
 from datasets.mnist.digits import DIGIT, PaintedDigits, rows
+from datasets.ranges import Share, within
 from datasets.registry import register
 from datasets.schema import SchemaError, Variable
 
@@ -27,6 +28,7 @@ COLOURS = {"red": (255, 0, 0), "green": (0, 255, 0), "blue": (0, 0, 255), "yello
            "magenta": (255, 0, 255), "white": (255, 255, 255)}
 CORNERS = ("top-left", "top-right", "bottom-left", "bottom-right")
 LARGEST = 14  # pixels; half of the image
+Square = within(1, LARGEST)
 _FAINT = 64  # of 255: a colour whose strongest channel is below this cannot be told from the background
 
 
@@ -60,19 +62,15 @@ class SpuriousMNIST(PaintedDigits):
         "*": {"network": "smallcnn", "optimizer": "sgd", "learning_rate": 0.01, "beta1": 0.9, "weight_decay": 1e-4, "batch_size": 128,
               "schedule": "constant", "warmup": 0, "ema": 0.0, "clip": 1e9, "skip": 1e9}}
 
-    square_size: int = 4
+    square_size: Square[int] = 4
     colour: str = "blue"
     corner: str = "top-left"
-    mix: float = 0.01
+    mix: Share[float] = 0.01
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not 1 <= self.square_size <= LARGEST:
-            raise SchemaError(f"{self.title}: square_size={self.square_size} must be 1..{LARGEST}")
         if self.corner not in CORNERS:
             raise SchemaError(f"{self.title}: unknown corner {self.corner!r}; {valid_are(CORNERS, self.corner)}")
-        if not 0 <= self.mix <= 1:
-            raise SchemaError(f"{self.title}: mix={self.mix} is a share; it must lie in [0, 1]")
         self._rgb = torch.tensor(_rgb(self.colour, self.title), dtype=torch.uint8)
 
     def parts(self, source: Mapping[str, Digits]) -> dict[str, Digits]:

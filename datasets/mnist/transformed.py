@@ -23,6 +23,7 @@ from datasets.mnist.transforms import parse
 from datasets.registry import register
 from datasets.schema import SchemaError, Variable
 from datasets.unpaired import UnpairedDataset
+from datasets.words import listed
 
 NONE = "none"  # the last class of ``mechanism``, of no observed row: the clean image is its true counterfactual
 _IMAGE = Variable("image", "image", ("digit", "mechanism"), shape=(1, 32, 32))
@@ -57,10 +58,7 @@ class TransformedMNIST(DigitSplits, UnpairedDataset):
     def __post_init__(self) -> None:
         super().__post_init__()
         self.transformations = parse(self.transforms, f"{self.title}: transforms")
-        words = [word.strip() for word in str(self.digits).split(",") if word.strip()]
-        if wrong := [word for word in words if word not in DIGIT.classes]:
-            raise SchemaError(f"{self.title}: digits={wrong[0]!r} is no digit from 0 to 9")
-        self._kept = sorted({int(word) for word in words})
+        self._kept = sorted(int(word) for word in listed(str(self.digits), f"{self.title}: digits", DIGIT.classes, SchemaError))
         if self.channels not in (1, 3):
             raise SchemaError(f"{self.title}: channels={self.channels} must be 1 (grey) or 3 (colours)")
         self.mechanisms = tuple(transform.text for transform in self.transformations)

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from datasets import words
 from datasets.errors import valid_are
 from datasets.mnist.morphology import FAST_SCALE, Shape, one_thread, shrink
 from datasets.schema import SchemaError
@@ -132,12 +133,12 @@ def parse(listed: str, where: str = "--transforms") -> tuple[Transform, ...]:
         SchemaError: for none at all, an unknown name (the valid ones are listed), a strength out of range, or a repetition,
             in other words too: ``right`` is ``right=4``.
     """
-    parts = [part.strip() for part in listed.split(",") if part.strip()]
-    words = [word for part in parts for word in (TEN if part == "ten" else (part,))]
-    if not words:
+    parts = words.listed(listed, where, error=SchemaError)
+    named = [name for part in parts for name in (TEN if part == "ten" else (part,))]
+    if not named:
         raise SchemaError(f"{where} {listed!r} names no transformation; give at least one of {', '.join(KINDS)}, or ten")
     found: list[Transform] = []
-    for word in words:
+    for word in named:
         name, given, value = (piece.strip() for piece in word.partition("="))
         if name not in KINDS:
             raise SchemaError(f"{where} names the unknown transformation {name!r}; {valid_are((*KINDS, 'ten'), name)}")

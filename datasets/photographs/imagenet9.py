@@ -23,6 +23,7 @@ from datasets.files.masks import read_array_mask
 from datasets.files.table import SKIP, Folders, Row, class_folders
 from datasets.registry import register
 from datasets.schema import Variable
+from datasets.words import listed
 
 CLASSES = ("dog", "bird", "wheeled vehicle", "reptile", "carnivore", "insect", "musical instrument", "primate", "fish")
 FOLDERS = tuple(f"{k:02d}_{name}" for k, name in enumerate(CLASSES))
@@ -70,17 +71,12 @@ class ImageNet9(Folders):
     def __post_init__(self) -> None:
         super().__post_init__()
         for option in ("variant", "train_variant"):
-            names = self._names(getattr(self, option))
-            if unknown := [name for name in names if name not in VARIANTS] or ([""] if not names else []):
-                raise DataError(f"{self.title}: {option}: unknown variant {unknown[0]!r}; valid are {', '.join(VARIANTS)}")
-
-    @staticmethod
-    def _names(text: str) -> list[str]:
-        return list(dict.fromkeys(name.strip() for name in text.split(",") if name.strip()))
+            if not listed(text := getattr(self, option), f"{self.title}: {option}", VARIANTS, DataError):
+                raise DataError(f"{self.title}: {option}={text!r} names no variant; valid are {', '.join(VARIANTS)}")
 
     def variants(self, split: str) -> list[str]:
         """Of the images of a split."""
-        return self._names(self.variant if split == "test" else self.train_variant)
+        return listed(self.variant if split == "test" else self.train_variant, "variant")
 
     def listed(self, split: str) -> list[Row]:
         return [row for variant in self.variants(split) for row in self._of(split, variant)]

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from datasets.base import SPLITS
 from datasets.files.folder import common_size, hidden, image_paths, pictures, read_folder
+from datasets.ranges import NotNegative, Seed
 from datasets.registry import register
 from datasets.schema import SchemaError, Variable
 from datasets.unpaired import UnpairedDataset
@@ -46,15 +47,16 @@ class UnpairedFolders(UnpairedDataset):
     variables: ClassVar[tuple[Variable, ...]] = (Variable("image", "image", shape=(1, 32, 32)),)
 
     data_dir: Path | None = None
-    size: int = 0
+    size: NotNegative[int] = 0
     channels: int = 1
-    seed: int = 0
+    seed: Seed[int] = 0
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.data_dir is None:
             raise SchemaError(f"{self.title} needs --data-dir, a folder with the folders canonical/ and transformed/")
-        if self.channels not in (1, 3) or self.size < 0:
-            raise SchemaError(f"{self.title}: channels={self.channels} must be 1 or 3, size={self.size} not negative")
+        if self.channels not in (1, 3):
+            raise SchemaError(f"{self.title}: channels={self.channels} must be 1 or 3")
         self.data_dir = Path(self.data_dir).expanduser()
         parts = {name: self.data_dir / name for name in ("canonical", "transformed")}
         if missing := [str(path) for path in parts.values() if not path.is_dir()]:

@@ -19,6 +19,7 @@ from datasets.files.folder import pictures
 from datasets.files.idx import DataError
 from datasets.files.table import Folders, Row, class_folders, share_of
 from datasets.files.text import place_name, read_json
+from datasets.ranges import Seed, within
 from datasets.registry import register
 from datasets.schema import Variable
 
@@ -26,6 +27,8 @@ CATEGORIES, LOCATIONS = ("coyote", "raccoon"), ("43", "46", "130")
 PLACES = {"43": "train_43", "46": "train_46", "130": "test"}  # location → folder
 _LISTING = "train_test_filenames.json"
 _STEPS = 121
+
+Part = within(0, 1, above=True, below=True, why="it is a share of the training images")
 
 
 @register
@@ -63,13 +66,8 @@ class WildCam(Folders):
               "ema": 0.0, "clip": 1e9, "skip": 1e9},
         "irm": {"penalty": 1e4, "anneal": 40 / _STEPS}}
 
-    valid: float = 0.1
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if not 0 < self.valid < 1:
-            raise DataError(f"{self.title}: valid={self.valid} is a share of the training images; it must lie between 0 and 1")
+    valid: Part[float] = 0.1
+    seed: Seed[int] = 0
 
     def listed(self, split: str) -> list[Row]:
         if split == "test":

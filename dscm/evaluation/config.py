@@ -6,10 +6,14 @@ from dataclasses import dataclass
 from typing import Literal
 
 from datasets.errors import UserError, valid_are
+from datasets.ranges import AtLeastOne, Draws, NotNegative, Sample, check_ranges, within
+from datasets.words import once
 
 LEVELS = (0.1, 0.3, 0.5, 0.7, 0.9)  # nominal coverage of the draws' intervals, for the reliability curve
 
 PARTS = ("truth", "effectiveness", "minimality", "realism", "composition", "reversibility", "commutativity", "free_energy", "calibration")
+Cycles = within(1, 1000)  # each passes every image through the mechanism once
+Steps = within(2, 1000, multiple=2, why="there and back takes an even number")
 
 
 @dataclass(frozen=True)
@@ -19,37 +23,29 @@ class EvaluationConfig:
     parts: tuple[str, ...] = ()
     """Only these families of metrics: truth, effectiveness, minimality, realism, composition, reversibility, commutativity,
     free_energy, calibration; all if empty."""
-    draws: int = 32
+    draws: Draws[int] = 32
     """Posterior draws of each counterfactual whose spread is compared with the truth; 0 for none."""
-    draw_images: int = 128
+    draw_images: Sample[int] = 128
     """How many images, from the first, are asked for so many draws."""
-    cycle_images: int = 128
+    cycle_images: Sample[int] = 128
     """How many images go through repeated null interventions, through interventions and back, and through two in either order."""
-    cycles: tuple[int, ...] = (1, 2, 10)
+    cycles: Cycles[tuple[int, ...]] = (1, 2, 10)
     """After how many null interventions composition is measured."""
-    steps: tuple[int, ...] = (2, 10)
+    steps: Steps[tuple[int, ...]] = (2, 10)
     """After how many steps, there and back, reversibility is measured; even numbers."""
-    temperatures: tuple[float, ...] = (1.0, 0.1, 0.0)
+    temperatures: NotNegative[tuple[float, ...]] = (1.0, 0.1, 0.0)
     """Of the pixel residual in composition and reversibility: at 1 it makes the former 0 by construction."""
-    temperature: float = 1.0
+    temperature: NotNegative[float] = 1.0
     """Of the pixel residual in every other answer: 1 keeps every detail of the image, 0 shows what the latents explain."""
     effect: Literal["total", "direct", "indirect"] = "total"
     """Of latents that lie between attributes and image, what is let act."""
-    batch_size: int = 256
+    batch_size: AtLeastOne[int] = 256
     """Images that are computed at once."""
 
     def check(self) -> None:
         """Raises UserError for a number that makes no sense."""
         if unknown := [part for part in self.parts if part not in PARTS]:
             raise UserError(f"--parts {unknown[0]} is unknown; {valid_are(PARTS, unknown[0])}")
-        for name, least in (("draw_images", 2), ("cycle_images", 2), ("batch_size", 1)):
-            if getattr(self, name) < least:
-                raise UserError(f"--{name.replace('_', '-')} {getattr(self, name)} must be at least {least}")
-        if self.draws < 0 or self.draws == 1:
-            raise UserError(f"--draws {self.draws}: one draw has no spread; take 2 or more, or 0 for none")
-        for value in (self.temperature, *self.temperatures):
-            if not 0 <= value < float("inf"):
-                raise UserError(f"temperature {value:g} must not be negative")
-        for name, each in (("cycles", 1), ("steps", 2)):
-            if wrong := [n for n in getattr(self, name) if n < each or n % each]:
-                raise UserError(f"--{name} {wrong[0]}: " + ("there and back takes an even number" if each == 2 else "must be at least 1"))
+        check_ranges(self)
+        for name in ("parts", "cycles", "steps", "temperatures"):
+            once(getattr(self, name), f"--{name}")

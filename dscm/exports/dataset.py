@@ -10,8 +10,10 @@ from __future__ import annotations
 import csv
 import hashlib
 import json
+import math
 import os
 import re
+import shutil
 import threading
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -23,6 +25,7 @@ from torch import Tensor
 
 from datasets.base import CausalDataset, Split, fingerprint
 from datasets.files.images import ImageFiles
+from datasets.memory import size_of
 from datasets.schema import DISCRETE
 from dscm.exports.files import COLUMNS, KIND, WRITERS, Shard, check_files, parsed, read_shard, read_table, shards, synced
 from mechanisms.runs.files import RunError, read_json, replacing, versions, weights_fingerprint
@@ -116,6 +119,7 @@ class Export:
         from tqdm import tqdm
 
         self.check()
+        self._check_space(out)
         claim(out, self.provenance())
         mine = list(shards(out, self.folders, self.count, self.shard_size))[rank::world]
         missing = [shard for shard in mine if not shard.complete]
@@ -125,6 +129,15 @@ class Export:
                 self._write_shard(shard)
                 bar.update(len(shard.rows) * (self.draws or 1))
         return len(missing), len(mine) - len(missing)
+
+    def _check_space(self, out: Path) -> None:
+        """Raises RunError where the images alone, as bytes, would fill the disk; PNGs may be smaller, but not by an order."""
+        place = next(folder for folder in (out.absolute(), *out.absolute().parents) if folder.exists())
+        count = self.count * (self.draws or 1) * len(self.interventions)
+        each = math.prod(self.dataset.schema.image.shape) * (2 if self.truth else 1) / (10 if self.form == "png" else 1)
+        if count * each > (free := shutil.disk_usage(place).free + _size(out)):
+            raise RunError(f"--out {out}: {count:,} images need {size_of(count * each)}; {place} has {size_of(free)}. Take a smaller "
+                           "--count, fewer --draws, or another place")
 
     def _write_shard(self, shard: Shard) -> None:
         label, do = list(self.interventions.items())[shard.intervention]
@@ -164,6 +177,11 @@ class Export:
         return made
 
 
+def _size(folder: Path) -> int:
+    """Bytes of all files in a folder; 0 where there is none."""
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+
+
 def as_bytes(images: Tensor) -> Tensor:
     return (images.cpu() * 255).round().to(torch.uint8)
 
@@ -181,7 +199,7 @@ def claim(out: Path, provenance: Mapping[str, Any]) -> None:
     if out.exists() and not out.is_dir():
         raise RunError(f"--out {out} is a file; choose a folder")
     # listed before provenance is looked for: no process writes a shard before there is one
-    there = [path.name for path in out.iterdir() if not path.name.startswith(".")] if out.is_dir() else []
+    there = [path.name for path in out.iterdir() if not _passing(path.name)] if out.is_dir() else []
     if not (out / PROVENANCE).exists():
         if there:
             named = ", ".join(sorted(there)[:3]) + (", …" if len(there) > 3 else "")
@@ -193,6 +211,14 @@ def claim(out: Path, provenance: Mapping[str, Any]) -> None:
     if changed := [key for key in provenance if key not in _MAY_DIFFER and found.get(key) != provenance[key]]:
         told = "; ".join(f"{key}: {_short(found.get(key))} there, {_short(provenance[key])} asked for" for key in changed)
         raise RunError(f"--out {out} holds images of other provenance ({told}); nothing was touched. Choose another folder")
+    if strange := sorted(set(there) - {PROVENANCE, *provenance["folders"]}):
+        named = ", ".join(strange[:3]) + (", …" if len(strange) > 3 else "")
+        raise RunError(f"--out {out} holds other things beside its images ({named}); nothing was touched. Choose another folder")
+
+
+def _passing(name: str) -> bool:
+    """Whether a file is one that :func:`_created` is about to rename, or a desktop's note on how it shows the folder."""
+    return name == ".DS_Store" or name.startswith(f".{PROVENANCE}.")
 
 
 def _created(path: Path, value: Any) -> bool:
@@ -252,10 +278,13 @@ def open_export(out: Path | str) -> Exported:
     about = read_json(out / PROVENANCE)
     if not isinstance(about, dict) or about.get("kind") != KIND or about.get("format") != FORMAT:
         raise RunError(f"{out / PROVENANCE} is not the record of an export (format {FORMAT}); python -m dscm.export --out {out} writes one")
-    parts = list(shards(out, about["folders"], about["count"], about["shard_size"]))
-    if missing := [shard for shard in parts if not shard.complete]:
-        raise RunError(f"{out} is not complete: {len(missing)} of {len(parts)} shards are missing, {missing[0].csv} first. The same "
+    wanted = len(about["folders"]) * -(-about["count"] // about["shard_size"])
+    present = sum(len(list((out / folder).glob("*.csv"))) for folder in about["folders"])
+    first = next((shard for shard in shards(out, about["folders"], about["count"], about["shard_size"]) if not shard.complete), None)
+    if first is not None:  # which is found after as many steps as there are shards, however many the record promises
+        raise RunError(f"{out} is not complete: {wanted - present} of {wanted} shards are missing, {first.csv} first. The same "
                        "dscm.export command goes on where it stopped")
+    parts = list(shards(out, about["folders"], about["count"], about["shard_size"]))
     each, header = about["draws"] or 1, [*COLUMNS, *about["attributes"]]
     read = [(shard, read_table(shard, header, len(shard.rows) * each)) for shard in parts]
     lines = [line for _, table in read for line in table]

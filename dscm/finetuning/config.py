@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from datasets.errors import UserError
+from datasets.ranges import NotNegative, check_ranges
 
 
 @dataclass(frozen=True)
@@ -13,17 +13,15 @@ class FinetuneConfig:
 
     variables: str = ""
     """Parents of the image that are intervened on, such as thickness,intensity; all of them unless given."""
-    slack: float = 0.0
+    slack: NotNegative[float] = 0.0
     """How far the free energy may rise above the pretrained model's own, in nats per dimension."""
-    multiplier_rate: float = 1e-2
+    multiplier_rate: NotNegative[float] = 1e-2
     """Of the ascent of the constraint's multiplier, per update and nat per image of violation."""
-    damping: float = 100.0
+    damping: NotNegative[float] = 100.0
     """Weight of the free energy for each nat per dimension of violation, on top of the multiplier."""
-    temperature: float = 1.0
+    temperature: NotNegative[float] = 1.0
     """Of the pixel residual in the counterfactuals that are trained on."""
 
     def check(self) -> None:
         """Raises UserError for a number that makes no sense."""
-        for name in ("slack", "multiplier_rate", "damping", "temperature"):
-            if not 0 <= getattr(self, name) < float("inf"):
-                raise UserError(f"--{name.replace('_', '-')} {getattr(self, name)} must not be negative, and finite")
+        check_ranges(self)

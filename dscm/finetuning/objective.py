@@ -26,6 +26,7 @@ from torch import Tensor, nn
 
 from datasets.base import Split
 from datasets.schema import Graph, SchemaError
+from datasets.words import listed
 from dscm.finetuning.config import FinetuneConfig
 from mechanisms.anticausal.model import Predictors
 from mechanisms.image.base import ImageMechanism
@@ -157,7 +158,7 @@ def chosen(config: FinetuneConfig, graph: Graph) -> tuple[str, ...]:
     parents = graph.image.parents
     if not parents:
         raise SchemaError("the image has no causes in this graph, so it has no counterfactuals to train on")
-    given = {name.strip() for name in config.variables.split(",")} if config.variables else set(parents)
+    given = set(listed(config.variables, "--variables", error=SchemaError)) or set(parents)
     if unknown := sorted(given - set(parents)):
         raise SchemaError(f"--variables {config.variables}: {unknown[0]!r} is not among the image's parents, {', '.join(parents)}")
     return tuple(name for name in parents if name in given)

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from datasets.errors import UserError
+from datasets.ranges import as_setting, check_ranges
 from datasets.task import Sizes
 from experiments.networks.base import Network
 from mechanisms.training.noise import drawing
@@ -79,7 +80,8 @@ class Algorithm(nn.Module):
 
     @classmethod
     def check(cls, settings: Any) -> None:
-        """Raises UserError for settings that make no sense; a subclass adds what its own must fulfil."""
+        """Raises UserError for settings out of their range; a subclass adds what else its own must fulfil."""
+        check_ranges(settings, as_setting)
 
     @classmethod
     def needs_of(cls, settings: Any) -> frozenset[str]:

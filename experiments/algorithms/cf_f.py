@@ -5,7 +5,6 @@ Chang, Adam and Goldenberg 2021, *Towards robust classification model by counter
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from datasets.ranges import NotNegative, Share
 from experiments.algorithms.base import Algorithm, Batch, Draw, cross_entropy, require
 from experiments.algorithms.counterfactual import drawn
 from experiments.algorithms.groups import everywhere
@@ -44,7 +44,7 @@ class CFFSettings:
     """Of cf=folder: where in-painted images are, FOLDER/train/ROW.png."""
     cf_loss: str = "negative"
     """What is asked of them: negative (-log(1 - p_y)), uniform, uniform_others, or double (classes of their own)."""
-    cf_weight: float = 1.0
+    cf_weight: NotNegative[float] = 1.0
     """Weight of that loss."""
     factual: str = "mrand"
     """The new background: mrand (of an image of another class), random, shuffle, fgsm, pgd, dscm (a model's counterfactuals, no masks),
@@ -55,9 +55,9 @@ class CFFSettings:
     """What tells where it looks: gradient (of the own class's logit), logits_sum, rrr, deeplift or gradcam."""
     saliency_mode: str = "outside"
     """Its penalty: outside (mean square outside the region), cosine (1 - cosine with the region) or f1 (1 - soft F1)."""
-    saliency_weight: float = 10.0
+    saliency_weight: NotNegative[float] = 10.0
     """Weight of the penalty."""
-    saliency_anneal: float = 0.0
+    saliency_anneal: Share[float] = 0.0
     """Share of the training over which that weight rises linearly from 0; 0: it is there from the beginning."""
 
 
@@ -101,6 +101,7 @@ class CounterfactualAndFactual(Algorithm):
 
     @classmethod
     def check(cls, settings: CFFSettings) -> None:
+        super().check(settings)
         augmenter("counterfactual", settings.cf)
         augmenter("factual", settings.factual)
         if settings.cf == FOLDER:
@@ -111,9 +112,6 @@ class CounterfactualAndFactual(Algorithm):
                             ("saliency_mode", PENALTIES)):
             value = getattr(settings, name)
             require(value in valid, name, value, f"be one of {', '.join(valid)}")
-        for name in ("cf_weight", "saliency_weight"):
-            require(0 <= getattr(settings, name) < math.inf, name, getattr(settings, name), "not be negative")
-        require(0 <= settings.saliency_anneal <= 1, "saliency_anneal", settings.saliency_anneal, "lie in [0, 1]")
 
     @classmethod
     def needs_of(cls, settings: CFFSettings) -> frozenset[str]:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from datasets.errors import UserError
+from datasets.ranges import NotNegative, Share
 from datasets.task import Sizes
 from experiments.algorithms.base import Batch
 from experiments.algorithms.groups import everywhere, means_by, members
@@ -20,9 +21,9 @@ from experiments.networks.base import Network
 class CORALSettings(PenaltySettings):
     """Of CORAL."""
 
-    penalty: float = 1.0
+    penalty: NotNegative[float] = 1.0
     """Weight λ of the penalty once it is annealed."""
-    anneal: float = 0.0
+    anneal: Share[float] = 0.0
     """Share of the training before which the weight is 1 instead."""
 
 

@@ -4,19 +4,19 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from experiments.algorithms.base import Algorithm, Batch, Draw, cross_entropy, require
+from datasets.ranges import NotNegative, Share
+from experiments.algorithms.base import Algorithm, Batch, Draw, cross_entropy
 
 
 @dataclass(frozen=True)
 class AugmentationSettings:
     """Of counterfactual augmentation."""
 
-    share: float = 0.5
+    share: Share[float] = 0.5
     """Weight of the counterfactuals' risk; the observed images have the rest."""
 
 
@@ -24,7 +24,7 @@ class AugmentationSettings:
 class ConsistencySettings:
     """Of counterfactual consistency."""
 
-    weight: float = 10.0
+    weight: NotNegative[float] = 10.0
     """Weight of the divergence of predictions on an image and its counterfactual."""
 
 
@@ -40,10 +40,6 @@ class CounterfactualAugmentation(Algorithm):
     assumes = "the model's counterfactuals are right and keep what causes the label"
     needs = frozenset({"counterfactuals"})
     settings = AugmentationSettings
-
-    @classmethod
-    def check(cls, settings: Any) -> None:
-        require(0 <= settings.share <= 1, "share", settings.share, "lie in [0, 1]")
 
     def objective(self, batch: Batch, progress: float, noise: Draw) -> dict[str, Tensor]:
         seen, imagined = both(self, batch, noise)
@@ -64,10 +60,6 @@ class CounterfactualConsistency(Algorithm):
     assumes = "the model's counterfactuals are right and keep what causes the label"
     needs = frozenset({"counterfactuals"})
     settings = ConsistencySettings
-
-    @classmethod
-    def check(cls, settings: Any) -> None:
-        require(0 <= settings.weight < math.inf, "weight", settings.weight, "not be negative")
 
     def objective(self, batch: Batch, progress: float, noise: Draw) -> dict[str, Tensor]:
         seen, imagined = both(self, batch, noise)

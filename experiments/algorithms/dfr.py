@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from datasets.base import Split
-from experiments.algorithms.base import Algorithm, Batch, Draw, cross_entropy, require
+from datasets.ranges import AtLeastOne, NotNegative, Positive
+from experiments.algorithms.base import Algorithm, Batch, Draw, cross_entropy
 from experiments.algorithms.reweighting import balanced
 from experiments.networks.features import FEATURES, extract
 from mechanisms.training.noise import seeded
@@ -23,11 +23,11 @@ if TYPE_CHECKING:
 class DFRSettings:
     """Of DFR."""
 
-    updates: int = 500
+    updates: AtLeastOne[int] = 500
     """Full-batch updates of the last layer."""
-    head_rate: float = 0.01
+    head_rate: Positive[float] = 0.01
     """Learning rate of these, with Adam; it falls along a cosine."""
-    decay: float = 0.001
+    decay: NotNegative[float] = 0.001
     """Weight of the sum of squares of the last layer's weights."""
 
 
@@ -46,12 +46,6 @@ class DFR(Algorithm):
     settings = DFRSettings
     grouped = "valid"
     reads_features = True
-
-    @classmethod
-    def check(cls, settings: Any) -> None:
-        require(settings.updates >= 1, "updates", settings.updates, "be at least 1")
-        require(0 < settings.head_rate < math.inf, "head_rate", settings.head_rate, "be positive")
-        require(0 <= settings.decay < math.inf, "decay", settings.decay, "not be negative")
 
     def __init__(self, *arguments, **named) -> None:
         super().__init__(*arguments, **named)

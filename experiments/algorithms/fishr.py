@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from datasets.ranges import NotNegative
 from experiments.algorithms.base import Batch
 from experiments.algorithms.groups import everywhere, members
 from experiments.algorithms.penalised import Penalised, PenaltySettings
@@ -16,7 +17,7 @@ from experiments.algorithms.penalised import Penalised, PenaltySettings
 class FishrSettings(PenaltySettings):
     """Of Fishr."""
 
-    penalty: float = 1000.0
+    penalty: NotNegative[float] = 1000.0
     """Weight λ of the penalty once it is annealed."""
 
 

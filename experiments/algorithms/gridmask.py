@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from datasets.ranges import Positive, Share
 from experiments.algorithms.base import Algorithm, Batch, Draw, cross_entropy, require
 from experiments.algorithms.mixup import uniform
 from experiments.augmenters.regions import GREY
@@ -18,15 +19,15 @@ from experiments.augmenters.regions import GREY
 class GridMaskSettings:
     """Of GridMask; defaults are the published ones for ImageNet, whose lengths of 96 to 224 pixels are shares of its 224."""
 
-    shortest: float = 96 / 224
+    shortest: Positive[float] = 96 / 224
     """Least distance of one square from the next, as a share of the image's shorter side."""
-    longest: float = 1.0
+    longest: Positive[float] = 1.0
     """Greatest such distance."""
-    ratio: float = 0.6
+    ratio: Share[float] = 0.6
     """Share of that distance that is kept between squares: a square's side is the rest."""
-    probability: float = 0.8
+    probability: Share[float] = 0.8
     """Of an image's having squares at all, at the end of the rise."""
-    rise: float = 0.8
+    rise: Share[float] = 0.8
     """Share of the training over which the probability rises linearly from 0; 0: it does not."""
 
 
@@ -46,9 +47,8 @@ class GridMask(Algorithm):
 
     @classmethod
     def check(cls, settings: Any) -> None:
-        require(0 < settings.shortest <= settings.longest < math.inf, "shortest", settings.shortest, "be positive and not exceed longest")
-        for name in ("ratio", "probability", "rise"):
-            require(0 <= getattr(settings, name) <= 1, name, getattr(settings, name), "lie in [0, 1]")
+        super().check(settings)
+        require(settings.shortest <= settings.longest, "shortest", settings.shortest, f"not exceed longest={settings.longest}")
 
     def objective(self, batch: Batch, progress: float, noise: Draw) -> dict[str, Tensor]:
         images, options = batch["image"], self.options

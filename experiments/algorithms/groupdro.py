@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from experiments.algorithms.base import Algorithm, Batch, Draw, cross_entropy, require
+from datasets.ranges import NotNegative
+from experiments.algorithms.base import Algorithm, Batch, Draw, cross_entropy
 from experiments.algorithms.groups import mean_of_present, means_by
 
 _UNKNOWN = -1.0  # no cross-entropy is negative
@@ -19,7 +18,7 @@ _UNKNOWN = -1.0  # no cross-entropy is negative
 class GroupDROSettings:
     """Of GroupDRO."""
 
-    eta: float = 0.01
+    eta: NotNegative[float] = 0.01
     """Step size η of the groups' weights."""
 
 
@@ -42,10 +41,6 @@ class GroupDRO(Algorithm):
         super().__init__(*arguments, **named)
         self.register_buffer("q", torch.full((self.sizes.groups,), 1 / self.sizes.groups))
         self.register_buffer("latest", torch.full((self.sizes.groups,), _UNKNOWN))
-
-    @classmethod
-    def check(cls, settings: Any) -> None:
-        require(0 <= settings.eta < math.inf, "eta", settings.eta, "not be negative")
 
     def objective(self, batch: Batch, progress: float, noise: Draw) -> dict[str, Tensor]:
         losses = cross_entropy(self.read(batch), batch["label"])

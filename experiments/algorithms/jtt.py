@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from datasets.base import Split
-from experiments.algorithms.base import Algorithm, require
+from datasets.ranges import AtLeastOne, within
+from experiments.algorithms.base import Algorithm
 from experiments.algorithms.erm import ERM
 from experiments.networks.base import at_once
 from experiments.networks.features import FEATURES
@@ -21,14 +22,16 @@ if TYPE_CHECKING:
 
 IDENTIFICATION = "identification"
 
+Part = within(0, 1, above=True)
+
 
 @dataclass(frozen=True)
 class JTTSettings:
     """Of JTT."""
 
-    share: float = 0.2
+    share: Part[float] = 0.2
     """Budget of the first training, as a share of the second one's: early enough that it has learnt what is easy only."""
-    weight: float = 20.0
+    weight: AtLeastOne[float] = 20.0
     """How many times a row that the first training gets wrong counts in the second."""
 
 
@@ -43,11 +46,6 @@ class JTT(ERM):
     assumes = "what an early ERM gets wrong are the rows on which the spurious attributes mislead, not mislabelled ones"
     settings = JTTSettings
     stackable = False
-
-    @classmethod
-    def check(cls, settings: Any) -> None:
-        require(0 < settings.share <= 1, "share", settings.share, "lie in (0, 1]")
-        require(1 <= settings.weight < math.inf, "weight", settings.weight, "be at least 1")
 
     @classmethod
     def learn(cls, trainer: Trainer) -> Algorithm:

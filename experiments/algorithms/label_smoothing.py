@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 from torch import Tensor
 
-from experiments.algorithms.base import Algorithm, Batch, Draw, cross_entropy, require
+from datasets.ranges import within
+from experiments.algorithms.base import Algorithm, Batch, Draw, cross_entropy
+
+Smoothing = within(0, 1, below=True)
 
 
 @dataclass(frozen=True)
 class LabelSmoothingSettings:
     """Of label smoothing."""
 
-    smoothing: float = 0.1
+    smoothing: Smoothing[float] = 0.1
     """Share of the label that is spread evenly over all classes."""
 
 
@@ -27,10 +29,6 @@ class LabelSmoothing(Algorithm):
     settings = LabelSmoothingSettings
     stackable = True
     reads_features = True
-
-    @classmethod
-    def check(cls, settings: Any) -> None:
-        require(0 <= settings.smoothing < 1, "smoothing", settings.smoothing, "lie in [0, 1)")
 
     def objective(self, batch: Batch, progress: float, noise: Draw) -> dict[str, Tensor]:
         logits = self.read(batch)

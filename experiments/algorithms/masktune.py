@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING
 from accelerate import PartialState
 
 from datasets.base import Split
-from experiments.algorithms.base import Algorithm, require
+from datasets.ranges import NotNegative, Positive, within
+from experiments.algorithms.base import Algorithm
 from experiments.algorithms.erm import ERM
 from experiments.algorithms.masks import Masks, find_masks, load_masks, masked, save_masks
 from experiments.networks.base import Network
@@ -28,22 +29,24 @@ _AS_BEFORE = ("optimizer", "weight_decay", "beta1", "beta2", "batch_size", "clip
 _VALIDATIONS = 4  # of the short fine-tuning
 _LOW = 0.05  # of the peak; of 10,000 images of Spurious MNIST, fine-tuned at 0.01 of it: malicious 50 %, at 0.1: 73 %, at the peak: 96 %
 
+Iterations = within(1, 1000)
+
 
 @dataclass(frozen=True)
 class MaskTuneSettings:
     """How images are masked, and how long the network is trained on them."""
 
-    sigmas: float = 2.0
+    sigmas: NotNegative[float] = 2.0
     """Pixels are dropped where the map exceeds the mean of its positive values by so many standard deviations."""
-    iterations: int = 1
+    iterations: Iterations[int] = 1
     """How often the newest network's masks are made and it is trained on the images with these."""
     accumulate: bool = False
     """Whether earlier masks stay on, under those of later iterations."""
     random_masks: bool = False
     """Ablation: drop as many pixels of each image, at random places."""
-    tune_epochs: float = 1.0
+    tune_epochs: Positive[float] = 1.0
     """Passes over the masked images in each iteration."""
-    tune_learning_rate: float | None = None
+    tune_learning_rate: Positive[float | None] = None
     """Learning rate of fine-tuning, constant; the last one of the first stage without it."""
 
 
@@ -64,14 +67,6 @@ class MaskTune(ERM):
     settings = MaskTuneSettings
     reads_features = False
     stackable = False
-
-    @classmethod
-    def check(cls, settings: MaskTuneSettings) -> None:
-        require(0 <= settings.sigmas < float("inf"), "sigmas", settings.sigmas, "not be negative")
-        require(settings.iterations >= 1, "iterations", settings.iterations, "be at least 1")
-        require(0 < settings.tune_epochs < float("inf"), "tune_epochs", settings.tune_epochs, "be positive")
-        rate = settings.tune_learning_rate
-        require(rate is None or 0 < rate < float("inf"), "tune_learning_rate", rate, "be positive")
 
     @classmethod
     def learn(cls, trainer: Trainer) -> Algorithm:

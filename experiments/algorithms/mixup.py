@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from experiments.algorithms.base import Algorithm, Batch, Draw, cross_entropy, require
+from datasets.ranges import Positive, Share
+from experiments.algorithms.base import Algorithm, Batch, Draw, cross_entropy
 
 
 @dataclass(frozen=True)
 class MixupSettings:
     """Of Mixup."""
 
-    alpha: float = 0.2
+    alpha: Positive[float] = 0.2
     """Both parameters of the Beta distribution of a blend's share."""
 
 
@@ -24,9 +23,9 @@ class MixupSettings:
 class LISASettings:
     """Of LISA."""
 
-    alpha: float = 2.0
+    alpha: Positive[float] = 2.0
     """Both parameters of the Beta distribution of a blend's share."""
-    within_label: float = 0.5
+    within_label: Share[float] = 0.5
     """Probability that a blend is of one label and two domains, not of two labels and one domain."""
 
 
@@ -37,10 +36,6 @@ class Mixup(Algorithm):
     title = "Mixup"
     assumes = "between two images the label changes evenly; it does not know of spurious attributes"
     settings = MixupSettings
-
-    @classmethod
-    def check(cls, settings: Any) -> None:
-        require(0 < settings.alpha < math.inf, "alpha", settings.alpha, "be positive")
 
     def partners(self, batch: Batch, noise: Draw) -> Tensor:
         """The row that each row is blended with, ``(B,)``."""
@@ -69,11 +64,6 @@ class LISA(Mixup):
     assumes = "the spurious attributes are known in training, and every label occurs with several of their values"
     needs = frozenset({"groups"})
     settings = LISASettings
-
-    @classmethod
-    def check(cls, settings: Any) -> None:
-        super().check(settings)
-        require(0 <= settings.within_label <= 1, "within_label", settings.within_label, "be a probability")
 
     def partners(self, batch: Batch, noise: Draw) -> Tensor:
         labels, domains = batch["label"], batch["group"] % (self.sizes.groups // self.sizes.classes)

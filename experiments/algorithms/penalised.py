@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from datasets.errors import UserError
-from experiments.algorithms.base import Algorithm, Batch, Draw, cross_entropy, require
+from datasets.ranges import NotNegative, Share
+from experiments.algorithms.base import Algorithm, Batch, Draw, cross_entropy
 from experiments.algorithms.groups import mean_of_present, means_by
 
 
@@ -18,9 +19,9 @@ from experiments.algorithms.groups import mean_of_present, means_by
 class PenaltySettings:
     """How a penalty joins the risk."""
 
-    penalty: float = 100.0
+    penalty: NotNegative[float] = 100.0
     """Weight λ of the penalty once it is annealed."""
-    anneal: float = 0.1
+    anneal: Share[float] = 0.1
     """Share of the training before which the weight is 1 instead."""
     rescale: bool = True
     """Divide the loss by λ where λ > 1, so that gradients keep their size."""
@@ -38,11 +39,6 @@ class Penalised(Algorithm):
     settings: ClassVar[type] = PenaltySettings
     reads_features: ClassVar[bool] = True
     stackable: ClassVar[bool] = True
-
-    @classmethod
-    def check(cls, settings: Any) -> None:
-        require(0 <= settings.penalty < math.inf, "penalty", settings.penalty, "not be negative")
-        require(0 <= settings.anneal <= 1, "anneal", settings.anneal, "lie in [0, 1], a share of the training")
 
     def restarts(self, updates: int | None) -> tuple[int, ...]:
         if not self.options.reset:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from datasets.errors import UserError
+from datasets.ranges import Positive, as_setting, check_ranges
 from experiments.augmenters.base import Augmenter, Coloured, Context, Modelled, uniform
 from experiments.augmenters.regions import GREY, continued, has_foreground, inside, rectangles, shuffled, taken
 from experiments.networks.base import evaluating
@@ -90,13 +90,12 @@ class Attack(Background):
 
     needs = frozenset({"masks", "network"})
     until_misled: ClassVar[bool] = False
-    eps: float = 0.3
-    step: float = 0.375
-    steps: int = 1
+    eps: Positive[float] = 0.3
+    step: Positive[float] = 0.375
+    steps: Positive[int] = 1
 
     def __post_init__(self) -> None:
-        if not (self.eps > 0 and self.step > 0 and self.steps >= 1):
-            raise UserError(f"eps={self.eps}, step={self.step}, steps={self.steps}: a size and a number of steps must be positive")
+        check_ranges(self, as_setting)
 
     def make(self, images: Tensor, masks: Tensor, labels: Tensor, generator: torch.Generator, context: Context) -> Tensor:
         network, free = context["network"], ~masks[:, None]

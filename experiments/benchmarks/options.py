@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from datasets.ranges import Sample, Seed
+
 
 @dataclass(frozen=True)
 class Options:
@@ -21,9 +23,9 @@ class Options:
     """Folder of MNIST's IDX files: 8,000 distinct digits to train on; else two renderings of each embedded digit."""
     official: Path | None = None
     """Folder of official Morpho-MNIST files, to compare renderings with (needs --mnist)."""
-    count: int = 4096
+    count: Sample[int] = 4096
     """Held-out images that the errors to the truth are averaged over; fewer if the test split is smaller."""
-    seed: int = 0
+    seed: Seed[int] = 0
     """Of data, initial weights and interventions."""
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
     """Where to train."""

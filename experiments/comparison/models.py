@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from datasets.base import CausalDataset
-from datasets.errors import UserError, valid_are
 from datasets.options import DataOptions
 from datasets.schema import SchemaError
+from datasets.words import listed
 from dscm import calibrate, finetune
 from dscm.evaluation.answers import Model
 from dscm.evaluation.questions import Questions
@@ -191,9 +191,7 @@ def chosen(options: Options, dataset: CausalDataset) -> tuple[list[str], dict[st
     Raises:
         UserError: for an unknown name, or one that was asked for and cannot take part.
     """
-    asked = [name.strip() for name in options.only.split(",") if name.strip()]
-    if unknown := [name for name in asked if name not in CONTESTANTS]:
-        raise UserError(f"unknown contestant {', '.join(unknown)}; {valid_are(CONTESTANTS, unknown[0])}")
+    asked = listed(options.only, "--only", CONTESTANTS)
     names = asked or (list(CURVE) if options.budgets else [name for name, c in CONTESTANTS.items() if not c.after])
     names += ["hvae-finetuned"] if options.finetuned else []
     names += [CONTESTANTS[name].after for name in names if CONTESTANTS[name].after]

@@ -7,9 +7,13 @@ from pathlib import Path
 
 from datasets.errors import UserError
 from datasets.options import DataOptions
+from datasets.ranges import AtLeastOne, Draws, Positive, Range, Sample, Seeds, check_ranges, within
+from datasets.words import listed_numbers
 from mechanisms.image.config import ImageConfig
 from mechanisms.train import DEFAULT_MINUTES, DEFAULTS
 from mechanisms.training.config import TrainingConfig
+
+Jobs = within(1, 1024)
 
 
 @dataclass(frozen=True)
@@ -32,17 +36,17 @@ class Options:
     """Contestants, comma-separated; all but the fine-tuned one if empty."""
     finetuned: bool = False
     """Also train the HVAE on its own counterfactuals (counterfactual training)."""
-    finetune_share: float = 1.0
+    finetune_share: Positive[float] = 1.0
     """Budget of that counterfactual training, as a share of the budget that the HVAE has had before."""
-    seeds: int = 3
+    seeds: Seeds[int] = 3
     """How many seeds, from --seed on: of weights and training order, neither of the data nor of the questions."""
-    count: int = 1000
+    count: Sample[int] = 1000
     """Test images that every model is asked about; fewer if the split is smaller."""
-    draws: int = 32
+    draws: Draws[int] = 32
     """Posterior draws of a counterfactual, for calibration; 0 for none."""
-    predictor_steps: int = 3000
+    predictor_steps: AtLeastOne[int] = 3000
     """Updates of the predictors, which are trained once and judge all contestants."""
-    jobs: int = 1
+    jobs: Jobs[int] = 1
     """Trainings at a time, each with its share of the processor's cores; a budget in minutes is equal only if the machine is
     as busy for one as for the other, so choose a divisor of the number of trainings, or a budget in --steps."""
     budgets: str = ""
@@ -55,13 +59,7 @@ class Options:
 
     def check(self) -> None:
         """Raises UserError for a number that makes no sense."""
-        for name, least in (("seeds", 1), ("count", 2), ("predictor_steps", 1), ("jobs", 1)):
-            if getattr(self, name) < least:
-                raise UserError(f"--{name.replace('_', '-')} {getattr(self, name)} must be at least {least}")
-        if not 0 < self.finetune_share < float("inf"):
-            raise UserError(f"--finetune-share {self.finetune_share} must be positive")
-        if self.draws < 0 or self.draws == 1:
-            raise UserError(f"--draws {self.draws}: one draw has no spread; take 2 or more, or 0 for none")
+        check_ranges(self)
         self.training.or_budget(minutes=DEFAULT_MINUTES).check()
         self.minutes()
 
@@ -71,13 +69,9 @@ class Options:
         Raises:
             UserError: for what is no positive number, or beside another budget.
         """
-        words = [word.strip() for word in self.budgets.split(",") if word.strip()]
-        try:
-            values = sorted({float(word) for word in words})
-        except ValueError:
-            raise UserError(f"--budgets {self.budgets!r}: give minutes, comma-separated, such as 1,3,10") from None
-        if any(not 0 < value < float("inf") for value in values):
-            raise UserError(f"--budgets {self.budgets!r}: minutes must be positive")
+        values = sorted(listed_numbers(self.budgets, "--budgets", float))
+        if wrong := [value for value in values if not Range(0, above=True).holds(value)]:
+            raise UserError(f"--budgets {self.budgets!r}: {wrong[0]:g} minutes must be positive, and finite")
         if values and (self.training.minutes, self.training.steps, self.training.epochs) != (None, None, None):
             raise UserError("--budgets stands instead of --minutes, --steps and --epochs; give one of them")
         return values

@@ -19,6 +19,7 @@ from torch.nn import functional as F
 
 from datasets.base import CausalDataset, Split
 from datasets.files.cache import cached
+from datasets.ranges import AtLeastOne, Positive, Width, check_ranges
 from datasets.schema import Graph, SchemaError, encode_parents
 from dscm.evaluation.questions import draw_questions, fingerprint
 from dscm.model import Counterfactual
@@ -99,16 +100,16 @@ def true_pairs(dataset: CausalDataset, split: str, renderings: int = RENDERINGS)
 class PairConfig:
     """Size of the network, and how it is trained best: its own figures, not those of the image mechanisms."""
 
-    patch: int = 2
+    patch: AtLeastOne[int] = 2
     """Pixels per side folded into channels."""
-    widths: tuple[int, ...] = (48, 96, 128)
+    widths: Width[tuple[int, ...]] = (48, 96, 128)
     """Channels at each resolution, each half of the one before."""
-    blocks: int = 1
+    blocks: AtLeastOne[int] = 1
     """Residual blocks at each resolution, on the way down and up."""
-    embedding: int = 64
+    embedding: Width[int] = 64
     """Width of the embedding of both worlds' parents."""
-    batch_size: int = 16
-    learning_rate: float = 2e-3
+    batch_size: AtLeastOne[int] = 16
+    learning_rate: Positive[float] = 2e-3
 
 
 class PairNetwork(nn.Module):
@@ -120,6 +121,7 @@ class PairNetwork(nn.Module):
     def __init__(self, graph: Graph, config: PairConfig | None = None) -> None:
         super().__init__()
         self.graph, self.config = graph, config or PairConfig()
+        check_ranges(self.config)
         self.parents = graph.image_parents
         patch, widths, blocks, embedding = (getattr(self.config, n) for n in ("patch", "widths", "blocks", "embedding"))
         pixels = graph.image.shape[0] * patch**2

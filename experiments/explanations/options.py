@@ -8,6 +8,8 @@ from typing import Literal
 
 from datasets.errors import UserError
 from datasets.options import DataOptions
+from datasets.ranges import AtLeastOne, NotNegative, Seed, check_ranges
+from datasets.words import listed_numbers
 
 LAYERED = ("gradcam", "xgradcam")  # methods that read a layer's maps
 
@@ -28,7 +30,7 @@ class Options:
     """Whose classifier; without it masktune's if the run has one, else the last of its algorithms by name."""
     method: Literal["saliency", "gradcam", "xgradcam", "deeplift", "integrated_gradients", "lime"] = "xgradcam"
     """How it is found out. gradcam and xgradcam read a layer of maps; the others need none. lime takes seconds an image."""
-    seed_of: int = 0
+    seed_of: NotNegative[int] = 0
     """Of which of its seeds."""
     rule: Literal["last", "iid", "worst-group", "oracle"] = "last"
     """By which rule its weights were selected; the network before MaskTune's fine-tuning is always that of the end."""
@@ -36,7 +38,7 @@ class Options:
     """Where the images come from."""
     shift: str = ""
     """Show them under one of the data set's named shifts, by the true process; as observed without it."""
-    count: int = 8
+    count: AtLeastOne[int] = 8
     """How many images, at random."""
     rows: str = ""
     """Numbers of images instead, comma-separated."""
@@ -51,7 +53,7 @@ class Options:
     """For your own classifier, without --run."""
     out: Path = Path("explain.png")
     """Picture to write."""
-    seed: int = 0
+    seed: Seed[int] = 0
     """Of which images, and of what is random in a shift."""
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
     """Where to compute."""
@@ -62,8 +64,7 @@ class Options:
             raise UserError("nothing to explain: give --run, a folder with classifiers of experiments.train, or your own by --classifier")
         if self.run is not None and self.data != DataOptions():
             raise UserError(f"--run {self.run} says which data set is looked at; leave --dataset and its options out")
-        if self.count < 1:
-            raise UserError(f"--count {self.count} must be at least 1")
+        check_ranges(self)
         if self.weights is not None and not self.classifier:
             raise UserError("--weights are for a --classifier of your own; the run's classifiers have theirs")
         if self.classifier and self.method in LAYERED and not self.layer:
@@ -86,13 +87,13 @@ class Options:
 
 def check_rows(rows: str) -> None:
     """Raises UserError for --rows that are no numbers."""
-    if not all(part.strip().isdigit() for part in rows.split(",") if rows):
-        raise UserError(f"--rows {rows!r} must be numbers, comma-separated, such as 0,5,12")
+    if wrong := [row for row in listed_numbers(rows, "--rows") if row < 0]:
+        raise UserError(f"--rows {rows}: there is no row {wrong[0]}; the first is 0")
 
 
 def numbered(rows: str, available: int, split: str) -> list[int]:
     """The numbers of --rows; raises UserError for one that a split does not have."""
-    numbers = [int(part) for part in rows.split(",")] if rows else []
+    numbers = listed_numbers(rows, "--rows")
     if beyond := [str(row) for row in numbers if row >= available]:
         raise UserError(f"--rows {', '.join(beyond)}: the {split} split has {available} images, 0..{available - 1}")
     return numbers

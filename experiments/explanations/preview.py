@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from datasets.base import with_columns
 from datasets.task import Task, task_of
+from datasets.words import listed
 from dscm.figures.style import written
 from dscm.model import DSCM
 from experiments.augmenters.base import Augmenter
@@ -83,7 +84,7 @@ class Scene:
         Raises:
             RunError: for an unknown one; for one that is named, but lacks something.
         """
-        named = list(dict.fromkeys(name.strip() for name in names.split(",") if name.strip()))
+        named = listed(names, _FLAGS[kind])
         everything = named == [_ALL]
         found = [made for name in (KINDS[kind] if everything else named) if (made := augmenter(kind, name)) is not None]
         lacking = {made.name: what for made in found if (what := self.lacking(made))}

@@ -8,6 +8,7 @@ from typing import Literal
 
 from datasets.errors import UserError
 from datasets.options import DataOptions
+from datasets.ranges import AtLeastOne, NotNegative, Seed, check_ranges
 from experiments.explanations.options import check_rows
 
 
@@ -22,7 +23,7 @@ class Options:
     """What fills the foreground's bounding rectangle: mean, random, shuffle, tile, folder, dscm, comma-separated; all, or none."""
     factual: str = "all"
     """The new background: random, shuffle, mrand, fgsm, pgd, dscm, comma-separated; all, or none."""
-    count: int = 6
+    count: AtLeastOne[int] = 6
     """How many images, drawn from the split by --seed; fewer if there are no more."""
     rows: str = ""
     """Numbers of images instead, comma-separated."""
@@ -36,7 +37,7 @@ class Options:
     """Run folder with classifiers; its data set is used, and fgsm and pgd mislead its classifier of --algorithm."""
     algorithm: str = "erm"
     """Whose classifier."""
-    seed_of: int = 0
+    seed_of: NotNegative[int] = 0
     """Of which of its seeds."""
     ready: Path | None = None
     """Folder of in-painted images, <split>/<row>.png, for --cf folder."""
@@ -46,15 +47,14 @@ class Options:
     """Let the true process make the images of dscm instead, where the data set knows it."""
     out: Path = Path("preview.png")
     """Picture to write."""
-    seed: int = 0
+    seed: Seed[int] = 0
     """Of which images are drawn, and of what is random in augmentations."""
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
     """Where to compute."""
 
     def check(self) -> None:
         """Raises UserError for flags that make no sense."""
-        if self.count < 1:
-            raise UserError(f"--count {self.count} must be at least 1")
+        check_ranges(self)
         check_rows(self.rows)
         if self.run is not None and self.data != DataOptions():
             raise UserError(f"--run {self.run} says which data set is looked at; leave --dataset and its options out")

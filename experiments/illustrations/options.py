@@ -7,6 +7,9 @@ from pathlib import Path
 from typing import Literal
 
 from datasets.errors import UserError
+from datasets.ranges import AtLeastOne, Sample, Seed, check_ranges, within
+
+Draws = within(2, 10_000)
 
 
 @dataclass(frozen=True)
@@ -24,25 +27,23 @@ class Options:
     """Folder for the pictures."""
     only: str = ""
     """Names of pictures, comma-separated; all if empty."""
-    count: int = 500
+    count: Sample[int] = 500
     """Test images that means are taken over; fewer if the split is smaller."""
-    shown: int = 2
+    shown: AtLeastOne[int] = 2
     """How many of them are shown: the first whose true image differs from the observed one by the median or more."""
-    cycle_images: int = 16
+    cycle_images: Sample[int] = 16
     """How many go through repeated interventions."""
-    draws: int = 32
+    draws: Draws[int] = 32
     """Draws of each counterfactual in the picture of calibration, at least 2."""
-    draw_images: int = 40
+    draw_images: Sample[int] = 40
     """How many images are asked for so many draws."""
-    seed: int = 0
+    seed: Seed[int] = 0
     """Of interventions and noise."""
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
     """Where to compute."""
 
     def check(self) -> None:
         """Raises UserError for a number that makes no sense."""
-        for name, least in (("count", 2), ("shown", 1), ("cycle_images", 2), ("draws", 2), ("draw_images", 2)):
-            if getattr(self, name) < least:
-                raise UserError(f"--{name.replace('_', '-')} {getattr(self, name)} must be at least {least}")
+        check_ranges(self)
         if self.other is not None and self.other.resolve() == self.run.resolve():
             raise UserError(f"--other {self.other} is the run itself; name a second one, or leave it out")

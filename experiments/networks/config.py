@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from datasets.errors import UserError
+from datasets.ranges import NotNegative, Width, check_ranges, within
+
+Border = within(0, 1024)  # pixels
 
 
 @dataclass(frozen=True)
@@ -12,23 +14,21 @@ class ClassifierConfig:
     """The network and what all algorithms share."""
 
     network: str = "smallcnn"
-    """Which network; see experiments/networks/base.py."""
-    hidden: int | None = None
+    """Which network: mlp, smallcnn or small, or a classifier of torchvision, as resnet18 or resnet50."""
+    hidden: Width[int | None] = None
     """Units of its last hidden layer; the network's own default without it."""
-    l2: float = 0.0
+    l2: NotNegative[float] = 0.0
     """Weight of the sum of squares of all parameters that are trained in the loss."""
     weights: str = "none"
-    """What a network of torchvision begins with: none (random), default (torchvision's), or the path of a state dict."""
+    """What a network of torchvision begins with: none (random), default (torchvision's pretrained weights, which are downloaded), or
+    the path of its state dict, .pt or .safetensors."""
     frozen: bool = False
-    """Whether only the head is trained."""
-    crop: int = 0
-    """Training images are windows, at random, of the image with a border of so many zeros around it."""
+    """Train the head alone; the body's features of the images are computed once and kept."""
+    crop: Border[int] = 0
+    """Train on windows, at random, of each image with a border of so many zeros around it; masks and counterfactuals follow."""
     flip: bool = False
-    """Whether half of the training images, at random, are mirrored."""
+    """Mirror half of the training images, at random; masks and counterfactuals follow. Only where a mirrored image has the same label."""
 
     def check(self) -> None:
         """Raises UserError for a number that makes no sense."""
-        if self.crop < 0:
-            raise UserError(f"--crop {self.crop} must not be negative")
-        if not 0 <= self.l2 < float("inf"):
-            raise UserError(f"--l2 {self.l2} must not be negative")
+        check_ranges(self)

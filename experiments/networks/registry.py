@@ -14,6 +14,7 @@ from experiments.networks.config import ClassifierConfig
 from experiments.networks.small import MLP, SmallCNN
 from experiments.networks.torchvision import load_pretrained
 from mechanisms.runs.files import RunError
+from mechanisms.runs.fitting import fitting
 
 NETWORKS: dict[str, type[Network]] = {kind.name: kind for kind in (MLP, SmallCNN)}
 ALIASES = {"small": SmallCNN.name}
@@ -52,7 +53,8 @@ def build_network(name: str, shape: Shape, classes: int, hidden: int | None = No
         raise RunError(f"a classifier needs at least two classes, not {classes}")
     if hidden is not None and hidden < 1:
         raise RunError(f"--hidden {hidden} must be at least 1")
-    return kind(shape, classes, hidden)
+    with fitting(f"--network {name}" + (f" --hidden {hidden}" if hidden else ""), 1):
+        return kind(shape, classes, hidden)
 
 
 def rebuild(description: Mapping[str, Any]) -> Network:

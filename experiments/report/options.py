@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
-from datasets.errors import UserError
 from datasets.options import DataOptions
+from datasets.ranges import AtLeastOne, Positive, Sample, Seed, check_ranges
 
 if TYPE_CHECKING:
 
@@ -24,13 +23,13 @@ class Options:
     data: DataOptions = field(default_factory=DataOptions)
     run: Path | None = None
     """Run folder; without it runs/quickstart, or runs/smoke with --smoke."""
-    minutes: float = 3.5
+    minutes: Positive[float] = 3.5
     """Time to train the image mechanism."""
     do: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = ()
     """Interventions of the grid, such as thickness=1.5,3; may be repeated. Without it, a low and a high value of each attribute."""
-    count: int = 5
+    count: AtLeastOne[int] = 5
     """Images in the grid."""
-    scored: int = 256
+    scored: Sample[int] = 256
     """Test images that the counterfactuals are scored on."""
     resume: bool = True
     """Keep what the folder's trainings have reached and continue them; --no-resume refuses a folder that holds any."""
@@ -38,7 +37,7 @@ class Options:
     """Throw away the trainings that the folder holds and begin anew."""
     smoke: bool = False
     """A few updates of everything, to see that it runs."""
-    seed: int = 0
+    seed: Seed[int] = 0
     """Of weights, noise and interventions."""
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
     """Where to compute."""
@@ -51,8 +50,4 @@ class Options:
 
     def check(self) -> None:
         """Raises UserError for a number that makes no sense."""
-        for name, least in (("count", 1), ("scored", 2)):
-            if getattr(self, name) < least:
-                raise UserError(f"--{name} {getattr(self, name)} must be at least {least}")
-        if not 0 < self.minutes < math.inf:
-            raise UserError(f"--minutes {self.minutes} must be positive")
+        check_ranges(self)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from datasets.base import CausalDataset, Split, fingerprint
+from datasets.memory import check_memory
 from datasets.schema import SchemaError
 from datasets.task import Task, check_label
 from dscm.exports.dataset import weights_hash
@@ -65,6 +67,9 @@ def _made(task: Task, source: DSCM | None, rows: Split, per_row: int, seed: int,
     """As they are made, chunk by chunk, with a bar."""
     from tqdm import tqdm
 
+    count = len(rows) * per_row
+    check_memory(2 * count * math.prod(task.dataset.schema.image.shape),
+                 f"--counterfactuals {per_row} of {len(rows)} rows, {count:,} images,", "Take fewer")
     images = torch.empty(len(rows), per_row, *task.dataset.schema.image.shape, dtype=torch.uint8)
     with tqdm(total=len(rows) * per_row, desc="counterfactuals of the training split", unit=" images", delay=2) as bar:
         for m in range(per_row):

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from collections.abc import Iterator
+from dataclasses import dataclass, fields, make_dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 
 import tyro
 
 from datasets.errors import UserError
 from datasets.options import DataOptions
+from datasets.ranges import NotNegative, Range, Seed, Seeds, Share, check_ranges, within
+from datasets.words import listed, once
+from experiments.networks.config import ClassifierConfig
+from experiments.training.field_help import field_help
 from mechanisms.runs.command import Switch
 from mechanisms.training.config import RunOptions, TrainingConfig
 
@@ -17,68 +22,40 @@ NEVER = 1e6  # clip and skip from here on touch no update
 DEFAULTS = TrainingConfig(batch_size=128, optimizer="adam", learning_rate=1e-3, schedule="constant", warmup=0, weight_decay=0.0,
                           beta2=0.999, clip=NEVER, skip=NEVER, ema=0.0, validations=20, validation_rows=5000)
 DEFAULT_EPOCHS = 10.0
+Part = within(0, 1, above=True)
+Copies = within(1, 1000)
+_NO_FLAGS = ("seed", "device")  # which have flags of their own
+_ALIASES = {"network": ["--backbone"]}
 SETTING_FLAGS = ("cf", "factual", "saliency", "saliency_weight")
 """Options that are settings of every algorithm that has them, as ``--set KEY=VALUE`` is."""
 
 
-@dataclass(frozen=True)
-class TrainingFlags:
-    """What of network and training is asked for; what is not follows the data set's recipe for the algorithm, or a default."""
+def _given(flags: Any) -> dict[str, Any]:
+    """Only what was asked for."""
+    return {f.name: getattr(flags, f.name) for f in fields(flags) if getattr(flags, f.name) is not None}
 
-    network: Annotated[str | None, tyro.conf.arg(aliases=["--backbone"])] = None
-    """Which network: mlp, smallcnn or small (default without a recipe), or a classifier of torchvision, as resnet18 or resnet50."""
-    weights: str | None = None
-    """What a network of torchvision begins with: none (random, without a recipe), default (torchvision's pretrained weights, which
-    are downloaded), or the path of its state dict, .pt or .safetensors."""
-    frozen: Switch = None
-    """Train the head alone; the body's features of the images are computed once and kept."""
-    hidden: int | None = None
-    """Units of its last hidden layer."""
-    l2: float | None = None
-    """Weight of the sum of squares of all parameters that are trained in the loss, 0 without a recipe."""
-    crop: int | None = None
-    """Train on windows, at random, of each image with a border of so many zeros around it; masks and counterfactuals follow."""
-    flip: Switch = None
-    """Mirror half of the training images, at random; masks and counterfactuals follow. Only where a mirrored image has the same label."""
-    epochs: float | None = None
-    """Budget in passes over the training split, 10 without a recipe."""
-    steps: int | None = None
-    """Budget in updates."""
-    minutes: float | None = None
-    """Budget in wall-clock minutes; depends on the machine, so it does not resume bit for bit."""
-    batch_size: int | None = None
-    """Images per update, over all processes together, 128 without a recipe; the whole split is never shuffled."""
-    optimizer: Literal["adamw", "adam", "sgd"] | None = None
-    """adam without a recipe; sgd has momentum beta1."""
-    learning_rate: float | None = None
-    """Peak of the schedule, 0.001 without a recipe."""
-    schedule: Literal["cosine", "constant", "step"] | None = None
-    """How the learning rate falls with progress, constant without a recipe; step: to a tenth at one half and at three quarters."""
-    warmup: int | None = None
-    """Updates over which the learning rate rises, 0 without a recipe."""
-    weight_decay: float | None = None
-    """Pull of the weights towards 0, 0 without a recipe."""
-    beta1: float | None = None
-    """First-moment decay of Adam, momentum of SGD, 0.9 without a recipe."""
-    ema: float | None = None
-    """Decay of averaged weights, 0 (no average) without a recipe; not with batch norm, whose statistics are not averaged."""
-    validations: int | None = None
-    """How many times in a training the validation split is looked at, by the selection rules too; 20 without a recipe."""
-    validation_rows: int | None = None
-    """How many of its rows each look takes, 5,000 without a recipe; once more for every named shift."""
-    patience: int | None = None
-    """So many validations in a row that were no better than the best end the training early; without it nothing does."""
-    checkpoint_seconds: float | None = None
-    """Time between checkpoints, 30 without a recipe; any of them resumes to the same result."""
-    device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
-    """Where to compute."""
-    precision: Literal["auto", "fp32", "bf16"] | None = None
-    """Arithmetic of the body's matrix products, auto without a recipe: bf16 where the hardware has it. Heads, losses and
-    penalties are fp32."""
 
-    def given(self) -> dict[str, Any]:
-        """Only what was asked for."""
-        return {f.name: getattr(self, f.name) for f in fields(self) if getattr(self, f.name) is not None}
+def _flags(*configs: Any) -> Iterator[tuple[str, Any, Any]]:
+    """The fields of configurations as flags that may be left out: None, of which a recipe or else the configuration decides."""
+    for config in configs:
+        hints, texts = get_type_hints(type(config), include_extras=True), field_help(type(config))
+        for name in (f.name for f in fields(config) if f.name not in _NO_FLAGS):
+            kind, *extras = get_args(hints[name]) if get_origin(hints[name]) is Annotated else (hints[name],)
+            ours = DEFAULT_EPOCHS if name == "epochs" else getattr(config, name)
+            shown = "none" if ours is None or name in ("clip", "skip") and ours >= NEVER else str(ours)
+            told = "".join(f"; {extra.told}" for extra in extras if isinstance(extra, Range))
+            default = f"(default: the recipe's or {shown}{told})"
+            argument = tyro.conf.arg(help=texts[name], aliases=_ALIASES.get(name), help_behavior_hint=default)
+            kept = [extra for extra in extras if isinstance(extra, Range)]
+            yield name, Annotated[Switch if kind is bool else kind | None, *kept, argument], None
+
+
+TrainingFlags = make_dataclass("TrainingFlags", [
+    *_flags(ClassifierConfig(), DEFAULTS),
+    ("device", Annotated[Literal["auto", "cpu", "cuda", "mps"], tyro.conf.arg(help="Where to compute.")], "auto")],
+    namespace={"given": _given}, frozen=True)
+TrainingFlags.__module__ = __name__
+TrainingFlags.__doc__ = "What of network and training is asked for; a recipe of the data set, or else a default, says the rest."
 
 
 @dataclass(frozen=True)
@@ -102,9 +79,9 @@ class Options:
     """Attributes that must not matter, comma-separated; the data set's own without it."""
     environment: str = ""
     """Attribute whose class is a row's environment; the data set's own environments without it."""
-    seeds: int = 5
+    seeds: Seeds[int] = 5
     """How many seeds, from --seed on: of weights, order and noise; the data stay."""
-    seed: int = 0
+    seed: Seed[int] = 0
     """The first of them. Reproduces a run on a CPU bit for bit."""
     training: TrainingFlags = TrainingFlags()
     set: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = ()
@@ -116,17 +93,17 @@ class Options:
     """Factual images, with another background: mrand, random, shuffle, fgsm, pgd, dscm or none."""
     saliency: str | None = None
     """Where the network may look: bbox (the foreground's bounding box), mask, or none (anywhere)."""
-    saliency_weight: float | None = None
+    saliency_weight: NotNegative[float | None] = None
     """Weight of the penalty of looking elsewhere."""
     model: Path | None = None
     """Run folder of a trained model, which makes the counterfactuals for algorithms that train on such."""
     truth: bool = False
     """Let the true process make them instead: a bound, for data sets that know it."""
-    counterfactuals: int = 1
+    counterfactuals: Copies[int] = 1
     """How many counterfactuals of each training image."""
-    data_fraction: float = 1.0
+    data_fraction: Part[float] = 1.0
     """Share of the training rows that is trained on: drawn at random whatever their groups, the same for all algorithms and seeds."""
-    box_noise: float | None = None
+    box_noise: Share[float | None] = None
     """Instead of masks, their bounding boxes with each edge moved by up to this share of the box's side; 0 for exact boxes."""
     vectorize: bool = True
     """Train several seeds of one algorithm at once where that pays: a small network without batch norm, a single stage."""
@@ -140,12 +117,9 @@ class Options:
 
     def check(self) -> None:
         """Raises UserError for a number or a combination that makes no sense."""
-        for name in ("seeds", "counterfactuals"):
-            if getattr(self, name) < 1:
-                raise UserError(f"--{name} {getattr(self, name)} must be at least 1")
-        if not 0 < self.data_fraction <= 1:
-            raise UserError(f"--data-fraction {self.data_fraction} is a share of the training rows; it must lie in (0, 1]")
-        if self.box_noise is not None and not 0 <= self.box_noise <= 1:
-            raise UserError(f"--box-noise {self.box_noise} is a share of a box's sides; it must lie in [0, 1]")
+        check_ranges(self)
+        for flag, text in (("--algorithm", self.algorithm), ("--spurious", self.spurious)):
+            listed(text, flag)
+        once([text.partition("=")[0].replace("-", "_") for text in self.set], "--set")
         if self.model is not None and self.truth:
             raise UserError("--model and --truth are two sources of counterfactuals; give one of them")

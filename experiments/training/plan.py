@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import types
 import typing
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
@@ -11,6 +10,7 @@ from typing import Any
 from datasets.base import CausalDataset
 from datasets.errors import UserError, valid_are
 from datasets.schema import SchemaError
+from datasets.words import convert
 from experiments.algorithms.base import Algorithm
 from experiments.algorithms.registry import ALGORITHMS, algorithm
 from experiments.networks.config import ClassifierConfig
@@ -117,8 +117,8 @@ def _recipe(dataset: CausalDataset, name: str, known: set[str]) -> dict[str, Any
 def _settings(given: Sequence[str], kind: type[Algorithm]) -> dict[str, Any]:
     """Those of ``KEY=VALUE`` that are for this algorithm, as the types that its settings declare."""
     hints, own = typing.get_type_hints(kind.settings), [f.name for f in fields(kind.settings)]
-    values = {}
-    for text in given:
+    values: dict[str, Any] = {}
+    for text in sorted(given, key=lambda text: "." in text.partition("=")[0]):  # what names an algorithm wins
         key, separator, value = text.partition("=")
         owner, dot, key = key.rpartition(".")
         key = key.replace("-", "_")
@@ -130,34 +130,5 @@ def _settings(given: Sequence[str], kind: type[Algorithm]) -> dict[str, Any]:
             everyone = sorted({f"{k.name}.{f.name}" for k in ALGORITHMS.values() for f in fields(k.settings)})
             raise UserError(f"--set {text}: no algorithm has a setting {key!r}; {valid_are(everyone, key)}")
         if key in own and owner in ("", kind.name):
-            values[key] = _convert(value, hints[key], f"--set {text}")
+            values[key] = convert(value, hints[key], f"--set {text}")
     return values
-
-
-def _convert(value: str, hint: Any, where: str) -> Any:
-    union = typing.get_origin(hint) in (types.UnionType, typing.Union)
-    kinds = typing.get_args(hint) if union else (hint,)
-    if type(None) in kinds and value.lower() == "none":
-        return None
-    try:
-        for kind in (bool, int, float, str):
-            if kind in kinds:
-                return {"true": True, "1": True, "false": False, "0": False}[value.lower()] if kind is bool else kind(value)
-    except (KeyError, ValueError):
-        raise UserError(f"{where}: {value!r} is no {kind.__name__}") from None
-    raise UserError(f"{where} cannot be set on the command line")
-
-
-def settings_help(kind: type[Algorithm]) -> dict[str, str]:
-    """Setting → what its docstring says, which is the string that follows the field in the source."""
-    import ast
-    import inspect
-    import textwrap
-
-    found: dict[str, str] = {}
-    for cls in reversed(kind.settings.__mro__[:-1]):
-        body = ast.parse(textwrap.dedent(inspect.getsource(cls))).body[0].body
-        for field, text in zip(body, body[1:], strict=False):
-            if isinstance(field, ast.AnnAssign) and isinstance(text, ast.Expr) and isinstance(text.value, ast.Constant):
-                found[field.target.id] = " ".join(str(text.value.value).split())
-    return {f.name: found.get(f.name, "") for f in fields(kind.settings)}

@@ -13,15 +13,18 @@ hardly ever does. Two ways to be rid of that:
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor
+from tqdm import tqdm
 
 from datasets.base import CausalDataset, LazyImages, Split
 from datasets.files.images import kept
+from datasets.memory import check_memory
 from datasets.schema import Variable
 from mechanisms.training.noise import seeded
 
@@ -82,8 +85,11 @@ def decorrelated(dataset: CausalDataset, split: str, seed: int = 0, renderings: 
     resampled, weights = (), torch.ones(len(rows), dtype=torch.float64)
     if len(others) > 1:
         resampled, weights = tuple(v.name for v in others), independence_weights(others, rows.attributes)
+    count = len(rows) * (renderings if rendered else 1)
+    check_memory(2 * count * math.prod(graph.image.shape),
+                 f"--renderings {renderings} of the {split} split's {len(rows)} rows, {count:,} images,", "Take fewer")
     generator = seeded(seed, ("train", "valid", "test").index(split))
-    index = resample(weights, len(rows) * (renderings if rendered else 1), generator)
+    index = resample(weights, count, generator)
     made = _rendered(dataset, split, index, rendered, generator) if rendered else chosen(rows, index)
     ways = [f"do({', '.join(rendered)}) rendered by the true process"] * bool(rendered)
     ways += [f"importance resampling of {', '.join(resampled)}"] * bool(resampled)
@@ -96,7 +102,8 @@ def _rendered(dataset: CausalDataset, split: str, index: Tensor, names: Sequence
     training = dataset.split("train").attributes
     do = {n: training[n][torch.randint(len(training[n]), (len(index),), generator=generator)] for n in names}
     images, attributes = [], {v.name: [] for v in dataset.graph.attributes}
-    for part in torch.arange(len(index)).split(_CHUNK):
+    parts = torch.arange(len(index)).split(_CHUNK)
+    for part in tqdm(parts, desc=f"{dataset.title}: independent causes, {split}", unit="chunk", delay=2, disable=len(parts) < 2):
         truth = dataset.true_counterfactual(split, index[part], {n: value[part] for n, value in do.items()})
         images.append((truth["image"] * 255).round().to(torch.uint8))
         for name, values in attributes.items():

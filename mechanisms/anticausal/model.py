@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from datasets.errors import UserError
+from datasets.ranges import check_ranges
 from datasets.schema import Graph, SchemaError, Variable
 from mechanisms.anticausal.config import PredictorConfig
 from mechanisms.image.likelihood import soft_bound
@@ -72,9 +72,7 @@ class Predictors(nn.Module):
         self.names = graph.image.parents
         if not self.names:
             raise SchemaError("the image has no causes in this graph, so there is nothing for predictors to read")
-        for name in ("width", "blocks", "features"):
-            if getattr(self.config, name) < 1:
-                raise UserError(f"{name}={getattr(self.config, name)} must be at least 1")
+        check_ranges(self.config)
         channels, height, length = graph.image.shape
         width, layers = self.config.width, []
         self.stem = nn.Conv2d(channels, width, 5, stride=_FINEST, padding=2)

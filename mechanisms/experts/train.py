@@ -12,6 +12,7 @@ import torch
 from accelerate import PartialState
 
 from datasets.errors import UserError
+from datasets.ranges import check_ranges
 from datasets.unpaired import UnpairedDataset, unpaired
 from mechanisms.anticausal.model import Predictors
 from mechanisms.experts.classifier import classifier
@@ -24,6 +25,7 @@ from mechanisms.experts.metrics import IDLE_BELOW
 from mechanisms.experts.model import FOLDER, Experts, folder_of
 from mechanisms.experts.options import DEFAULT_STEPS, Options
 from mechanisms.runs.files import MetricsLog, read_json, replacing, write_json
+from mechanisms.runs.fitting import fitting
 from mechanisms.runs.folder import claim
 from mechanisms.training.config import TrainingConfig
 from mechanisms.training.loop import fit
@@ -46,8 +48,7 @@ def train_experts(options: Options) -> dict[str, Any]:
     training = _budget(options)
     training.check()
     options.config.check(training.batch_size)
-    if options.seeds < 1:
-        raise UserError(f"--seeds {options.seeds} must be at least 1")
+    check_ranges(options)
     if options.run.resume and options.run.overwrite:
         raise UserError("--resume continues a training, --overwrite throws it away; give one of them")
     if training.keep == "best" or training.patience:
@@ -61,7 +62,8 @@ def train_experts(options: Options) -> dict[str, Any]:
     judge = None
     for one in options.seeded(training):
         torch.manual_seed(one.seed)
-        model = Experts(dataset.schema.image.shape, options.config, dataset.margin)
+        with fitting(f"--experts {options.config.experts} --expert {options.config.expert}"):
+            model = Experts(dataset.schema.image.shape, options.config, dataset.margin)
         folder = folder_of(run, one.seed)
         fit(Competition(model), train, valid, one, folder, model.describe(), options.run, kept=model, watch=warn_if_won)
         judge = judge or classifier(run, dataset, training.device)

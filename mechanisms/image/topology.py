@@ -7,6 +7,7 @@ import re
 from datasets.errors import UserError
 
 Stages = list[tuple[int, int]]
+_BLOCKS, _CHANNELS = 1000, 2**16
 
 
 def parse_topology(text: str) -> Stages:
@@ -27,6 +28,8 @@ def parse_topology(text: str) -> Stages:
         if stages and max(resolution, stages[-1][0]) % min(resolution, stages[-1][0]):
             raise UserError(f"topology {text!r}: {stages[-1][0]} and {resolution} do not divide")
         pooled = resolution // int(match[3]) if match[3] else None
+        if blocks > _BLOCKS:
+            raise UserError(f"topology {text!r}: {part!r} has more than {_BLOCKS} blocks")
         stages.append((resolution, blocks))
     return stages
 
@@ -35,14 +38,19 @@ def parse_widths(text: str, encoder: Stages, decoder: Stages, finest: int) -> di
     """``"8:96,4:128"`` → ``{8: 96, 4: 128}``, checked against both topologies and the finest resolution.
 
     Raises:
-        UserError: for a malformed entry, a resolution without a width, or topologies that do not fit the image.
+        UserError: for a malformed entry, a resolution without a width or with two, or topologies that do not fit the image.
     """
     widths = {}
     for part in text.replace(" ", "").split(","):
         match = re.fullmatch(r"(\d+):([1-9]\d*)", part)
         if not match:
             raise UserError(f"widths {text!r}: {part!r} is not <resolution>:<channels>, for instance 8:96")
-        widths[int(match[1])] = int(match[2])
+        resolution, width = int(match[1]), int(match[2])
+        if width > _CHANNELS:
+            raise UserError(f"widths {text!r}: {part!r} has more than {_CHANNELS} channels")
+        if resolution in widths:
+            raise UserError(f"widths {text!r} gives resolution {resolution} twice, {widths[resolution]} and {width} channels; drop one")
+        widths[resolution] = width
     encoded, decoded = [r for r, _ in encoder], [r for r, _ in decoder]
     if encoded[0] != finest or decoded[-1] != finest:
         raise UserError(f"the encoder starts at {encoded[0]} and the decoder ends at {decoded[-1]}, but image size / patch is {finest}")

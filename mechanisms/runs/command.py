@@ -13,6 +13,7 @@ import tyro
 from tyro.constructors import PrimitiveConstructorSpec
 
 from datasets.errors import UserError
+from datasets.ranges import check_ranges
 
 Options = TypeVar("Options")
 
@@ -44,6 +45,7 @@ def run_command(options: type[Options], main: Callable[[Options], None], argumen
             print(f"valid flags: {', '.join(flags(options))}", file=sys.stderr)
         raise
     try:
+        check_ranges(parsed)  # before anything heavy is imported
         with _warnings_as_lines():
             main(parsed)
     except UserError as error:

@@ -7,53 +7,58 @@ from pathlib import Path
 from typing import Literal
 
 from datasets.errors import UserError
+from datasets.ranges import AtLeastOne, NotNegative, Positive, Processes, Seed, check_ranges, within
+
+Decay = within(0, 1, below=True)
+Shift = within(0, 1024)  # pixels
+Bins = within(1, 1000)  # of a spline
 
 
 @dataclass(frozen=True)
 class TrainingConfig:
     """Budget, optimisation and bookkeeping of one training."""
 
-    epochs: float | None = None
+    epochs: Positive[float | None] = None
     """Budget in passes over the training split."""
-    steps: int | None = None
+    steps: Positive[int | None] = None
     """Budget in updates."""
-    minutes: float | None = None
+    minutes: Positive[float | None] = None
     """Budget in wall-clock minutes; depends on the machine, so it does not resume bit for bit."""
-    batch_size: int = 64
+    batch_size: AtLeastOne[int] = 64
     """Images (or rows) per update, over all processes together."""
     optimizer: Literal["adamw", "adam", "sgd"] = "adamw"
     """adam couples its weight decay to the gradient; sgd has momentum beta1."""
-    learning_rate: float = 2e-3
+    learning_rate: Positive[float] = 2e-3
     """Peak of the schedule."""
     schedule: Literal["cosine", "constant", "step"] = "cosine"
     """How the learning rate falls with progress; step: to a tenth at one half and again at three quarters."""
-    warmup: int = 30
+    warmup: NotNegative[int] = 30
     """Updates over which the learning rate rises."""
-    weight_decay: float = 0.01
+    weight_decay: NotNegative[float] = 0.01
     """Pull of the weights towards 0."""
-    beta1: float = 0.9
+    beta1: Decay[float] = 0.9
     """First-moment decay of Adam, momentum of SGD."""
-    beta2: float = 0.95
+    beta2: Decay[float] = 0.95
     """Second-moment decay of Adam."""
-    clip: float = 200.0
+    clip: Positive[float] = 200.0
     """Gradient norms above this are scaled down to it."""
-    skip: float = 10.0
+    skip: Positive[float] = 10.0
     """Updates whose gradient norm is this many times the running one, or not finite, are skipped."""
-    ema: float = 0.995
+    ema: Decay[float] = 0.995
     """Decay of the averaged weights that are evaluated and kept."""
-    validations: int = 10
+    validations: AtLeastOne[int] = 10
     """How many times in a training the validation split is looked at."""
-    validation_rows: int = 1000
+    validation_rows: AtLeastOne[int] = 1000
     """How many of its rows each look takes."""
     keep: Literal["best", "last"] = "last"
     """Which averaged weights to keep: those best on validation, or the last."""
-    patience: int | None = None
+    patience: AtLeastOne[int | None] = None
     """So many validations in a row that were no better than the best end the training early; without it nothing does."""
-    checkpoint_seconds: float = 30.0
+    checkpoint_seconds: NotNegative[float] = 30.0
     """Time between checkpoints; any of them resumes to the same result."""
-    workers: int = 0
+    workers: Processes[int] = 0
     """Processes that read images which do not fit in memory."""
-    seed: int = 0
+    seed: Seed[int] = 0
     """Reproduces a run on a CPU bit for bit."""
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
     """Where to compute."""
@@ -68,20 +73,7 @@ class TrainingConfig:
         """Raises UserError for a budget or a number that makes no sense."""
         if sum(b is not None for b in (self.epochs, self.steps, self.minutes)) != 1:
             raise UserError("give exactly one budget: --epochs, --steps or --minutes")
-        for name in ("epochs", "steps", "minutes"):
-            if (value := getattr(self, name)) is not None and not 0 < value < float("inf"):
-                raise UserError(f"--{name} {value} must be positive")
-        for name in ("batch_size", "learning_rate", "clip", "skip", "validations", "validation_rows"):
-            if not getattr(self, name) > 0:
-                raise UserError(f"--{name.replace('_', '-')} {getattr(self, name)} must be positive")
-        if self.patience is not None and self.patience < 1:
-            raise UserError(f"--patience {self.patience} must be at least 1")
-        for name in ("warmup", "weight_decay", "checkpoint_seconds", "workers"):
-            if not getattr(self, name) >= 0:
-                raise UserError(f"--{name.replace('_', '-')} {getattr(self, name)} must not be negative")
-        for name in ("ema", "beta1", "beta2"):
-            if not 0 <= getattr(self, name) < 1:
-                raise UserError(f"--{name} {getattr(self, name)} must lie in [0, 1)")
+        check_ranges(self)
 
 
 @dataclass(frozen=True)

@@ -71,7 +71,7 @@ def test_unknown_option_lists_the_valid_ones():
 
 
 def test_option_of_another_type_is_refused():
-    with pytest.raises(SchemaError, match="train_digits='many' is not int"):
+    with pytest.raises(SchemaError, match="train_digits=many: 'many' is no whole number"):
         open_dataset("morphomnist", {"train_digits": "many"})
 
 
@@ -97,7 +97,7 @@ def test_options_become_the_declared_types(tmp_path):
     mine = open_dataset(path, text)
     found = (mine.size, mine.share, mine.either, mine.folder, mine.flag, mine.old, mine.word)
     assert found == (3, 0.5, 0.5, Path("a/b"), True, 4, "5")
-    with pytest.raises(SchemaError, match="flag='perhaps' is not bool"):
+    with pytest.raises(SchemaError, match="flag=perhaps: 'perhaps' is no true or false"):
         open_dataset(path, {"flag": "perhaps"})
 
 
@@ -105,6 +105,42 @@ def test_command_line_options():
     assert DataOptions(option=("a=b=c", "d="), download=True).as_dict() == {"a": "b=c", "d": "", "download": True}
     with pytest.raises(UserError, match="--option 'size' is not KEY=VALUE"):
         DataOptions(option=("size",)).as_dict()
+    with pytest.raises(UserError, match="--option train_digits is given twice, as 5 and 7"):
+        DataOptions(option=("train-digits=5", "train_digits=7")).as_dict()
+    with pytest.raises(UserError, match="--data-dir and --option data_dir=a say the same"):
+        DataOptions(data_dir=Path("b"), option=("data_dir=a",)).as_dict()
+
+
+@pytest.mark.parametrize(("option", "value"), [("train_digits", "-5"), ("renderings", "0"), ("renderings", "100000000000"),
+                                               ("seed", str(10**23)), ("workers", "-1"), ("train_digits", True), ("renderings", 1.5)])
+def test_options_out_of_their_range_are_refused(option, value):
+    with pytest.raises(SchemaError, match=f"morphomnist: {option}={value} must"):
+        open_dataset("morphomnist", {option: value})
+    with pytest.raises(SchemaError, match=f"morphomnist: {option}={value} must"):
+        type(open_dataset("morphomnist"))(**{option: int(value) if isinstance(value, str) else value})
+
+
+def test_a_users_own_options_are_numbers_too(tmp_path):
+    path = write(tmp_path, """
+        from dataclasses import dataclass
+        from datasets import CausalDataset, Variable
+        from datasets.ranges import Share
+
+        @dataclass
+        class Mine(CausalDataset):
+            variables = (Variable("image", "image", shape=(1, 4, 4)),)
+            level: float = 1.0
+            part: Share[float] = 0.5
+    """)
+    for option, value in (("level", "nan"), ("level", "inf"), ("part", "2")):
+        with pytest.raises(SchemaError, match=f"{option}={float(value)} must"):
+            open_dataset(path, {option: value})
+
+
+def test_renderings_that_do_not_fit_are_refused_with_their_size(monkeypatch):
+    monkeypatch.setattr("datasets.memory.memory", lambda: 2**20)
+    with pytest.raises(SchemaError, match=r"renderings=1000 of 7 digits, 7,000 images, needs .* MiB of memory; this machine has 1 MiB"):
+        open_dataset("morphomnist", {"train_digits": 7, "renderings": 1000}).split("train")
 
 
 @pytest.mark.parametrize("text, message", [

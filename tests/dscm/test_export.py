@@ -11,6 +11,7 @@ import sys
 import threading
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -131,6 +132,31 @@ def test_foreign_folders_are_left_alone(export, tmp_path):
     assert {p: p.stat().st_mtime_ns for p in (tmp_path / "out").rglob("*")} == before
     with pytest.raises(RunError, match="is a file; choose a folder"):
         export().write(tmp_path / "thesis.tex")
+    for stranger in (".git", "notes.txt"):  # hidden or not, beside a finished export
+        (tmp_path / "out" / stranger).touch()
+        with pytest.raises(RunError, match=f"other things beside its images \\({stranger}\\).*nothing was touched"):
+            export().write(tmp_path / "out")
+        (tmp_path / "out" / stranger).unlink()
+    assert export().write(tmp_path / "out") == (0, 6)
+    (tmp_path / "hidden").mkdir()
+    (tmp_path / "hidden" / ".secret").touch()
+    with pytest.raises(RunError, match=r"not empty \(.secret\)"):
+        export().write(tmp_path / "hidden")
+
+
+def test_a_disk_that_is_too_small_is_told_before_anything_is_written(export, tmp_path, monkeypatch):
+    monkeypatch.setattr("shutil.disk_usage", lambda place: SimpleNamespace(free=1000))
+    with pytest.raises(RunError, match="40 images need 80 KiB; .* has 1000 bytes"):
+        export().write(tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_record_that_promises_a_thousand_million_shards_ends_at_the_first_that_is_missing(export, tmp_path):
+    export().write(tmp_path)
+    about = json.loads((tmp_path / PROVENANCE).read_text())
+    (tmp_path / PROVENANCE).write_text(json.dumps({**about, "count": 10**9, "shard_size": 1}))
+    with pytest.raises(RunError, match="of 2000000000 shards are missing"):
+        open_export(tmp_path)
 
 
 def test_another_models_images_are_not_mixed_in(export, model, tmp_path):
@@ -275,7 +301,11 @@ def test_command(tiny_run, tmp_path, capsys):
 
 @pytest.mark.parametrize(("changes", "told"), [
     ({"do": ()}, "nothing to export"), ({"count": 99}, "--count 99: the test split has 32 rows"), ({"shard_size": 0}, "--shard-size 0"),
-    ({"do": ("thickness=2", "thickness=2")}, "given twice"), ({"do": ("colour=2",)}, "colour"), ({"temperature": -1.0}, "--temperature"),
+    ({"do": ("thickness=2", "thickness=2")}, "given twice"),
+    ({"do": ("thickness=2", "thickness=2.0")}, "thickness=2.0 is given twice: thickness=2 is the same"),
+    ({"draws": 0}, "--draws 0"),
+    ({"do": ("thickness+=1,1e0",)}, "thickness[+]=1e0 is given twice"), ({"draws": 10**9}, "--draws 1000000000"),
+    ({"do": ("colour=2",)}, "colour"), ({"temperature": -1.0}, "--temperature"),
 ])
 def test_bad_input(tiny_run, tmp_path, changes, told):
     with pytest.raises(ValueError, match=told):

@@ -23,8 +23,9 @@ from experiments.algorithms import dfr
 from experiments.algorithms.registry import ALGORITHMS
 from experiments.networks.config import ClassifierConfig
 from experiments.train import describe, main, train_classifiers
+from experiments.training.field_help import field_help
 from experiments.training.options import Options, TrainingFlags
-from experiments.training.plan import resolve, settings_help
+from experiments.training.plan import resolve
 from experiments.training.rows import Rows
 from experiments.training.selection import criteria, halved, selection_split, shifts_of, worst_group
 from experiments.training.stacked import Stacked, can_stack, learn_stacked, pays
@@ -317,10 +318,36 @@ def test_flags_win_over_recipes_over_defaults(toy):
     assert plain.settings.penalty == 9 and plain.classifier.hidden == 8 and plain.training.steps == 12 and plain.training.epochs is None
     assert resolve("irm", dataset).settings.penalty == 7 and resolve("irm", dataset).settings.anneal == 0.1
     asked = resolve("vrex", dataset, TrainingFlags(hidden=5, epochs=2.0), ["penalty=3", "irm.penalty=4"])
+    assert resolve("irm", dataset, TrainingFlags(), ["irm.penalty=4", "penalty=3"]).settings.penalty == 4  # whatever their order
     assert asked.settings.penalty == 3 and asked.classifier.hidden == 5 and asked.training.epochs == 2 and asked.training.steps is None
     assert asked.origin["hidden"] == "flag" and asked.origin["network"] == "recipe" and "steps" not in asked.origin
     assert "penalty 3 (flag)" in asked.told(96) and "network mlp (recipe)" in asked.told(96)
     assert resolve("erm", dataset).training.batch_size == 32 and "penalty" not in resolve("erm", dataset).told(96)
+
+
+def test_every_field_of_network_and_training_has_a_flag(toy):
+    every = {f.name for kind in (TrainingConfig, ClassifierConfig) for f in fields(kind)} - {"seed"}
+    assert {f.name for f in fields(TrainingFlags)} == every
+    parsed: list[Options] = []
+    further = ["--workers", "3", "--clip", "2.5", "--skip", "7", "--keep", "best", "--beta2", "0.9", "--patience", "4"]
+    run_command(Options, parsed.append, further)
+    plan = resolve("erm", open_dataset(toy), parsed[0].training)
+    found = plan.training
+    assert (found.workers, found.clip, found.skip, found.keep, found.beta2, found.patience) == (3, 2.5, 7.0, "best", 0.9, 4)
+    assert plan.origin["workers"] == "flag"
+    run_command(Options, parsed.append, [])
+    assert parsed[1].training.given() == {"device": "auto"}
+
+
+@pytest.mark.parametrize(("flags", "named"), [
+    (["--algorithm", "erm,erm"], "--algorithm names erm twice"), (["--algorithm", "erm,,irm"], "between commas 1 and 2"),
+    (["--spurious", "a,a"], "--spurious names a twice"), (["--set", "penalty=1", "--set", "penalty=2"], "--set names penalty twice"),
+    (["--hidden", "1000000000"], "--hidden 1000000000 must lie in"), (["--seeds", "1000000000"], "--seeds 1000000000 must lie in"),
+    (["--set", "irm.penalty=nan", "--algorithm", "irm"], "irm: penalty=nan must not be negative, and finite")])
+def test_senseless_flags_are_refused_before_anything_is_written(toy, tmp_path, capsys, flags, named):
+    with pytest.raises(SystemExit) as stop:
+        run_command(Options, main, ["--dataset", str(toy), "--run", str(tmp_path / "run"), *flags])
+    assert stop.value.code == 2 and named in capsys.readouterr().err and not (tmp_path / "run").exists()
 
 
 def test_a_recipe_that_sets_what_is_not_there(toy):
@@ -338,7 +365,8 @@ def test_every_setting_has_a_help_text_and_a_name_of_its_own():
     """A recipe names fields of the training, of the network and of the algorithm side by side."""
     others = {f.name for kind in (TrainingConfig, ClassifierConfig) for f in fields(kind)}
     for kind in ALGORITHMS.values():
-        assert all(settings_help(kind).values()) and not others & settings_help(kind).keys(), kind.name
+        texts = field_help(kind.settings)
+        assert all(texts.values()) and not others & texts.keys(), kind.name
 
 
 # ---------------------------------------------------------------------------------------------------- selection

@@ -104,7 +104,7 @@ def test_a_folder_is_needed(name, tmp_path):
     (tmp_path / "holiday.txt").touch()
     with pytest.raises(DataError, match=f"{name}: no .* in {tmp_path}, which holds holiday.txt; it should hold "):
         opened(name, tmp_path).split("train")
-    with pytest.raises(DataError, match="size=8 must be at least 16"):
+    with pytest.raises(SchemaError, match=r"size=8 must lie in \[16, 8192\]"):
         opened(name, tmp_path, size=8)
 
 

@@ -85,7 +85,7 @@ def test_recipes_are_those_of_the_paper(colored):
 
 
 @pytest.mark.parametrize(("options", "words"), [
-    ({"size": 20}, "size=20 must be 14 or 28"), ({"label_flip": 1.2}, "label_flip=1.2 is a probability"),
+    ({"size": 20}, "size=20 must be 14 or 28"), ({"label_flip": 1.2}, "label_flip=1.2 must lie in"),
     ({"flip_0": -0.1}, "flip_0=-0.1"), ({"flip_1": float("nan")}, "flip_1=nan"),
 ])
 def test_senseless_options(options, words):

@@ -157,7 +157,7 @@ def test_refused_values_and_rows(dataset):
 
 @pytest.mark.parametrize("kind", ["coloredmnist", "spuriousmnist", "colourmnist", "morphomnist-confounded", "photo-backgrounds"])
 @pytest.mark.parametrize(("options", "words"), [
-    ({"train_digits": -1}, "train_digits=-1 must be at least 0"), ({"seed": -1}, "seed=-1"), ({"test_digits": "9999"}, "the source has"),
+    ({"train_digits": -1}, "train_digits=-1 must not be negative"), ({"seed": -1}, "seed=-1"), ({"test_digits": "9999"}, "the source has"),
     ({"data_dir": "nowhere/at/all"}, "no folder"), ({"strenght": 1}, "no option 'strenght'"),
 ])
 def test_refused_options(kind, options, words):

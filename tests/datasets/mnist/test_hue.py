@@ -62,7 +62,7 @@ def test_shifts():
 
 
 @pytest.mark.parametrize(("options", "words"), [
-    ({"strength": 1.1}, "strength=1.1 is a probability"), ({"strength": -0.1}, "strength=-0.1"),
+    ({"strength": 1.1}, "strength=1.1 must lie in"), ({"strength": -0.1}, "strength=-0.1"),
     ({"strength": float("nan")}, "strength=nan"),
     ({"strength": 0.99}, r"gap=0.05 must lie in \[0, 1\] and leave strength·\(1 \+ gap\) at most 1, with strength=0.99"),
     ({"gap": -0.1}, "gap=-0.1"),

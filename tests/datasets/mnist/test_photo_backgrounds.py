@@ -99,7 +99,7 @@ def test_background_is_measured(dataset):
 
 
 @pytest.mark.parametrize(("options", "words"), [
-    ({"strength": 1.1}, "strength=1.1 is a probability"), ({"strength": float("nan")}, "strength=nan"),
+    ({"strength": 1.1}, "strength=1.1 must lie in"), ({"strength": float("nan")}, "strength=nan"),
     ({"gap": 0.2}, r"gap=0.2 must lie in \[0, 1\] and leave \|strength − ½\|·\(1 \+ gap\) at most ½, with strength=0.95"),
     ({"gap": -0.1}, "gap=-0.1"), ({"size": 48}, "size=48 must be 32 or 64"),
 ])

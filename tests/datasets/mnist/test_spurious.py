@@ -93,7 +93,7 @@ def test_groups():
     ({"square_size": 0}, r"square_size=0 must be 1\.\.14"), ({"square_size": 15}, "square_size=15"),
     ({"corner": "middle"}, "unknown corner 'middle'; valid are top-left, "),
     ({"colour": "blau"}, "unknown colour 'blau'; valid are red, .*#rrggbb"),
-    ({"colour": "#000010"}, "hardly to be seen"), ({"colour": "#12345"}, "unknown colour"), ({"mix": 1.5}, "mix=1.5 is a share"),
+    ({"colour": "#000010"}, "hardly to be seen"), ({"colour": "#12345"}, "unknown colour"), ({"mix": 1.5}, "mix=1.5 must lie in"),
     ({"mix": float("nan")}, "mix=nan"),
 ])
 def test_senseless_options(options, words):

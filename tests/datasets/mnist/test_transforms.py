@@ -63,7 +63,7 @@ def test_known_points():
 
 
 @pytest.mark.parametrize("text, message", [
-    ("", "names no transformation"), (" , ", "names no transformation"),
+    ("", "names no transformation"), (" , ", "nothing stands before the first comma"),
     ("sideways", "unknown transformation 'sideways'; valid are up, down"),
     ("right,right", "names right twice; leave"), ("right,right=4", "names right=4 twice: right is the same"),
     ("noise=.25,up,noise", "names noise twice: noise=.25 is the same"), ("noise=much", "is no number"),
@@ -111,7 +111,8 @@ def test_chosen_digits_and_colours():
 
 
 @pytest.mark.parametrize("options, message", [
-    ({"digits": "11"}, "'11' is no digit"), ({"channels": "2"}, "must be 1 .grey. or 3"), ({"transforms": ""}, "names no transformation"),
+    ({"digits": "11"}, "digits 11: unknown '11'; valid are 0, 1"), ({"digits": "3,3"}, "digits names 3 twice"),
+    ({"channels": "2"}, "must be 1 .grey. or 3"), ({"transforms": ""}, "names no transformation"),
     ({"digits": "6", "train_digits": "3"}, "two halves need at least 2")])
 def test_bad_options(options, message):
     with pytest.raises(UserError, match=message):

@@ -116,8 +116,9 @@ def test_arrays_of_other_rank_and_images_of_other_size(tree):
 
 
 @pytest.mark.parametrize(("options", "words"), [
-    ({"variant": "mixed"}, "variant: unknown variant 'mixed'; valid are original, mixed_same"), ({"variant": ","}, "unknown variant ''"),
-    ({"train_variant": "original,blurred"}, "train_variant: unknown variant 'blurred'"),
+    ({"variant": "mixed"}, "variant mixed: unknown 'mixed'; valid are original, mixed_same"),
+    ({"variant": ","}, "variant ',': nothing stands before"),
+    ({"train_variant": "original,blurred"}, "train_variant original,blurred: unknown 'blurred'"),
     ({"variant": "mixed_next"}, "no test/mixed_next/val or .* bg_challenge/mixed_next/val .*which holds bg_challenge"),
 ])
 def test_unknown_and_missing_variants(tree, options, words):

@@ -7,6 +7,7 @@ import shutil
 import pytest
 
 from datasets import open_dataset
+from datasets.errors import UserError
 from datasets.files.idx import DataError
 from datasets.task import task_of
 from experiments.training.plan import resolve
@@ -91,5 +92,5 @@ def test_wrong_trees(tree):
     shutil.rmtree(tree / "train_46")
     with pytest.raises(DataError, match="no train_46 or wildcam_denoised/train_46 in .*, which holds test, train_43, train_test_file"):
         opened(tree).split("train")
-    with pytest.raises(DataError, match="valid=1.0 is a share"):
+    with pytest.raises(UserError, match=r"valid=1.0 must lie in \(0, 1\): it is a share of the training images"):
         opened(tree, valid="1")

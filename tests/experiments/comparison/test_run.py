@@ -202,8 +202,8 @@ def test_without_a_process_bounds_are_left_out(options, dataset, monkeypatch):
 
 
 @pytest.mark.parametrize("changes, message", [
-    ({"only": "vae,gan"}, "unknown contestant gan; valid are vae, hvae"), ({"seeds": 0}, "--seeds 0 must be at least 1"),
-    ({"draws": 1}, "one draw has no spread"), ({"budgets": "1,x"}, "give minutes, comma-separated"), ({"jobs": 0}, "--jobs 0"),
+    ({"only": "vae,gan"}, "--only vae,gan: unknown 'gan'; valid are vae, hvae"), ({"seeds": 0}, r"--seeds 0 must lie in \[1, 1000\]"),
+    ({"draws": 1}, "one draw has no spread"), ({"budgets": "1,x"}, "--budgets '1,x' is no list of numbers"), ({"jobs": 0}, "--jobs 0"),
     ({"budgets": "1,2"}, "stands instead of --minutes"), ({"predictor_steps": 0}, "--predictor-steps 0"),
     ({"budgets": "1", "only": "truth", "training": TrainingConfig()}, "--budgets needs a contestant that is trained")])
 def test_bad_options_are_refused(options, dataset, changes, message):

@@ -250,7 +250,7 @@ def test_the_foreground_is_outlined_and_its_share_told(tmp_path, drawn):
     ("--seed-of 7", "has no classifier masktune of seed 7"),
     ("--algorithm erm --rule oracle --shift nowhere", "unknown shift 'nowhere'; spuriousmnist has raw, malicious"),
     ("--rows 3,24", "--rows 24: the test split has 24 images, 0..23"),
-    ("--rows 3,x", "must be numbers, comma-separated"),
+    ("--rows 3,x", "--rows '3,x' is no list of whole numbers"),
     ("--count 0", "--count 0 must be at least 1"),
     ("--layer nowhere", "unknown layer 'nowhere'; SmallCNN has"),
     ("--method gradcan", "invalid choice"),
@@ -320,7 +320,8 @@ def test_the_table_of_coverages(run, tmp_path, capsys):
     assert f"| observed    | 100      | 100.0      | {100 * rows[1]['accuracy']:.1f} " in text and "selected by: last" in text
 
 
-@pytest.mark.parametrize("coverage, message", [("0.5,2", "--coverage 2 must lie in (0, 1]"), ("most", "must be numbers")])
+@pytest.mark.parametrize("coverage, message", [("0.5,2", "--coverage 2 must lie in (0, 1]"),
+                                               ("most", "--coverage 'most' is no list of numbers")])
 def test_coverages_that_make_no_sense(run, coverage, message, capsys):
     with pytest.raises(SystemExit):
         run_command(selective.Options, selective.main, ["--run", str(run), "--coverage", coverage])

@@ -270,7 +270,7 @@ def test_a_label_that_does_not_cause_the_image_is_none_to_set(bars):
     (["--cf", "tiles"], "unknown counterfactual augmenter 'tiles'; valid are mean"),
     (["--factual", "all,random"], "unknown factual augmenter 'all'; valid are random"),
     (["--rows", "3,40"], "--rows 40: the train split has 40 images, 0..39"), (["--count", "0"], "--count 0 must be at least 1"),
-    (["--rows", "3-7"], "--rows '3-7' must be numbers"),
+    (["--rows", "3-7"], "--rows '3-7' is no list of whole numbers"),
     (["--option", "known=valid"], "has none: define masks"), (["--option", "known=train", "--split", "test"], "none of test; take --split"),
     (["--run", "nowhere"], "leave --dataset and its options out"), (["--truth", "--model", "nowhere"], "not both"),
     (["--model", "nowhere", "--cf", "dscm"], "nowhere"), (["--out", "preview.doc"], "preview.doc"),

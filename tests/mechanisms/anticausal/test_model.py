@@ -319,7 +319,7 @@ def test_quantiles_at_their_known_points():
 def test_an_image_without_causes_or_a_size_below_one_is_refused():
     with pytest.raises(SchemaError, match="no causes in this graph"):
         Predictors(Graph([Variable("image", "image", shape=(1, 8, 8))]))
-    with pytest.raises(UserError, match="width=0 must be at least 1"):
+    with pytest.raises(UserError, match="--width 0 must lie in"):
         Predictors(Boxes().graph, PredictorConfig(width=0))
 
 
@@ -441,8 +441,8 @@ def test_the_command_trains_tests_and_says_how(read_run, tmp_path, capsys):
 
 
 @pytest.mark.parametrize(("arguments", "message"), [
-    (["--renderings", "0"], "--renderings 0 must be at least 1"), (["--shift", "-1"], "--shift -1 must be at least 0"),
-    (["--width", "0"], "width=0 must be at least 1"), (["--steps", "0"], "--steps 0 must be positive"),
+    (["--renderings", "0"], "--renderings 0 must lie in [1, 1000]"), (["--shift", "-1"], "--shift -1 must lie in [0, 1024]"),
+    (["--width", "0"], "--width 0 must lie in"), (["--steps", "0"], "--steps 0 must be positive"),
     (["--option", "seed=5"], "belongs to another graph or training split"), ([], "already holds a training")])
 def test_the_command_refuses(read_run, capsys, arguments, message):
     before = (read_run / "predictors" / "test.json").read_text()

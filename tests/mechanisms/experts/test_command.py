@@ -417,13 +417,15 @@ def test_the_file_of_ones_own_that_the_docs_show(tmp_path):
 # ---------------------------------------------------------------------------------------------------- refusals
 @pytest.mark.parametrize("arguments, words", [
     (["--experts", "500", "--steps", "1"], ["--experts 500", "--batch-size 8"]), (["--experts", "0", "--steps", "1"], ["--experts 0"]),
-    (["--transforms", ",", "--steps", "1"], ["names no transformation"]), (["--transforms", "upwards"], ["unknown", "upwards", "invert"]),
-    (["--digits", "x"], ["'x' is no digit"]), (["--seeds", "0"], ["--seeds 0"]), (["--dataset", "coloredmnist"], ["no canonical images"]),
+    (["--transforms", ",", "--steps", "1"], ["transforms ','", "before the first comma"]),
+    (["--transforms", "upwards"], ["unknown", "upwards", "invert"]),
+    (["--digits", "x"], ["unknown 'x'", "0, 1, 2"]), (["--seeds", "0"], ["--seeds 0"]),
+    (["--dataset", "coloredmnist"], ["no canonical images"]),
     (["--dataset", "unpaired-folders"], ["needs --data-dir"]), (["--apply", "nowhere"], ["has no experts yet", "python -m mechanisms.exp"]),
     (["--transfer"], ["has no experts yet", "python -m mechanisms.exp"]), (["--apply", ".", "--transfer"], ["one at a time"]),
     (["--expert", "oracle"], ["oracle", "residual"]), (["--penalty", "-1"], ["--penalty -1.0"]),
     (["--keep", "best"], ["--keep best", "--steps"]), (["--patience", "3"], ["--patience"]),
-    ([*DIGITS, "--experts", "40", "--batch-size", "50", "--option", "train_digits=4", "--transforms", "right"], ["the 2 training images"])])
+    (["--option", "train_digits=4", "--experts", "40", "--batch-size", "50", "--transforms", "right"], ["the 2 training images"])])
 def test_what_makes_no_sense_is_refused_in_one_line(tmp_path, capsys, arguments, words):
     with pytest.raises(SystemExit) as stop:
         command(tmp_path / "run", *(["--experts", "2"] if "--experts" not in arguments else []), *arguments)

@@ -312,7 +312,7 @@ def test_others_first_reproduce_their_input():
 
 @pytest.mark.parametrize("given, message", [
     ({"experts": 0}, "must lie between 1 and --batch-size 48"), ({"experts": 49}, "most win nothing"), ({"width": 0}, "--width 0"),
-    ({"penalty": -1.0}, "--penalty -1.0"), ({"free": 1.5}, "--free 1.5 is a share"), ({"beta": float("nan")}, "--beta nan")])
+    ({"penalty": -1.0}, "--penalty -1.0"), ({"free": 1.5}, "--free 1.5 must lie in"), ({"beta": float("nan")}, "--beta nan")])
 def test_settings_that_make_no_sense(given, message):
     with pytest.raises(UserError, match=message):
         ExpertsConfig(**given).check(48)

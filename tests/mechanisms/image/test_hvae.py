@@ -381,3 +381,12 @@ def test_state_survives_a_buffer():
     assert not torch.equal(other.abduct(images, values()).residual, model.abduct(images, values()).residual)
     other.load_state_dict(torch.load(file, weights_only=True))
     assert torch.equal(other.abduct(images, values()).residual, model.abduct(images, values()).residual)
+
+
+def test_a_resolution_has_one_width_and_sizes_have_an_end():
+    with pytest.raises(UserError, match="'8:96,4:128,8:97' gives resolution 8 twice, 96 and 97 channels"):
+        parse_widths("8:96,4:128,8:97", [(8, 1), (4, 1)], [(4, 2), (8, 2)], 8)
+    with pytest.raises(UserError, match="'8:100000000' has more than"):
+        parse_widths("8:100000000", [(8, 1)], [(8, 1)], 8)
+    with pytest.raises(UserError, match="'8b100000000' has more than"):
+        parse_topology("8b100000000")
