@@ -8,22 +8,27 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from matplotlib import rc_context
 from matplotlib.axes import Axes
+from matplotlib.backend_bases import RendererBase
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
+from matplotlib.text import Text
 from torch import Tensor
 
 from datasets.schema import Graph, Variable
 from dscm.metrics.truth import image_error
 from dscm.model import Counterfactual
+from mechanisms.base import term_of
 from mechanisms.checkpoint import RunError, replacing
 
 Values = Mapping[str, Tensor]
@@ -289,7 +294,7 @@ def training_curves(metrics_rows: Sequence[Row], title: str = "") -> Figure:
         train, valid = ([row[part].get(term, math.nan) for row in metrics_rows] for part in ("train", "valid"))
         axes.plot(steps, train, color=PALE, linewidth=1.2, label="train")
         axes.plot(steps, valid, color=BLUE, linewidth=1.5, marker="o", markersize=2.5, label="valid")
-        axes.set_title(term.replace("_", " "), fontsize=8, loc="left", color=INK)
+        axes.set_title(_term(term), fontsize=8, loc="left", color=INK)
         axes.set_xlabel("step", fontsize=8)
         # the first training mean covers the untrained model and would flatten all the rest
         seen = [v for v in (*valid, *train[1:]) if math.isfinite(v)]
@@ -301,10 +306,34 @@ def training_curves(metrics_rows: Sequence[Row], title: str = "") -> Figure:
     return figure
 
 
+def _term(term: str) -> str:
+    """An attribute's term as its own name, others as words."""
+    return term.removeprefix(term_of("")) if term.startswith(term_of("")) else term.replace("_", " ")
+
+
 # -------------------------------------------------------------------------------------------------------- pages
+class Page(Figure):
+    """A figure that shows all text as it is: names of classes and units may have dollars, which would be set as formulas."""
+
+    @contextmanager
+    def _as_it_is(self) -> Iterator[None]:
+        for text in self.findobj(Text):
+            text.set_parse_math(False)
+        with rc_context({"text.parse_math": False}):  # of ticks, whose text is made as they are drawn
+            yield
+
+    def draw(self, renderer: RendererBase) -> None:
+        with self._as_it_is():
+            super().draw(renderer)
+
+    def tight_layout(self, **given: Any) -> None:
+        with self._as_it_is():
+            super().tight_layout(**given)
+
+
 def page(width: float, height: float) -> Figure:
     """An empty white figure, in inches, made without pyplot."""
-    figure = Figure(figsize=(width, height), dpi=DPI, facecolor="white")
+    figure = Page(figsize=(width, height), dpi=DPI, facecolor="white")
     FigureCanvasAgg(figure)
     return figure
 

@@ -50,6 +50,7 @@ def train_predictors(dataset: CausalDataset, options: Options) -> Predictors:
 
     from datasets.errors import UserError
     from mechanisms.augment import augmentation
+    from mechanisms.base import term_of
     from mechanisms.checkpoint import write_json
     from mechanisms.decorrelate import decorrelated, joined
     from mechanisms.predictor import FOLDER, Predictors, describe
@@ -71,7 +72,7 @@ def train_predictors(dataset: CausalDataset, options: Options) -> Predictors:
     description = {**describe(model), "data": {"renderings": options.renderings, "shift": options.shift}}
     folder = options.run.run / FOLDER
     model = fit(model, both["train"], both["valid"], training, folder, description, options.run, augmentation(options.shift),
-                criterion=lambda means: sum(means[name] for name in model.names))  # the likelihood; the loss is a weighted one
+                criterion=lambda means: sum(means[term_of(name)] for name in model.names))  # the likelihood; the loss is a weighted one
     if PartialState().is_main_process:
         results = score(model, dataset.split("test"), independent["test"])
         write_json(folder / TEST, results)

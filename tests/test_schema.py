@@ -61,7 +61,7 @@ def test_contradictory_variables_are_refused(arguments, message):
     ("real", "thick"), ("real", None), ("real", math.nan), ("real", -math.inf), ("real", ["1", "2"]),
     ("positive", "1"), ("positive", math.nan), ("positive", -1), ("positive", 0.5), ("positive", [1.0, 0.2]),
     ("interval", 7.01), ("interval", -4), ("interval", math.nan), ("interval", math.inf),
-    ("binary", 2), ("binary", -1), ("binary", 0.5), ("binary", "present"), ("binary", math.nan),
+    ("binary", 2), ("binary", -1), ("binary", 0.5), ("binary", "presen"), ("binary", math.nan),
     ("categorical", 12), ("categorical", -1), ("categorical", 3.5), ("categorical", 10), ("categorical", {}),
 ])
 def test_values_without_support_are_refused(kind, values):

@@ -14,6 +14,7 @@ from torch import Tensor
 from datasets import Graph, SchemaError, Variable
 from mechanisms.discrete import GumbelMax
 from pgm import AttributeConfig, AttributeSCM, interventions, parse_do, resolve_do
+from pgm.scm import noise_site
 
 SIZE = 400
 IMAGE = Variable("image", "image", ("intensity", "digit"), shape=(1, 8, 8))
@@ -229,7 +230,7 @@ def test_model_is_vectorised(scm):
 
 
 def test_structural_program_is_the_same_model(scm, observed):
-    noise = {f"{name}_noise": value for name, value in scm.abduct(observed, generator()).items()}
+    noise = {noise_site(name): value for name, value in scm.abduct(observed, generator()).items()}
     with torch.no_grad():
         assert_same(pyro.condition(scm.structural, data=noise)(SIZE), observed)
         assert all(value.shape == (6,) for value in scm.structural(6).values())
@@ -243,7 +244,7 @@ def test_chirho_worlds_agree(scm, observed, names):
     from chirho.interventional.handlers import do
 
     actions = {name: torch.full_like(observed[name], DO[name]) for name in names}
-    noise = {f"{name}_noise": value for name, value in scm.abduct(observed, generator()).items()}
+    noise = {noise_site(name): value for name, value in scm.abduct(observed, generator()).items()}
     program = pyro.condition(scm.structural, data=noise)
     with torch.no_grad(), MultiWorldCounterfactual(first_available_dim=-2), do(actions=actions):
         values = program(SIZE)
@@ -300,7 +301,7 @@ def test_beyond_training_is_flagged_and_warned_once(scm, observed):
 def test_parse_values(scm, observed):
     graph = scm.graph
     parsed = parse_do(["thickness = 1.5, 3", "thickness+=-0.25", "finding=present,0"], graph)
-    labels = ["thickness=1.5", "thickness=3", "thickness+=-0.25", "finding=present", "finding=0"]
+    labels = ["thickness=1.5", "thickness=3", "thickness+=-0.25", "finding=present", "finding=absent"]
     assert [label for label, _ in parsed] == labels
     assert parsed[0][1] == {"thickness": 1.5} and parsed[3][1] == {"finding": 1.0}
     shifted = scm.counterfactual(observed, parsed[2][1], generator())["thickness"]
