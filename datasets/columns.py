@@ -63,6 +63,27 @@ def as_column(values: Any, name: str, place: str = "", support: str = "a number"
     return torch.as_tensor(np.require(array, array.dtype.newbyteorder("="), ["C", "W"]))
 
 
+def in_order(items: Any) -> Any:
+    """Images or masks by position: of a column of a table its rows as they stand, whatever their index says."""
+    return list(items.to_numpy()) if hasattr(items, "to_numpy") else items
+
+
+def identities(values: Any, name: str, place: str) -> Tensor:
+    """Which rows belong together, ``(N,)`` int64: whole numbers as they are, words numbered in their alphabetical order.
+
+    Raises:
+        SchemaError: for rows without a value, fractions, or what is no column.
+    """
+    held = values.to_numpy() if hasattr(values, "to_numpy") else values
+    words = [] if isinstance(held, Tensor) else np.asarray(held, dtype=object).reshape(-1).tolist()
+    if words and all(isinstance(word, str) for word in words):
+        return torch.from_numpy(np.unique(np.array(words), return_inverse=True)[1])
+    numbers = as_column(held, name, place, "a whole number or a word in each row")
+    if numbers.ndim != 1 or numbers.is_complex() or bool((numbers != numbers.long()).any()):
+        raise SchemaError(f"{name}{place} are {numbers.dtype} of shape {tuple(numbers.shape)}; give one whole number or word a row")
+    return numbers.long()
+
+
 def _read(array: np.ndarray, name: str, place: str, support: str, word: Reading) -> np.ndarray:
     """Objects and words, one by one, as int64 where all are whole, else as float64."""
     numbers: list[int | float] = []
@@ -79,7 +100,8 @@ def _read(array: np.ndarray, name: str, place: str, support: str, word: Reading)
         except (TypeError, ValueError, OverflowError):
             number = None
         if number is None or abs(number) >= 2**63 and isinstance(number, int):
-            raise SchemaError(f"{name}={told(repr(item))}{_at(row, array.size)}{place} is not a number: {name} is {support}")
+            remedy = "; leave out rows without a value" if array.size > 1 and not isinstance(item, str) else ""
+            raise SchemaError(f"{name}={told(repr(item))}{_at(row, array.size)}{place} is not a number: {name} is {support}{remedy}")
         numbers.append(number)
     return np.array(numbers, np.int64 if all(isinstance(number, int) for number in numbers) else np.float64).reshape(array.shape)
 

@@ -12,7 +12,7 @@ import hashlib
 import json
 import keyword
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Set
 from dataclasses import asdict, dataclass, field, replace
 from numbers import Integral
 from typing import Any
@@ -56,12 +56,12 @@ class Variable:
     """One observed variable and the names of its direct causes.
 
     Args:
-        name: unique name; a Python identifier, because it names a Pyro site and a command-line value.
+        name: unique name; any Python identifier, because it names a Pyro site and a command-line value.
         kind: ``real``, ``positive`` (> ``low``, 0 unless given), ``interval`` (between ``low`` and ``high``),
             ``binary``, ``categorical`` or ``image``.
         parents: names of direct causes, in any order.
         low, high: bounds of the support in physical units.
-        classes: class names, or their number, of a categorical variable.
+        classes: class names in order of their index, or their number, of a categorical variable.
         shape: ``(channels, height, width)`` of an image.
         unit: physical unit, for axes and tables.
         statistics: filled by :meth:`fitted` from the training split.
@@ -86,8 +86,8 @@ class Variable:
             raise SchemaError(f"variable {self.name!r}: unknown kind {self.kind!r}; valid kinds are {', '.join(KINDS)}")
         if not (isinstance(self.unit, str) and self.unit == shown(self.unit)):
             raise SchemaError(f"variable {self.name!r}: the unit {told(repr(self.unit))} is no text that can be shown")
-        if isinstance(self.parents, str):
-            raise SchemaError(f"variable {self.name!r}: parents must be a tuple of names, got the string {self.parents!r}")
+        if isinstance(self.parents, str) or not isinstance(self.parents, Iterable):
+            raise SchemaError(f"variable {self.name!r}: parents must be a tuple of names, got {told(repr(self.parents))}")
         if wrong := [parent for parent in self.parents if not isinstance(parent, str)]:
             raise SchemaError(f"variable {self.name!r}: parents are given by name, got {told(repr(wrong[0]))}")
         object.__setattr__(self, "parents", tuple(sorted(self.parents)))
@@ -100,10 +100,11 @@ class Variable:
                 object.__setattr__(self, bound, self._bound(bound))
         if self.kind == "interval" and not (self.low is not None and self.high is not None and self.low < self.high):
             raise SchemaError(f"interval {self.name!r} needs low < high, got low={self.low}, high={self.high}")
-        if self.kind == "image" and not (self.shape and len(self.shape) == 3 and min(self.shape) > 0):
-            raise SchemaError(f"image {self.name!r} needs shape=(channels, height, width), got {self.shape}")
-        if self.shape is not None:
-            object.__setattr__(self, "shape", tuple(map(int, self.shape)))
+        if self.kind == "image":
+            sides = tuple(self.shape) if isinstance(self.shape, Iterable) else ()
+            if len(sides) != 3 or not all(isinstance(side, Integral) and side > 0 for side in sides):
+                raise SchemaError(f"image {self.name!r} needs shape=(channels, height, width), got {told(repr(self.shape))}")
+            object.__setattr__(self, "shape", tuple(map(int, sides)))
         object.__setattr__(self, "classes", self._class_names())
 
     def _bound(self, which: str) -> float:
@@ -122,7 +123,7 @@ class Variable:
             raise SchemaError(f"{where}: classes must be a tuple of names, or their number, got the string {told(repr(given))}")
         if isinstance(given, Integral) and not isinstance(given, bool):
             given = tuple(map(str, range(given)))
-        elif not isinstance(given, Iterable):
+        elif not isinstance(given, Iterable) or isinstance(given, (Set, Mapping)):  # a set's order is another in each process
             raise SchemaError(f"{where}: classes must be a tuple of names, or their number, got {told(repr(given))}")
         given = tuple(given)
         if not self.discrete:
@@ -215,7 +216,8 @@ class Variable:
         if bad.any():
             row = int(bad.nonzero()[0])
             at = f" (row {row})" if len(tensor) > 1 else ""
-            raise SchemaError(f"{self.name}={tensor[row].item():g}{at}{place} has no support: {self.name} is {self.support}")
+            remedy = "; leave out rows without a value" if at and math.isnan(tensor[row].item()) else ""
+            raise SchemaError(f"{self.name}={tensor[row].item():g}{at}{place} has no support: {self.name} is {self.support}{remedy}")
         return tensor.long() if self.discrete else tensor.float()
 
     def beyond_training(self, values: Tensor) -> Tensor:

@@ -8,21 +8,17 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from matplotlib import rc_context
 from matplotlib.axes import Axes
-from matplotlib.backend_bases import RendererBase
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
-from matplotlib.text import Text
 from torch import Tensor
 
 from datasets.schema import Graph, Variable
@@ -30,6 +26,7 @@ from dscm.metrics.truth import image_error
 from dscm.model import Counterfactual
 from mechanisms.base import term_of
 from mechanisms.checkpoint import RunError, replacing
+from mechanisms.pages import Page
 
 Values = Mapping[str, Tensor]
 Row = Mapping[str, Any]  # one line of metrics.jsonl
@@ -312,25 +309,6 @@ def _term(term: str) -> str:
 
 
 # -------------------------------------------------------------------------------------------------------- pages
-class Page(Figure):
-    """A figure that shows all text as it is: names of classes and units may have dollars, which would be set as formulas."""
-
-    @contextmanager
-    def _as_it_is(self) -> Iterator[None]:
-        for text in self.findobj(Text):
-            text.set_parse_math(False)
-        with rc_context({"text.parse_math": False}):  # of ticks, whose text is made as they are drawn
-            yield
-
-    def draw(self, renderer: RendererBase) -> None:
-        with self._as_it_is():
-            super().draw(renderer)
-
-    def tight_layout(self, **given: Any) -> None:
-        with self._as_it_is():
-            super().tight_layout(**given)
-
-
 def page(width: float, height: float) -> Figure:
     """An empty white figure, in inches, made without pyplot."""
     figure = Page(figsize=(width, height), dpi=DPI, facecolor="white")
