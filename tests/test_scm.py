@@ -309,6 +309,27 @@ def test_parse_values(scm, observed):
     assert parse_do("digit=3", graph) == [("digit=3", {"digit": 3.0})]
 
 
+@pytest.mark.parametrize("classes, text, labels, indices", [
+    (("1", "2", "3", "4", "5"), "c=1,5", ["c=1", "c=5"], [0, 4]), (("1", "2", "3", "4", "5"), "c=2.0", ["c=2"], [1]),
+    (("38", "43", "115"), "c=43, 38", ["c=43", "c=38"], [1, 0]), (("F", "M"), "c=1,M,F", ["c=M", "c=M", "c=F"], [1, 1, 0]),
+    (("0", "1"), "c=True,0", ["c=1", "c=0"], [1, 0]), (("a, b", "c=d", "e~f"), "c=a, b", ["c=a, b"], [0]),
+    (("a, b", "c=d", "e~f"), "c=c=d,e~f", ["c=c=d", "c=e~f"], [1, 2]), (("$x$", "ü 1"), "c=$x$,ü 1", ["c=$x$", "c=ü 1"], [0, 1])])
+def test_labels_name_the_class_that_is_set(classes, text, labels, indices):
+    graph = Graph([Variable("c", "categorical", classes=classes), Variable("image", "image", ("c",), shape=(1, 8, 8))])
+    parsed = parse_do(text, graph)
+    assert [label for label, _ in parsed] == labels and [do["c"] for _, do in parsed] == indices
+    for (_, do), name in zip(parsed, (label[2:] for label in labels), strict=True):  # of Python, the same words
+        values, _ = resolve_do(graph, {"c": name}, {}, 3)
+        assert values["c"].tolist() == [int(do["c"])] * 3
+
+
+@pytest.mark.parametrize("text", ["c=0", "c=6", "c=1.5", "c=-1", "c=one", "c=", "c=nan", "c=1,0"])
+def test_numbers_that_are_no_class_are_refused_where_classes_are_numbers(text):
+    graph = Graph([Variable("c", "categorical", classes=("1", "2", "3", "4", "5")), Variable("image", "image", ("c",), shape=(1, 8, 8))])
+    with pytest.raises(SchemaError, match=rf"c='.*{text}.*1, 2, 3, 4, 5"):
+        parse_do(text, graph)
+
+
 def test_parse_marginal(scm, observed):
     training = torch.tensor([1.0, 2.0, 3.0])
     label, do = parse_do("thickness~marginal", scm.graph, {"thickness": training}, generator())[0]
