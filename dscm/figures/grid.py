@@ -19,6 +19,7 @@ from datasets.schema import Graph
 from dscm.figures.style import BLUE, DIFFERENCE, DPI, INK, ORANGE, PALE, as_change, as_pixels, colour_bar, heading, page, written
 from dscm.metrics.truth import image_error
 from dscm.model import Counterfactual
+from mechanisms.base import term_of
 
 Values = Mapping[str, Tensor]
 Row = Mapping[str, Any]  # one line of metrics.jsonl
@@ -159,6 +160,11 @@ World = tuple[str, str, dict[str, Tensor]]
 
 
 # -------------------------------------------------------------------------------------------------------- training
+
+
+def _term(term: str) -> str:
+    """An attribute's term as its own name, others as words."""
+    return term.removeprefix(term_of("")) if term.startswith(term_of("")) else term.replace("_", " ")
 
 
 # -------------------------------------------------------------------------------------------------------- pages

@@ -26,7 +26,7 @@ def training_curves(metrics_rows: Sequence[Row], title: str = "") -> Figure:
         train, valid = ([row[part].get(term, math.nan) for row in metrics_rows] for part in ("train", "valid"))
         axes.plot(steps, train, color=PALE, linewidth=1.2, label="train")
         axes.plot(steps, valid, color=BLUE, linewidth=1.5, marker="o", markersize=2.5, label="valid")
-        axes.set_title(term.replace("_", " "), fontsize=8, loc="left", color=INK)
+        axes.set_title(_term(term), fontsize=8, loc="left", color=INK)
         axes.set_xlabel("step", fontsize=8)
         # the first training mean covers the untrained model and would flatten all the rest
         seen = [v for v in (*valid, *train[1:]) if math.isfinite(v)]
