@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from datasets.columns import identities, in_order
 from datasets.files.lazyrows import CheckedRows, SoundRows, check_images, check_row
 from datasets.ranges import check_ranges
 from datasets.schema import Graph, SchemaError, Variable
@@ -126,9 +127,10 @@ class CausalDataset:
         return {}
 
     def subjects(self, split: str) -> Tensor | None:
-        """Which digit, patient, … each row of a split shows, ``(N,)`` integers; None if every row shows its own.
+        """Which digit, patient, … each row of a split shows, ``(N,)`` integers or words; None if every row shows its own.
 
-        Rows of one subject are alike, so standard errors hold for figures of distinct subjects only.
+        Rows of one subject are alike, so standard errors hold for figures of distinct subjects only. Ask for them through
+        :meth:`distinct_subjects`.
         """
         return None
 
@@ -190,6 +192,20 @@ class CausalDataset:
             observed[name] = value.cpu().expand(len(index)).clone()
         return index, observed
 
+    def distinct_subjects(self, split: str) -> Tensor | None:
+        """:meth:`subjects`, checked, int64 ``(N,)``; where they are words, numbers in their place.
+
+        Raises:
+            SchemaError: for what is not one subject a row.
+        """
+        if (found := self.subjects(split)) is None:
+            return None
+        where, rows = f"subjects({split!r}) of {self.title}", len(self.split(split))
+        found = identities(found, where, "")
+        if len(found) != rows:
+            raise SchemaError(f"{where} has {len(found)} rows; the split has {rows}: return one subject for each")
+        return found
+
     @property
     def title(self) -> str:
         return self.name or type(self).__name__
@@ -239,7 +255,7 @@ class CausalDataset:
         if unknown or "image" not in raw:
             wrong = f"unknown {', '.join(unknown)}" if unknown else "no 'image'"
             raise SchemaError(f"{where} has {wrong}; load(split) returns {', '.join(v.name for v in self.schema)}")
-        images, shape = raw["image"], self.schema.image.shape
+        images, shape = in_order(raw["image"]), self.schema.image.shape
         check_images(images, shape, where)
         if len(images) == 0:
             raise SchemaError(f"{where} is empty")
@@ -282,7 +298,8 @@ def as_uint8(images: np.ndarray | Tensor, variable: Variable, where: str) -> Ten
     if isinstance(images, np.ndarray):
         if images.dtype.kind not in "biuf":
             raise SchemaError(f"images of {where} are an array of {images.dtype}; expected uint8, or float in [0, 1]")
-        images = np.require(images, requirements=["C", "W"])  # what torch can share: no reversed axes, not read-only
+        # what torch can share: in the machine's byte order, no reversed axes, not read-only
+        images = np.require(images, images.dtype.newbyteorder("="), ["C", "W"])
     tensor = torch.as_tensor(images)
     if tensor.dtype == torch.bool:
         tensor = tensor.to(torch.uint8) * 255

@@ -10,26 +10,25 @@ from __future__ import annotations
 
 import hashlib
 import json
+import keyword
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Set
 from dataclasses import asdict, dataclass, field, replace
+from numbers import Integral
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from datasets.errors import UserError, did_you_mean
+from datasets.columns import as_column, class_of, described_classes, lost_in_float32, told
+from datasets.errors import SchemaError, did_you_mean, shown
 
 KINDS = ("real", "positive", "interval", "binary", "categorical", "image")
 CONTINUOUS = ("real", "positive", "interval")
 DISCRETE = ("binary", "categorical")
 _DIGITS = 9  # of statistics: a sum's last digits depend on how many threads made it, and runs are told apart by them
 _EDGE = 1e-6  # how close, as a share of the range, an interval's value may come to its bounds
-
-
-class SchemaError(UserError):
-    """A variable, a graph or a value that contradicts the schema; the message names it and the remedy."""
 
 
 @dataclass(frozen=True)
@@ -57,12 +56,12 @@ class Variable:
     """One observed variable and the names of its direct causes.
 
     Args:
-        name: unique name; a Python identifier, because it names a Pyro site and a command-line value.
+        name: unique name; any Python identifier, because it names a Pyro site and a command-line value.
         kind: ``real``, ``positive`` (> ``low``, 0 unless given), ``interval`` (between ``low`` and ``high``),
             ``binary``, ``categorical`` or ``image``.
         parents: names of direct causes, in any order.
         low, high: bounds of the support in physical units.
-        classes: class names, or their number, of a categorical variable.
+        classes: class names in order of their index, or their number, of a categorical variable.
         shape: ``(channels, height, width)`` of an image.
         unit: physical unit, for axes and tables.
         statistics: filled by :meth:`fitted` from the training split.
@@ -82,12 +81,15 @@ class Variable:
     statistics: Statistics = field(default_factory=Statistics)
 
     def __post_init__(self) -> None:
-        if not (isinstance(self.name, str) and self.name.isidentifier()):
-            raise SchemaError(f"variable name {self.name!r} is not an identifier: use letters, digits and '_'")
+        _check_name(self.name)
         if self.kind not in KINDS:
             raise SchemaError(f"variable {self.name!r}: unknown kind {self.kind!r}; valid kinds are {', '.join(KINDS)}")
-        if isinstance(self.parents, str):
-            raise SchemaError(f"variable {self.name!r}: parents must be a tuple of names, got the string {self.parents!r}")
+        if not (isinstance(self.unit, str) and self.unit == shown(self.unit)):
+            raise SchemaError(f"variable {self.name!r}: the unit {told(repr(self.unit))} is no text that can be shown")
+        if isinstance(self.parents, str) or not isinstance(self.parents, Iterable):
+            raise SchemaError(f"variable {self.name!r}: parents must be a tuple of names, got {told(repr(self.parents))}")
+        if wrong := [parent for parent in self.parents if not isinstance(parent, str)]:
+            raise SchemaError(f"variable {self.name!r}: parents are given by name, got {told(repr(wrong[0]))}")
         object.__setattr__(self, "parents", tuple(sorted(self.parents)))
         if len(set(self.parents)) < len(self.parents):
             raise SchemaError(f"variable {self.name!r} lists a parent twice: {', '.join(self.parents)}")
@@ -95,17 +97,51 @@ class Variable:
             object.__setattr__(self, "low", 0.0)
         for bound in ("low", "high"):  # 64 and 64.0 are one support; a number of NumPy's would not load from a checkpoint
             if getattr(self, bound) is not None:
-                object.__setattr__(self, bound, float(getattr(self, bound)))
+                object.__setattr__(self, bound, self._bound(bound))
         if self.kind == "interval" and not (self.low is not None and self.high is not None and self.low < self.high):
             raise SchemaError(f"interval {self.name!r} needs low < high, got low={self.low}, high={self.high}")
-        if self.kind == "image" and not (self.shape and len(self.shape) == 3 and min(self.shape) > 0):
-            raise SchemaError(f"image {self.name!r} needs shape=(channels, height, width), got {self.shape}")
-        if self.kind == "binary" and not self.classes:
-            object.__setattr__(self, "classes", ("0", "1"))
-        if isinstance(self.classes, int):
-            object.__setattr__(self, "classes", tuple(str(k) for k in range(self.classes)))
-        if self.discrete and len(self.classes) < 2:
-            raise SchemaError(f"{self.kind} {self.name!r} needs classes=K or their names, at least 2; got {self.classes}")
+        if self.kind == "image":
+            sides = tuple(self.shape) if isinstance(self.shape, Iterable) else ()
+            if len(sides) != 3 or not all(isinstance(side, Integral) and side > 0 for side in sides):
+                raise SchemaError(f"image {self.name!r} needs shape=(channels, height, width), got {told(repr(self.shape))}")
+            object.__setattr__(self, "shape", tuple(map(int, sides)))
+        object.__setattr__(self, "classes", self._class_names())
+
+    def _bound(self, which: str) -> float:
+        try:
+            number = float(getattr(self, which))
+        except (TypeError, ValueError):
+            number = math.nan
+        if not math.isfinite(number):
+            raise SchemaError(f"{self.kind} {self.name!r}: {which}={told(repr(getattr(self, which)))} is no finite number")
+        return number
+
+    def _class_names(self) -> tuple[str, ...]:
+        """``classes`` as a tuple of different names that can be shown."""
+        given, where = self.classes, f"{self.kind} {self.name!r}"
+        if isinstance(given, str):
+            raise SchemaError(f"{where}: classes must be a tuple of names, or their number, got the string {told(repr(given))}")
+        if isinstance(given, Integral) and not isinstance(given, bool):
+            given = tuple(map(str, range(given)))
+        elif not isinstance(given, Iterable) or isinstance(given, (Set, Mapping)):  # a set's order is another in each process
+            raise SchemaError(f"{where}: classes must be a tuple of names, or their number, got {told(repr(given))}")
+        given = tuple(given)
+        if not self.discrete:
+            if given:
+                raise SchemaError(f"{where} has no classes: make it categorical, or leave out classes={told(repr(self.classes))}")
+            return ()
+        if wrong := [name for name in given if not isinstance(name, str)]:
+            raise SchemaError(f"{where}: the class {told(repr(wrong[0]))} is no text; write it as {told(repr(str(wrong[0])))}")
+        names = tuple(str(name).strip() for name in given) or (("0", "1") if self.kind == "binary" else ())
+        if unseen := [name for name in names if not name or name != shown(name)]:
+            raise SchemaError(f"{where}: the class {told(repr(unseen[0]))} is no name that can be shown; use letters, digits and signs")
+        if twice := [name for k, name in enumerate(names) if name in names[:k]]:
+            raise SchemaError(f"{where} has two classes of the name {told(repr(twice[0]))}")
+        if self.kind == "binary" and len(names) != 2:
+            raise SchemaError(f"{where} has {len(names)} classes: {told(', '.join(names))}; give two, or make it categorical")
+        if len(names) < 2:
+            raise SchemaError(f"{where} needs classes=K or their names, at least 2; got {told(repr(self.classes))}")
+        return names
 
     # ------------------------------------------------------------------------------------------------ properties
     @property
@@ -130,7 +166,7 @@ class Variable:
     def support(self) -> str:
         """The support in words, for messages and tables."""
         if self.discrete:
-            return f"one of the {self.cardinality} classes 0..{self.cardinality - 1}"
+            return f"one of {described_classes(self.classes)}"
         if self.kind == "positive":
             return f"a number above {self.low:g}"
         if self.kind == "interval":
@@ -138,21 +174,37 @@ class Variable:
         return "a finite number"
 
     # ------------------------------------------------------------------------------------------------ values
-    def check(self, values: Any, where: str = "") -> Tensor:
-        """Values as a tensor of this variable's dtype, shape ``(B,)``; refuses what has no support.
+    def class_index(self, word: str, where: str = "") -> int:
+        """The class that a word means, wherever a person writes one: see :func:`datasets.columns.class_of`.
 
         Raises:
-            SchemaError: for strings, NaN, values outside the support, fractional or unknown classes.
+            SchemaError: for a word that means none.
+        """
+        if (index := class_of(word, self.classes)) is None:
+            place = f" in {told(repr(where))}" if where else ""
+            raise SchemaError(f"{self.name}={told(repr(word))}{place} has no support: {self.name} is {self.support}"
+                              f"{did_you_mean(self.classes, word)}")
+        return index
+
+    def check(self, values: Any, where: str = "") -> Tensor:
+        """Values as a tensor of this variable's dtype, shape ``(B,)``, row for row; refuses what has no support.
+
+        Classes are given by index, or by name in text.
+
+        Raises:
+            SchemaError: for text where numbers are due, missing values, values outside the support, fractional or unknown
+                classes, and numbers that float32 cannot tell apart.
         """
         place = f" in {where}" if where else ""
-        try:
-            tensor = torch.as_tensor(values)
-        except (TypeError, ValueError, RuntimeError) as error:
-            raise SchemaError(f"{self.name}={values!r}{place} is not a number: {self.name} is {self.support}") from error
+        tensor = as_column(values, self.name, place, self.support, lambda word: class_of(word, self.classes))
         if tensor.is_complex() or (tensor.ndim > 1 and tensor.shape[1:].numel() != 1):
             raise SchemaError(f"{self.name}{place} has shape {tuple(tensor.shape)}; expected (B,)")
         tensor = tensor.reshape(-1)
         tensor = tensor.long() if tensor.dtype == torch.bool else tensor
+        if self.continuous and lost_in_float32(tensor):
+            middle = float(tensor.double().median())
+            raise SchemaError(f"{self.name}{place} lies about {middle:.10g}, where 32-bit numbers are too far apart to tell its values "
+                              f"apart: subtract an offset, such as {middle:.3g}, or take a larger unit")
         tensor = tensor.float() if self.continuous else tensor  # what has support must still have it in float32
         bad = ~torch.isfinite(tensor) if tensor.is_floating_point() else torch.zeros_like(tensor, dtype=torch.bool)
         if self.discrete:
@@ -164,7 +216,8 @@ class Variable:
         if bad.any():
             row = int(bad.nonzero()[0])
             at = f" (row {row})" if len(tensor) > 1 else ""
-            raise SchemaError(f"{self.name}={tensor[row].item():g}{at}{place} has no support: {self.name} is {self.support}")
+            remedy = "; leave out rows without a value" if at and math.isnan(tensor[row].item()) else ""
+            raise SchemaError(f"{self.name}={tensor[row].item():g}{at}{place} has no support: {self.name} is {self.support}{remedy}")
         return tensor.long() if self.discrete else tensor.float()
 
     def beyond_training(self, values: Tensor) -> Tensor:
@@ -228,6 +281,14 @@ class Variable:
         if state.get("shape") is not None:
             state["shape"] = tuple(state["shape"])
         return cls(**state, statistics=Statistics(**statistics))
+
+
+def _check_name(name: object) -> None:
+    """Raises SchemaError for what cannot name a Pyro site and a value of a command line."""
+    if not (isinstance(name, str) and name.isidentifier()):
+        raise SchemaError(f"variable name {told(repr(name))} is not an identifier: use letters, digits and '_'")
+    if keyword.iskeyword(name):
+        raise SchemaError(f"variable name {name!r} is a word of Python's own; add something, such as {name}_")
 
 
 class Graph:

@@ -27,6 +27,7 @@ import warnings
 from functools import cached_property
 
 from datasets.base import LazyImages
+from datasets.columns import as_column, in_order
 from datasets.files.lazyrows import CheckedRows, SoundRows
 
 COLUMNS = ("label", "environment", "group", "row")
@@ -68,8 +69,8 @@ class Task:
             return rows.attributes[self.environment]
         if (found := self.dataset.environments(split)) is None:
             return torch.zeros(len(rows), dtype=torch.long)
-        found = torch.as_tensor(found)
         where = f"environments({split!r}) of {self.dataset.title}"
+        found = as_column(found, where, support="an integer from 0 on in each row")
         if tuple(found.shape) != (len(rows),):
             raise SchemaError(f"{where} has shape {tuple(found.shape)}; the split has {len(rows)} rows: return ({len(rows)},)")
         if found.is_floating_point() or found.is_complex() or found.dtype == torch.bool or int(found.min()) < 0:
@@ -121,7 +122,7 @@ class Task:
         Raises:
             SchemaError: for what the data set returns if it is not one bool mask of the image's size for each row.
         """
-        if (found := self.dataset.masks(split)) is None:
+        if (found := in_order(self.dataset.masks(split))) is None:
             return None
         rows, size = len(self.dataset.split(split)), tuple(self.dataset.schema.image.shape[1:])
         where = f"masks({split!r}) of {self.dataset.title}"

@@ -67,7 +67,7 @@ def find_questions(options: Options, dataset: CausalDataset, out: Path) -> tuple
         asked = tuple(q.first(options.count or len(questions)) for q in questions.questions)
         return replace(questions, questions=asked), f"interventions: read from {path}"
     split = options.split or "test"
-    subjects = dataset.subjects(split)
+    subjects = dataset.distinct_subjects(split)
     distinct = len(dataset.split(split)) if subjects is None else len(subjects.unique())
     count = min(COUNT, distinct) if options.count is None else options.count
     questions = draw_questions(dataset, split, count, options.seed or 0)

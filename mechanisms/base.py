@@ -17,6 +17,11 @@ from torch.nn import functional as F
 from datasets import Variable
 
 
+def term_of(name: str) -> str:
+    """What a training logs of one attribute is called so, and not as the attribute, which may be called ``loss``."""
+    return f"nats/{name}"
+
+
 class AttributeMechanism(nn.Module):
     """x = f(u; c), with x in physical units (class indices where discrete) and c the encoded parents.
 

@@ -52,6 +52,7 @@ def train_predictors(dataset: CausalDataset, options: Options) -> Predictors:
     from mechanisms.anticausal.decorrelate import decorrelated, joined
     from mechanisms.anticausal.model import FOLDER, Predictors, describe
     from mechanisms.anticausal.scores import TEST, report, score
+    from mechanisms.base import term_of
     from mechanisms.runs.files import write_json
     from mechanisms.runs.fitting import fitting
     from mechanisms.runs.folder import claim
@@ -71,7 +72,7 @@ def train_predictors(dataset: CausalDataset, options: Options) -> Predictors:
     description = {**describe(model), "data": {"renderings": options.renderings, "shift": options.shift}}
     folder = options.run.run / FOLDER
     model = fit(model, both["train"], both["valid"], training, folder, description, options.run, augmentation(options.shift),
-                criterion=lambda means: sum(means[name] for name in model.names))  # the likelihood; the loss is a weighted one
+                criterion=lambda means: sum(means[term_of(name)] for name in model.names))  # the likelihood; the loss is a weighted one
     if PartialState().is_main_process:
         results = score(model, dataset.split("test"), independent["test"])
         write_json(folder / TEST, results)

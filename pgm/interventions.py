@@ -7,6 +7,7 @@ import warnings
 from collections.abc import Callable, Iterable, Mapping
 from typing import TypeAlias
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -28,7 +29,7 @@ def resolve_do(graph: Graph, do: Do, observed: Mapping[str, Tensor],
     Args:
         graph: says which names and which values are possible.
         do: for each intervened attribute a number, a tensor ``(size,)`` in physical units (class indices where
-            discrete; integral floats are accepted), or a function of the observed value ``(size,)`` to either.
+            discrete, or names in text; integral floats are accepted), or a function of the observed value ``(size,)`` to either.
         observed: the world that ``do`` intervenes on, ``(size,)`` each; needed where ``do`` holds a function.
         size: number of rows.
 
@@ -47,7 +48,7 @@ def resolve_do(graph: Graph, do: Do, observed: Mapping[str, Tensor],
                 raise SchemaError(f"do({name}) is a function of the observed {name}, which is not given")
             action = action(observed[name])
         value = variable.check(action, "do")
-        if torch.as_tensor(action).ndim == 0:
+        if np.ndim(action) == 0:
             value = value.expand(size).clone()
         if len(value) != size:
             raise SchemaError(f"do({name}) has {len(value)} values for {size} rows: give one number or one value a row")
@@ -65,14 +66,14 @@ def parse_do(text: str | Iterable[str], graph: Graph, marginals: Mapping[str, Te
 
     Args:
         text: one such string or several; ``thickness=1.5,3`` makes two interventions.
-        graph: says which names and which values are possible. A class is written as its index, or as its name
-            where that is no number.
+        graph: says which names and which values are possible. A class is written as its name, or as its index where no class
+            has a number for a name; see :meth:`datasets.Variable.class_index`.
         marginals: training values ``{name: (N,)}`` that ``~marginal`` draws from, with replacement. Without them it
             permutes the observed values of the batch.
         generator: of these draws. They are made afresh whenever the intervention is resolved.
 
     Returns:
-        ``(label, do)`` pairs for :func:`resolve_do`; the label is the command line's spelling of that one value.
+        ``(label, do)`` pairs for :func:`resolve_do`; the label is the command line's spelling of that one value, of a class its name.
 
     Raises:
         SchemaError: for what cannot be read, unknown names, values without support, and what is asked twice, in other words too.
@@ -84,7 +85,7 @@ def parse_do(text: str | Iterable[str], graph: Graph, marginals: Mapping[str, Te
         if match is None:
             raise SchemaError(f"cannot read the intervention {part!r}: {_HELP}; names are {_names(graph)}")
         variable, verb = _attribute(graph, match["name"]), match["verb"]
-        for word in (w.strip() for w in match["values"].split(",")):
+        for word in _words(variable, match["values"]):
             value: float | str = word
             if verb == "~":
                 action = _marginal(variable, word, part, (marginals or {}).get(variable.name), generator)
@@ -92,8 +93,8 @@ def parse_do(text: str | Iterable[str], graph: Graph, marginals: Mapping[str, Te
                 value = _number(variable, word, part)
                 action = _shift(value)
             else:
-                action = value = _number(variable, word, part, variable.classes)
-                variable.check(action, repr(part))
+                action = value = _value(variable, word, part)
+                word = variable.classes[int(action)] if variable.discrete else word
             label = f"{variable.name}{verb}{word}"
             if (same := seen.setdefault((variable.name, verb, value), label)) is not label:
                 raise SchemaError(f"--do {label} is given twice{'' if same == label else f': {same} is the same'}; leave one out")
@@ -112,16 +113,25 @@ def _names(graph: Graph) -> str:
     return ", ".join(v.name for v in graph.attributes)
 
 
-def _number(variable: Variable, word: str, part: str, classes: tuple[str, ...] = ()) -> float:
-    """A number, or else the index of the class of that name."""
+def _words(variable: Variable, text: str) -> list[str]:
+    """What commas part; a class whose name has commas in it may stand alone."""
+    return [text] if text in variable.classes else [word.strip() for word in text.split(",")]
+
+
+def _value(variable: Variable, word: str, part: str) -> float:
+    """A number with support, or the index of the class that a word means."""
+    if variable.discrete:
+        return float(variable.class_index(word, part))
+    value = _number(variable, word, part)
+    variable.check(value, repr(part))
+    return value
+
+
+def _number(variable: Variable, word: str, part: str) -> float:
     try:
         return float(word)
     except ValueError:
-        if word in classes:
-            return float(classes.index(word))
-        names = f": {', '.join(variable.classes)}" if variable.discrete else ""
-        message = f"{word!r} in {part!r} is not a number: {variable.name} is {variable.support}{names}"
-        raise SchemaError(message) from None
+        raise SchemaError(f"{word!r} in {part!r} is not a number: {variable.name} is {variable.support}") from None
 
 
 def _shift(delta: float) -> Callable[[Tensor], Tensor]:
@@ -147,7 +157,7 @@ def _marginal(variable: Variable, word: str, part: str, training: Tensor | None,
 
 def _extrapolation(variable: Variable, values: Tensor, size: int) -> str:
     if variable.discrete:
-        return f"do({variable.name}): class {int(values[0])} was never seen in training; expect an extrapolation"
+        return f"do({variable.name}): class {variable.classes[int(values[0])]} was never seen in training; expect an extrapolation"
     low, high = variable.statistics.minimum, variable.statistics.maximum
     worst = values[(values - (low + high) / 2).abs().argmax()].item()
     return (f"do({variable.name}) reaches {worst:g}, beyond the training range [{low:g}, {high:g}], "

@@ -11,11 +11,18 @@ from torch import Tensor, nn
 
 from datasets import Graph, SchemaError, encode_parents
 from datasets.ranges import Width, check_ranges
-from mechanisms.base import AttributeMechanism
+from mechanisms.base import AttributeMechanism, term_of
 from mechanisms.discrete import GumbelMax
 from mechanisms.flows import Flow
 from mechanisms.training.config import Bins
 from pgm.interventions import Do, resolve_do
+
+ROWS = "batch of rows"  # the plate's name; with blanks, as no attribute's
+
+
+def noise_site(name: str) -> str:
+    """The Pyro site of an attribute's noise: no identifier, so that no attribute can have this name."""
+    return f"{name}.noise"
 
 
 @dataclass(frozen=True)
@@ -90,13 +97,13 @@ class AttributeSCM(nn.Module):
 
     # ------------------------------------------------------------------------------------------------ Pyro programs
     def model(self, size: int = 1) -> dict[str, Tensor]:
-        """a_k ~ p(a_k | pa_k): a Pyro program with one sample site per attribute, causes first, in the plate ``rows``.
+        """a_k ~ p(a_k | pa_k): a Pyro program with one sample site per attribute, causes first, in the plate :data:`ROWS`.
 
         Returns:
             ``{name: (size,)}``, with further dimensions on the left under handlers that add them.
         """
         values: dict[str, Tensor] = {}
-        with pyro.plate("rows", size):
+        with pyro.plate(ROWS, size):
             for name in self.names:
                 values[name] = pyro.sample(name, self.mechanism(name).distribution(self.context(name, values, size)))
         return values
@@ -104,34 +111,34 @@ class AttributeSCM(nn.Module):
     def structural(self, size: int = 1) -> dict[str, Tensor]:
         """u_k ~ p(u_k), a_k = f_k(u_k; pa_k): the same model with its noise explicit.
 
-        Sample sites are ``{name}_noise``; deterministic sites carry the attributes' names. Conditioned on the noise of
+        Sample sites are those of :func:`noise_site`; deterministic sites carry the attributes' names. Conditioned on the noise of
         :meth:`abduct`, its worlds under ChiRho's ``MultiWorldCounterfactual`` and ``do`` are our counterfactuals.
         """
         values: dict[str, Tensor] = {}
-        with pyro.plate("rows", size):
+        with pyro.plate(ROWS, size):
             for name in self.names:
                 mechanism = self.mechanism(name)
-                noise = pyro.sample(f"{name}_noise", mechanism.noise_distribution())
+                noise = pyro.sample(noise_site(name), mechanism.noise_distribution())
                 effect = mechanism.predict(noise, self.context(name, values, size))
                 values[name] = pyro.deterministic(name, effect, event_dim=0)
         return values
 
     # ------------------------------------------------------------------------------------------------ likelihood
     def forward(self, attributes: Mapping[str, Tensor], noise: object = None, progress: float = 1.0) -> dict[str, Tensor]:
-        """−Σ_k log p(a_k | pa_k) in nats, ``(B,)``, as ``loss``, and each attribute's term under its own name.
+        """−Σ_k log p(a_k | pa_k) in nats, ``(B,)``, as ``loss``, and each attribute's term, see :func:`mechanisms.base.term_of`.
 
         For training, where a :class:`datasets.Split` has checked the attributes once; other entries are ignored. An
         exact likelihood needs neither the ``noise`` nor the ``progress`` that the training loop offers to any model.
         """
         size = len(attributes[self.names[0]])
-        terms = {name: -self.mechanism(name).log_prob(attributes[name], self.context(name, attributes, size))
+        terms = {term_of(name): -self.mechanism(name).log_prob(attributes[name], self.context(name, attributes, size))
                  for name in self.names}
         return {"loss": torch.stack(tuple(terms.values())).sum(0), **terms}
 
     def log_prob(self, attributes: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """log p(a_k | pa_k) in nats, ``{name: (B,)}``; of checked values, with gradients."""
         terms = self(self._checked(attributes))
-        return {name: -terms[name] for name in self.names}
+        return {name: -terms[term_of(name)] for name in self.names}
 
     # ------------------------------------------------------------------------------------------------ the three steps
     @torch.no_grad()

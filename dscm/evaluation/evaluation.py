@@ -192,7 +192,7 @@ class Inquiry:
         split, index, generator = self.dataset.split(self.questions.split), self.questions.index, seeded(self.questions.seed)
         count = min(len(index), len(split) // 2)
         chosen = torch.randperm(len(index), generator=generator)[:count]
-        subjects = self.dataset.subjects(self.questions.split)
+        subjects = self.dataset.distinct_subjects(self.questions.split)
         subjects = torch.arange(len(split)) if subjects is None else subjects
         free = ~torch.isin(subjects, subjects[index])
         if free.sum() < count:

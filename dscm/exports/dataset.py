@@ -17,7 +17,7 @@ import shutil
 import threading
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
+from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -27,14 +27,31 @@ from datasets.base import CausalDataset, Split, fingerprint
 from datasets.files.images import ImageFiles
 from datasets.memory import size_of
 from datasets.schema import DISCRETE
-from dscm.exports.files import COLUMNS, KIND, WRITERS, Shard, check_files, parsed, read_shard, read_table, shards, synced
+from dscm.exports.files import (
+    COLUMNS,
+    DRAW,
+    FILE,
+    INTERVENTION,
+    KIND,
+    SOURCE,
+    TRUTH_FILE,
+    WRITERS,
+    Shard,
+    check_files,
+    parsed,
+    read_shard,
+    read_table,
+    shards,
+    synced,
+)
 from mechanisms.runs.files import RunError, read_json, replacing, versions, weights_fingerprint
 from mechanisms.training.noise import seeded
 
 if TYPE_CHECKING:
     from dscm.model import DSCM
 
-PROVENANCE, FORMAT = "provenance.json", 2
+PROVENANCE, FORMAT = "provenance.json", 3
+_LONGEST = 80  # characters of a folder's name: file systems take 255 bytes
 _BLOCK = 64  # rows that share a stream of noise, whatever the shards and processes
 _MAY_DIFFER = ("versions",)
 
@@ -82,13 +99,20 @@ class Export:
     @property
     def folders(self) -> list[str]:
         """A sub-folder for each intervention: its number and its label without signs that file systems dislike."""
-        return [f"{k:02d}-{re.sub(r'[^A-Za-z0-9_.+]+', '-', label)}" for k, label in enumerate(self.interventions)]
+        plain = [re.sub(r"[^A-Za-z0-9_.+]+", "-", label)[:_LONGEST] for label in self.interventions]
+        return [f"{k:02d}-{label}" for k, label in enumerate(plain)]
+
+    @property
+    def kept_options(self) -> dict[str, str]:
+        """The data set's options as the record has them: no folder of this machine."""
+        return {key: _without_folder(value) for key, value in self.options.items()}
 
     def provenance(self) -> dict[str, Any]:
         """Plain values that determine every image, and what to know about them."""
         rows, calibration = self.dataset.split(self.split), self.dscm.calibration
         return {
-            "kind": KIND, "format": FORMAT, "dataset": self.dataset.title, "options": {k: str(v) for k, v in self.options.items()},
+            "kind": KIND, "format": FORMAT, "dataset": self.dataset.title,
+            "options": self.kept_options,
             "graph": self.dscm.graph.fingerprint(), "weights": weights_hash(self.dscm),
             "calibration": None if calibration is None else {k: dict(v) for k, v in calibration.spread.items()},
             "split": self.split, "count": self.count, "rows": fingerprint(rows, torch.arange(self.count)), "seed": self.seed,
@@ -141,19 +165,18 @@ class Export:
 
     def _write_shard(self, shard: Shard) -> None:
         label, do = list(self.interventions.items())[shard.intervention]
-        first, last, parts = shard.rows.start, shard.rows.stop, []
+        first, last, parts = shard.rows.start, shard.rows.stop, []  # of attributes, and of images and true images
         for start in range(first // _BLOCK * _BLOCK, last, _BLOCK):  # whole blocks: a part of one would see other noise
             block = range(start, min(start + _BLOCK, len(self.dataset.split(self.split))))
             keep = slice(max(first, block.start) - start, min(last, block.stop) - start)
             made = self._block(torch.arange(block.start, block.stop), do, shard.intervention)
-            parts.append({name: value[:, keep] for name, value in made.items()})
+            parts.append([{name: value[:, keep] for name, value in part.items()} for part in made])
         # (K, rows, …), draw by draw → the draws of a row beside each other
-        state = {name: torch.cat([part[name] for part in parts], 1).transpose(0, 1).flatten(0, 1) for name in parts[0]}
-        truth = state.pop("truth") if self.truth else None
+        state, pictures = ({name: torch.cat([part[k][name] for part in parts], 1).transpose(0, 1).flatten(0, 1) for name in parts[0][k]}
+                           for k in (0, 1))
         index = torch.arange(first, last).repeat_interleave(self.draws or 1)
         draw = torch.arange(self.draws or 1).repeat(last - first)
-        images = state.pop("image")
-        names = WRITERS[self.form](shard.path, images, truth, index, draw, state)
+        names = WRITERS[self.form](shard.path, pictures["images"], pictures.get("truth"), index, draw, state)
         header = [*COLUMNS, *state]
         with replacing(shard.csv) as temporary, open(temporary, "w", newline="", encoding="utf-8") as file:
             table = csv.writer(file)
@@ -162,19 +185,18 @@ class Export:
                 table.writerow([name, true_name, label, int(index[k]), int(draw[k]), *(_number(value[k]) for value in state.values())])
             synced(file)
 
-    def _block(self, index: Tensor, do: Mapping[str, Tensor], number: int) -> dict[str, Tensor]:
-        """Attributes ``(K, B)``, and images ``(K, B, C, H, W)`` uint8, of consecutive rows."""
+    def _block(self, index: Tensor, do: Mapping[str, Tensor], number: int) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """Attributes ``(K, B)``; ``images`` and, if they are asked for, ``truth``, ``(K, B, C, H, W)`` uint8; of consecutive rows."""
         values = {name: value[index] for name, value in do.items()}
         observed = self.dataset.split(self.split).batch(index)
         answer = self.dscm.counterfactual(observed, values, self.draws, self.temperature, seeded(self.seed, number, int(index[0])))
         count = self.draws or 1
         images = answer.image[None] if answer.draws is None else answer.draws
-        made = {name: value.cpu().expand(count, -1) for name, value in answer.attributes.items()}
-        made["image"] = as_bytes(images)
+        pictures = {"images": as_bytes(images)}
         if self.truth:
             true = self.dataset.true_counterfactual(self.split, index, values)["image"]
-            made["truth"] = as_bytes(true).expand(count, *true.shape)
-        return made
+            pictures["truth"] = as_bytes(true).expand(count, *true.shape)
+        return {name: value.cpu().expand(count, -1) for name, value in answer.attributes.items()}, pictures
 
 
 def _size(folder: Path) -> int:
@@ -243,6 +265,13 @@ def _created(path: Path, value: Any) -> bool:
     return True
 
 
+def _without_folder(value: Any) -> str:
+    """An option for the record, of a path its name alone: exports are given away, and folders are nobody's business."""
+    text = str(value)
+    folder = next((path for path in (PurePosixPath(text), PureWindowsPath(text)) if path.is_absolute()), None)
+    return text if folder is None else folder.name
+
+
 def _short(value: Any) -> str:
     text = str(value)
     return text if len(text) <= 40 else f"{text[:37]}…"
@@ -288,16 +317,19 @@ def open_export(out: Path | str) -> Exported:
     each, header = about["draws"] or 1, [*COLUMNS, *about["attributes"]]
     read = [(shard, read_table(shard, header, len(shard.rows) * each)) for shard in parts]
     lines = [line for _, table in read for line in table]
-    columns = {name: torch.cat([parsed(shard, table, name, kind in DISCRETE) for shard, table in read])
-               for name, kind in {"source": "categorical", "draw": "categorical", **about["attributes"]}.items()}
+
+    def column(name: str, whole: bool) -> Tensor:
+        return torch.cat([parsed(shard, table, name, whole) for shard, table in read])
+
     if about["files"] == "png":
         for shard, table in read:
             check_files(shard, table, about["truth"])
-        images, truth = (ImageFiles([shard.path.parent / line[column] for shard, table in read for line in table], tuple(about["shape"]))
-                         if column == "file" or about["truth"] else None for column in ("file", "truth_file"))
+        images, truth = (ImageFiles([shard.path.parent / line[which] for shard, table in read for line in table], tuple(about["shape"]))
+                         if which == FILE or about["truth"] else None for which in (FILE, TRUTH_FILE))
     else:
         held = [read_shard(shard, about["files"], len(shard.rows) * each, tuple(about["shape"]), about["truth"]) for shard in parts]
         images = torch.cat([state["images"] for state in held])
         truth = torch.cat([state["truth"] for state in held]) if about["truth"] else None
-    source, draw = columns.pop("source"), columns.pop("draw")
-    return Exported(about["split"], images, columns, source, draw, tuple(line["intervention"] for line in lines), truth, about)
+    attributes = {name: column(name, kind in DISCRETE) for name, kind in about["attributes"].items()}
+    return Exported(about["split"], images, attributes, column(SOURCE, True), column(DRAW, True),
+                    tuple(line[INTERVENTION] for line in lines), truth, about)

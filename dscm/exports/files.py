@@ -19,7 +19,9 @@ from torch import Tensor
 from mechanisms.runs.files import RunError, load, replacing, save
 
 KIND = "export"
-COLUMNS = ("file", "truth_file", "intervention", "source", "draw")  # of a shard's CSV, before the attributes
+# of a shard's CSV, before the attributes: with blanks, as no attribute's name has them
+FILE, TRUTH_FILE, INTERVENTION, SOURCE, DRAW = "image file", "true image file", "intervention made", "source row", "draw number"
+COLUMNS = (FILE, TRUTH_FILE, INTERVENTION, SOURCE, DRAW)
 
 
 @dataclass(frozen=True)
@@ -126,7 +128,7 @@ def parsed(shard: Shard, lines: Sequence[Mapping[str, str]], name: str, whole: b
 
 def check_files(shard: Shard, lines: Sequence[Mapping[str, str]], truth: bool) -> None:
     """Raises RunError if an image that the CSV names is not there."""
-    named = [line[column] for line in lines for column in ("file", "truth_file")[: 1 + truth]]
+    named = [line[column] for line in lines for column in (FILE, TRUTH_FILE)[: 1 + truth]]
     if missing := [name for name in named if not (shard.path.parent / name).is_file()]:
         raise _damaged(shard, f"{len(missing)} images are missing, {missing[0]} first")
 

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from datasets.schema import Variable
 from mechanisms.runs.files import RunError, replacing
+from mechanisms.runs.pages import Page
 
 INK, PALE, BLUE, ORANGE = "#222222", "#8a8a8a", "#1f6fb4", "#d9730d"
 DIFFERENCE = "RdBu_r"
@@ -58,7 +59,7 @@ def colour_bar(figure: Figure, left: float, bottom: float, cmap: str, low: float
 
 def page(width: float, height: float) -> Figure:
     """An empty white figure, in inches, made without pyplot."""
-    figure = Figure(figsize=(width, height), dpi=DPI, facecolor="white")
+    figure = Page(figsize=(width, height), dpi=DPI, facecolor="white")
     FigureCanvasAgg(figure)
     return figure
 

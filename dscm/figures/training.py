@@ -9,6 +9,7 @@ from typing import Any
 from matplotlib.figure import Figure
 
 from dscm.figures.style import BLUE, INK, PALE, page, tidy
+from mechanisms.base import term_of
 
 Row = Mapping[str, Any]  # one line of metrics.jsonl
 
@@ -29,7 +30,7 @@ def training_curves(metrics_rows: Sequence[Row], title: str = "") -> Figure:
         train, valid = ([row[part].get(term, math.nan) for row in metrics_rows] for part in ("train", "valid"))
         axes.plot(steps, train, color=PALE, linewidth=1.2, label="train")
         axes.plot(steps, valid, color=BLUE, linewidth=1.5, marker="o", markersize=2.5, label="valid")
-        axes.set_title(term.replace("_", " "), fontsize=8, loc="left", color=INK)
+        axes.set_title(_term(term), fontsize=8, loc="left", color=INK)
         axes.set_xlabel("step", fontsize=8)
         # the first training mean covers the untrained model and would flatten all the rest
         seen = [v for v in (*valid, *train[1:]) if math.isfinite(v)]
@@ -39,3 +40,8 @@ def training_curves(metrics_rows: Sequence[Row], title: str = "") -> Figure:
     figure.suptitle(title or f"{steps[-1]} steps, {metrics_rows[-1]['seconds']:.0f} s", fontsize=9, x=0.01, ha="left", color=INK)
     figure.tight_layout(rect=(0, 0, 1, 1.04))
     return figure
+
+
+def _term(term: str) -> str:
+    """An attribute's term as its own name, others as words."""
+    return term.removeprefix(term_of("")) if term.startswith(term_of("")) else term.replace("_", " ")

@@ -53,10 +53,10 @@ class Stress:
 
 def distinct_rows(task: Task, split: str = "test") -> Tensor:
     """The first row of each subject, ascending; every row where each shows its own."""
-    subjects = task.dataset.subjects(split)
+    subjects = task.dataset.distinct_subjects(split)
     if subjects is None:
         return torch.arange(len(task.dataset.split(split)))
-    _, inverse = torch.as_tensor(subjects).unique(return_inverse=True)
+    _, inverse = subjects.unique(return_inverse=True)
     first = torch.full((int(inverse.max()) + 1,), len(inverse)).scatter_reduce(0, inverse, torch.arange(len(inverse)), "amin")
     return first.sort().values
 

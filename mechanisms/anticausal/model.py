@@ -20,6 +20,7 @@ from torch.nn import functional as F
 from datasets.ranges import check_ranges
 from datasets.schema import Graph, SchemaError, Variable
 from mechanisms.anticausal.config import PredictorConfig
+from mechanisms.base import term_of
 from mechanisms.image.likelihood import soft_bound
 from mechanisms.runs.files import RunError, check_finite, load
 from mechanisms.runs.folder import recorded
@@ -87,7 +88,7 @@ class Predictors(nn.Module):
         self.trunk = nn.Sequential(*layers, _group_norm(width), nn.SiLU())
         self.brightness = nn.Sequential(nn.Linear(channels * 2 * _QUANTILES, _HIDDEN), nn.SiLU(), nn.Linear(_HIDDEN, _HIDDEN), nn.SiLU())
         self.summary = nn.Linear(width * places[0] * places[1] + _HIDDEN, self.config.features)
-        self.heads = nn.ModuleDict({v.name: nn.Linear(self.config.features, v.cardinality if v.discrete else 2) for v in self.variables})
+        self.heads = nn.ModuleDict({_head(v): nn.Linear(self.config.features, v.cardinality if v.discrete else 2) for v in self.variables})
         self.to(memory_format=torch.channels_last)
 
     @property
@@ -110,7 +111,7 @@ class Predictors(nn.Module):
         """
         with torch.autocast(features.device.type, enabled=False):
             inner = F.silu(features)
-            return {v.name: self.heads[v.name](inner * noise if v.discrete else inner) for v in self.variables}
+            return {v.name: self.heads[_head(v)](inner * noise if v.discrete else inner) for v in self.variables}
 
     def _log_prob(self, read: Mapping[str, Tensor], attributes: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """log q(a_k | x) in nats and the scale σ of q, 1 where discrete; ``{name: (B,)}`` each."""
@@ -164,7 +165,12 @@ class Predictors(nn.Module):
             factor = 1 + self.config.dropout * noise(*features.shape)
         terms, scales = self._log_prob(self._read(features, factor), batch)
         loss = -torch.stack([scales[name].detach() * term for name, term in terms.items()]).sum(0)
-        return {"loss": loss, **{name: -term for name, term in terms.items()}}
+        return {"loss": loss, **{term_of(name): -term for name, term in terms.items()}}
+
+
+def _head(variable: Variable) -> str:
+    """As in :class:`pgm.AttributeSCM`: modules refuse keys that are attributes of theirs, such as ``type``."""
+    return f"q_{variable.name}"
 
 
 def quantiles(images: Tensor) -> Tensor:

@@ -52,7 +52,7 @@ def apply(run: Path, folder: Path, out: Path, seed: int | None = None, device: s
         with replacing(out / f"{path.stem}.png") as temporary:
             Image.fromarray(pixels[..., 0] if pixels.shape[-1] == 1 else pixels).save(temporary, format="png")
     routes = out / "routes.csv"
-    with replacing(routes) as temporary, open(temporary, "w", newline="", encoding="utf-8") as file:
+    with replacing(routes) as temporary, open(temporary, "w", newline="", encoding="utf-8", errors="surrogateescape") as file:
         writer = csv.writer(file)
         writer.writerow(["file", "winner", "undoes", *(f"score_{e}" for e in range(scores.shape[1]))])
         for path, w, row in zip(paths, winner.tolist(), scores.tolist(), strict=True):

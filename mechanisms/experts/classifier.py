@@ -51,7 +51,7 @@ def classifier(run: Path, dataset: UnpairedDataset, device: str) -> Predictors |
 def _clean(dataset: UnpairedDataset, split: str) -> Split:
     """Each clean image once, with its label."""
     first: dict[int, int] = {}
-    subjects = dataset.subjects(split)
+    subjects = dataset.distinct_subjects(split)
     for row, subject in enumerate(range(len(dataset.split(split))) if subjects is None else subjects.tolist()):
         first.setdefault(subject, row)
     rows = torch.tensor(list(first.values()))

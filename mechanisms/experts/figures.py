@@ -16,6 +16,7 @@ from torch import Tensor
 from mechanisms.experts.metrics import assignment
 from mechanisms.experts.model import Experts
 from mechanisms.runs.files import replacing
+from mechanisms.runs.pages import Page
 
 _INK, _PALE, _ORANGE = "#222222", "#8a8a8a", "#d9730d"
 _DPI = 150
@@ -118,6 +119,6 @@ def write(figure: Figure, path: Path) -> Path:
 
 
 def _page(width: float, height: float) -> Figure:
-    figure = Figure(figsize=(width, height), dpi=_DPI, facecolor="white")
+    figure = Page(figsize=(width, height), dpi=_DPI, facecolor="white")
     FigureCanvasAgg(figure)
     return figure

@@ -12,8 +12,8 @@ from typing import Annotated, Any, TypeVar, get_type_hints
 import tyro
 from tyro.constructors import PrimitiveConstructorSpec
 
-from datasets.errors import UserError
 from datasets.ranges import check_ranges
+from datasets.errors import UserError, shown
 
 Options = TypeVar("Options")
 
@@ -49,7 +49,7 @@ def run_command(options: type[Options], main: Callable[[Options], None], argumen
         with _warnings_as_lines():
             main(parsed)
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {shown(error)}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
@@ -70,7 +70,7 @@ def _warnings_as_lines() -> Iterator[None]:
     def line(message: Warning | str, category: type[Warning], *place: Any, **source: Any) -> str:
         if category is not UserWarning:
             return before(message, category, *place, **source)
-        if (text := str(message)) in said:  # the filter "once" is once a module
+        if (text := shown(message)) in said:  # the filter "once" is once a module
             return ""
         said.add(text)
         return f"warning: {text}\n"

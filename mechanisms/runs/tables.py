@@ -9,6 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from datasets.errors import shown
 from mechanisms.runs.files import replacing
 
 
@@ -21,8 +22,8 @@ def mean_over(values: Sequence[float]) -> tuple[float, float | None]:
 
 
 def markdown(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """A Markdown table whose columns also line up as plain text."""
-    lines = [list(header), *map(list, rows)]
+    """A Markdown table whose columns also line up as plain text; cells hold text, which is shown as it is."""
+    lines = [[shown(cell).replace("|", r"\|") for cell in line] for line in (header, *rows)]
     widths = [max(len(line[k]) for line in lines) for k in range(len(header))]
     text = ["| " + " | ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)) + " |" for line in lines]
     return "\n".join([text[0], "| " + " | ".join("-" * width for width in widths) + " |", *text[1:]])

@@ -7,6 +7,7 @@ import json
 import math
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 
@@ -51,6 +52,27 @@ def chain(*parents: tuple[str, ...]) -> list[Variable]:
     (dict(name="x", kind="image"), "shape="),
     (dict(name="x", kind="image", shape=(8, 8)), "shape="),
     (dict(name="x", kind="image", shape=(1, 8, 0)), "shape="),
+    (dict(name="x", kind="image", shape=(1, 8.5, 8)), "8.5"),
+    (dict(name="x", kind="image", shape="abc"), "'abc'"),
+    (dict(name="", kind="real"), "''"),
+    (dict(name="lambda", kind="real"), "'lambda'"),
+    (dict(name="x", kind="real", parents=None), "None"),
+    (dict(name="x", kind="real", parents=(1,)), "got 1"),
+    (dict(name="x", kind="real", unit=None), "None"),
+    (dict(name="x", kind="interval", low="a", high=2), "low='a'"),
+    (dict(name="x", kind="interval", low=-math.inf, high=2), "low=-inf"),
+    (dict(name="x", kind="categorical", classes=("left", "right", "left")), "'left'"),
+    (dict(name="x", kind="categorical", classes=("left", "left ")), "'left'"),
+    (dict(name="x", kind="categorical", classes=("a", " ")), "''"),
+    (dict(name="x", kind="categorical", classes="benign"), "'benign'"),
+    (dict(name="x", kind="categorical", classes=(1, 2)), "write it as '1'"),
+    (dict(name="x", kind="categorical", classes=("a", None)), "None"),
+    (dict(name="x", kind="categorical", classes={"a", "b"}), "got {"),  # whose order differs from process to process
+    (dict(name="x", kind="categorical", classes=True), "True"),
+    (dict(name="x", kind="categorical", classes=2.0), "2.0"),
+    (dict(name="x", kind="binary", classes=("a", "b", "c")), "3 classes: a, b, c"),
+    (dict(name="x", kind="binary", classes=3), "3 classes: 0, 1, 2"),
+    (dict(name="x", kind="real", classes=("a", "b")), r"classes=\('a', 'b'\)"),
 ])
 def test_contradictory_variables_are_refused(arguments, message):
     with pytest.raises(SchemaError, match=message):
@@ -61,12 +83,89 @@ def test_contradictory_variables_are_refused(arguments, message):
     ("real", "thick"), ("real", None), ("real", math.nan), ("real", -math.inf), ("real", ["1", "2"]),
     ("positive", "1"), ("positive", math.nan), ("positive", -1), ("positive", 0.5), ("positive", [1.0, 0.2]),
     ("interval", 7.01), ("interval", -4), ("interval", math.nan), ("interval", math.inf),
-    ("binary", 2), ("binary", -1), ("binary", 0.5), ("binary", "present"), ("binary", math.nan),
+    ("binary", 2), ("binary", -1), ("binary", 0.5), ("binary", "presen"), ("binary", math.nan),
     ("categorical", 12), ("categorical", -1), ("categorical", 3.5), ("categorical", 10), ("categorical", {}),
 ])
 def test_values_without_support_are_refused(kind, values):
     with pytest.raises(SchemaError, match=f"x=.*{KINDS[kind].support[:12]}"):
         KINDS[kind].check(values)
+
+
+FILTERED = pd.DataFrame({"x": np.arange(20), "part": ["train", "test"] * 10})
+MANY = ["no", "yes"] * 30_000
+
+
+@pytest.mark.parametrize("values", [
+    FILTERED[FILTERED.part == "test"].x % 2, FILTERED[FILTERED.part == "test"][["x"]] % 2, pd.Index([1] * 10),
+    *(np.ones(10, t) for t in ("u1", "u2", "u4", "u8", "i1", ">i4", ">f8", "f2", "g", "?", "O")),
+    np.array(["1"] * 10), np.array([b"1"] * 10),
+    np.array([["1", "x"]] * 10)[:, 0], np.ones(10)[::-1], torch.ones(10, dtype=torch.uint16),
+    [True] * 10, ["1"] * 10, [np.str_("1")] * 10, [b"1"] * 10, [torch.tensor(1)] * 10, range(1, 2),
+    pd.array([1] * 10, dtype="Int64"), pd.Series([True] * 10, dtype="boolean"), pd.Series(["1"] * 10, dtype="category"),
+    np.array([1, "1", True, 1.0, np.uint8(1)] * 2, dtype=object)], ids=range(29))
+def test_columns_of_any_kind_are_taken_by_position(values):
+    found = Variable("x", "binary").check(values)
+    assert found.dtype == torch.int64 and set(found.tolist()) == {1} and found.shape == (len(values),)
+
+
+def test_rows_keep_their_order_whatever_their_index_says():
+    column = FILTERED[FILTERED.part == "test"].x.sort_values(ascending=False)
+    assert Variable("x", "real").check(column).tolist() == list(range(19, 0, -2))
+    assert Variable("x", "binary", classes=("no", "yes")).check(MANY).tolist() == [0, 1] * 30_000
+
+
+@pytest.mark.parametrize("variable, values, told", [
+    (Variable("x", "real"), ["1.5"] * 60_000, r"x='1\.5' \(row 0\) in the train split"),
+    (Variable("x", "real"), [1.0, None], r"x=None \(row 1\).*leave out"),
+    (Variable("x", "real"), [1.0, math.nan], r"x=nan \(row 1\).*leave out"),
+    (Variable("x", "real"), pd.array([1, None], dtype="Int64"), r"x=.* \(row 1\).*leave out"),
+    (Variable("x", "real"), np.ma.array([1.0, 2.0], mask=[0, 1]), r"x \(row 1\).*masked"),
+    (Variable("x", "real"), pd.date_range("2020", "2021", 5), "x in the train split holds dates"),
+    (Variable("x", "real"), [[1, 2], [3]], "x in the train split is no column"),
+    (Variable("x", "real"), [torch.ones(2), torch.ones(3)], "x in the train split is no column"),
+    (Variable("x", "real"), np.array([1, 2**63 + 5], np.uint64), rf"x={2**63 + 5} \(row 1\)"),
+    (Variable("x", "binary", classes=("no", "yes")), [*MANY, "maybe"], r"x='maybe' \(row 60000\).*named no, yes"),
+    (Variable("x", "binary", classes=("no", "yes")), ["x" * 100_000], "x='xxxx.*named no, yes"),
+    (Variable("x", "binary"), ["\x1b[2J\n"], r"x='\\x1b\[2J\\n'"),
+], ids=range(12))
+def test_columns_that_cannot_be_taken_are_refused_in_a_line(variable, values, told):
+    with pytest.raises(SchemaError, match=told) as error:
+        variable.check(values, "the train split")
+    assert len(str(error.value)) < 200 and str(error.value).isprintable()
+
+
+def test_numbers_that_float32_cannot_tell_apart_are_refused():
+    seconds = 1.7e9 + torch.arange(500, dtype=torch.float64)
+    for kind, values in (("real", seconds), ("positive", seconds.numpy()), ("real", seconds.long()), ("real", seconds.tolist())):
+        with pytest.raises(SchemaError, match=r"x in the train split lies about 1700000249.*subtract an offset, such as 1\.7e\+09"):
+            Variable("x", kind).check(values, "the train split")
+    for fine in (seconds - 1.7e9, 1.7e9 + 86400 * torch.arange(500, dtype=torch.float64), torch.full((9,), 1e9 + 1.0).double(),
+                 torch.tensor([1e-30, 2e-30, 3e-30], dtype=torch.float64)):
+        assert len(Variable("x", "real").check(fine)) == len(fine)
+
+
+GRADES = Variable("x", "categorical", classes=("1", "2", "3", "4", "5"))
+
+
+@pytest.mark.parametrize("classes, word, index", [
+    (GRADES.classes, "5", 4), (GRADES.classes, " 1 ", 0), (GRADES.classes, "5.0", 4), (GRADES.classes, "0", None),
+    (GRADES.classes, "6", None),
+    (("3", "1", "0"), "0", 2), (("38", "43"), "1", None), (("38", "43"), "43", 1), (("01", "1"), "1", 1), (("01", "001"), "1", None),
+    (("none", "1"), "0", None), (("none", "1"), "1", 1), (("F", "M"), "F", 0), (("F", "M"), "1", 1), (("F", "M"), "1.0", 1),
+    (("F", "M"), "2", None), (("F", "M"), "-1", None), (("F", "M"), "f", None), (("F", "M"), "true", None), (("F", "M"), "nan", None),
+    (("0", "1"), "True", 1), (("0", "1"), "false", 0), (("0", "1"), "0", 0), (("True", "False"), "True", 0), (("nan", "inf"), "inf", 1)])
+def test_a_class_that_exists_wins_over_an_index(classes, word, index):
+    variable = Variable("x", "categorical", classes=classes)
+    if index is None:
+        for refusing in (variable.class_index, variable.check):
+            with pytest.raises(SchemaError, match=f"x='{word}'.*{classes[0]}"):
+                refusing(word)
+    else:
+        assert variable.class_index(word) == variable.check([word])[0] == index
+
+
+def test_numbers_are_indices_whatever_classes_are_called():
+    assert GRADES.check([0, 4.0]).tolist() == [0, 4]
 
 
 def test_refusal_names_value_row_and_place():

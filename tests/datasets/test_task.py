@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import numpy as np
+import pandas as pd
 import pytest
 import torch
 
@@ -73,6 +75,36 @@ def test_environments_that_a_data_set_defines():
     task = task_of(open_dataset("coloredmnist", {"train_digits": 20, "valid_digits": 20, "test_digits": 20}))
     assert task.environment_count == 2 and sorted(task.split("train").attributes["environment"].tolist()) == [0] * 10 + [1] * 10
     task.check_environments("IRM")
+
+
+@pytest.mark.parametrize("as_given", [
+    lambda e: pd.Series(e.numpy(), index=range(100, 100 + 3 * ROWS, 3)), lambda e: e.numpy().astype(np.uint16), lambda e: e.tolist(),
+    lambda e: e.numpy().astype(">i8"), lambda e: e.to(torch.uint32), lambda e: pd.array(e.tolist(), dtype="Int64")], ids=range(6))
+def test_columns_beside_the_attributes_are_taken_by_position(as_given):
+    dataset, numbers, masks = data(), torch.arange(ROWS) % 3, torch.eye(2).bool().expand(ROWS, 2, 2).clone()
+    masks[3] = True
+    dataset.environments = dataset.subjects = lambda split: as_given(numbers)
+    dataset.masks = lambda split: pd.Series(list(masks.numpy()), index=range(7, 7 + ROWS))
+    task = task_of(dataset)
+    assert torch.equal(task.environments("train"), numbers) and torch.equal(dataset.distinct_subjects("train"), numbers)
+    assert all((torch.as_tensor(mask) == masks[row]).all() for row, mask in enumerate(task.masks("train")))
+
+
+def test_images_of_a_table_are_taken_by_position():
+    pictures = np.arange(ROWS * 4, dtype=np.uint8).reshape(ROWS, 1, 2, 2)
+    for images in (pd.Series(list(pictures), index=range(5, 5 + ROWS)), pictures.astype(">i4"), pictures[::-1][::-1]):
+        assert (data(image=images).split("train").batch(range(ROWS))["image"] * 255).round().long().tolist() == pictures.tolist()
+
+
+def test_subjects_may_be_words_and_are_one_a_row():
+    dataset = data()
+    for words in (["P2", "P1"] * 4, pd.Series(["P2", "P1"] * 4, index=range(9, 9 + ROWS)), np.array(["P2", "P1"] * 4)):
+        dataset.subjects = lambda split, words=words: words
+        assert dataset.distinct_subjects("train").tolist() == [1, 0] * 4
+    for wrong, told in (([1, 2], "has 2 rows; the split has 8"), ([0.5] * 8, "float64"), (["P1", None] * 4, r"'P1' \(row 0\)")):
+        dataset.subjects = lambda split, wrong=wrong: wrong
+        with pytest.raises(SchemaError, match=rf"subjects\('train'\) of given.*({told})"):
+            dataset.distinct_subjects("train")
 
 
 @pytest.mark.parametrize(("environments", "told"), [

@@ -114,8 +114,8 @@ def test_anything_can_read_it(export, tmp_path):
     export(form="png").write(tmp_path)
     table = next(tmp_path.glob("00-*/00001.csv"))
     lines = list(csv.DictReader(table.open()))
-    assert [line["source"] for line in lines[:3]] == ["4", "4", "5"] and lines[0]["intervention"] == "thickness~marginal"
-    pixels = np.array(Image.open(table.parent / lines[2]["file"]))
+    assert [line["source row"] for line in lines[:3]] == ["4", "4", "5"] and lines[0]["intervention made"] == "thickness~marginal"
+    pixels = np.array(Image.open(table.parent / lines[2]["image file"]))
     assert pixels.shape == (32, 32) and np.array_equal(pixels, open_export(tmp_path).images[10][0])
 
 

@@ -14,6 +14,7 @@ from torch import Tensor
 from datasets import Graph, SchemaError, Variable
 from mechanisms.discrete import GumbelMax
 from pgm import AttributeConfig, AttributeSCM, interventions, parse_do, resolve_do
+from pgm.scm import noise_site
 
 SIZE = 400
 IMAGE = Variable("image", "image", ("intensity", "digit"), shape=(1, 8, 8))
@@ -229,7 +230,7 @@ def test_model_is_vectorised(scm):
 
 
 def test_structural_program_is_the_same_model(scm, observed):
-    noise = {f"{name}_noise": value for name, value in scm.abduct(observed, generator()).items()}
+    noise = {noise_site(name): value for name, value in scm.abduct(observed, generator()).items()}
     with torch.no_grad():
         assert_same(pyro.condition(scm.structural, data=noise)(SIZE), observed)
         assert all(value.shape == (6,) for value in scm.structural(6).values())
@@ -243,7 +244,7 @@ def test_chirho_worlds_agree(scm, observed, names):
     from chirho.interventional.handlers import do
 
     actions = {name: torch.full_like(observed[name], DO[name]) for name in names}
-    noise = {f"{name}_noise": value for name, value in scm.abduct(observed, generator()).items()}
+    noise = {noise_site(name): value for name, value in scm.abduct(observed, generator()).items()}
     program = pyro.condition(scm.structural, data=noise)
     with torch.no_grad(), MultiWorldCounterfactual(first_available_dim=-2), do(actions=actions):
         values = program(SIZE)
@@ -300,12 +301,33 @@ def test_beyond_training_is_flagged_and_warned_once(scm, observed):
 def test_parse_values(scm, observed):
     graph = scm.graph
     parsed = parse_do(["thickness = 1.5, 3", "thickness+=-0.25", "finding=present,0"], graph)
-    labels = ["thickness=1.5", "thickness=3", "thickness+=-0.25", "finding=present", "finding=0"]
+    labels = ["thickness=1.5", "thickness=3", "thickness+=-0.25", "finding=present", "finding=absent"]
     assert [label for label, _ in parsed] == labels
     assert parsed[0][1] == {"thickness": 1.5} and parsed[3][1] == {"finding": 1.0}
     shifted = scm.counterfactual(observed, parsed[2][1], generator())["thickness"]
     assert torch.equal(shifted, observed["thickness"] - 0.25)
     assert parse_do("digit=3", graph) == [("digit=3", {"digit": 3.0})]
+
+
+@pytest.mark.parametrize("classes, text, labels, indices", [
+    (("1", "2", "3", "4", "5"), "c=1,5", ["c=1", "c=5"], [0, 4]), (("1", "2", "3", "4", "5"), "c=2.0", ["c=2"], [1]),
+    (("38", "43", "115"), "c=43, 38", ["c=43", "c=38"], [1, 0]), (("F", "M"), "c=1,M,F", ["c=M", "c=M", "c=F"], [1, 1, 0]),
+    (("0", "1"), "c=True,0", ["c=1", "c=0"], [1, 0]), (("a, b", "c=d", "e~f"), "c=a, b", ["c=a, b"], [0]),
+    (("a, b", "c=d", "e~f"), "c=c=d,e~f", ["c=c=d", "c=e~f"], [1, 2]), (("$x$", "ü 1"), "c=$x$,ü 1", ["c=$x$", "c=ü 1"], [0, 1])])
+def test_labels_name_the_class_that_is_set(classes, text, labels, indices):
+    graph = Graph([Variable("c", "categorical", classes=classes), Variable("image", "image", ("c",), shape=(1, 8, 8))])
+    parsed = parse_do(text, graph)
+    assert [label for label, _ in parsed] == labels and [do["c"] for _, do in parsed] == indices
+    for (_, do), name in zip(parsed, (label[2:] for label in labels), strict=True):  # of Python, the same words
+        values, _ = resolve_do(graph, {"c": name}, {}, 3)
+        assert values["c"].tolist() == [int(do["c"])] * 3
+
+
+@pytest.mark.parametrize("text", ["c=0", "c=6", "c=1.5", "c=-1", "c=one", "c=", "c=nan", "c=1,0"])
+def test_numbers_that_are_no_class_are_refused_where_classes_are_numbers(text):
+    graph = Graph([Variable("c", "categorical", classes=("1", "2", "3", "4", "5")), Variable("image", "image", ("c",), shape=(1, 8, 8))])
+    with pytest.raises(SchemaError, match=rf"c='.*{text}.*1, 2, 3, 4, 5"):
+        parse_do(text, graph)
 
 
 def test_parse_marginal(scm, observed):

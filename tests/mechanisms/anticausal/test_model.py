@@ -31,6 +31,7 @@ from mechanisms.anticausal.decorrelate import (
 )
 from mechanisms.anticausal.model import Predictors, load_predictors, quantiles
 from mechanisms.anticausal.scores import blind, figures, off_distribution, report
+from mechanisms.base import term_of
 from mechanisms.predictors import Options, main, train_predictors
 from mechanisms.runs.command import run_command
 from mechanisms.runs.files import RunError, load, read_json, save
@@ -269,18 +270,19 @@ def test_log_prob_is_that_of_the_distributions():
         median = dataset.graph[name].constrain(outputs[name][:, 0])
         assert torch.equal(model.predict(batch["image"])[name], median)
     terms = model(batch)
-    assert set(terms) == {"loss", *model.names} and all(torch.equal(terms[name], -log_prob[name]) for name in model.names)
+    assert set(terms) == {"loss", *map(term_of, model.names)}
+    assert all(torch.equal(terms[term_of(name)], -log_prob[name]) for name in model.names)
 
 
 def test_attributes_weigh_alike_in_the_loss_however_finely_they_are_read():
     """The gradient of the loss by a Gaussian's mean is z, that of the negative log-density z/σ."""
     dataset = Boxes(("upper",))
     model, batch = random_model(dataset), dataset.split("test").batch(slice(0, 9))
-    model.heads["upper"].bias.data[1] = -3.0
+    model.heads["q_upper"].bias.data[1] = -3.0
     mean, log_scale = model._read(model.features(batch["image"]))["upper"].unbind(1)
     z = (dataset.graph["upper"].unconstrain(batch["upper"]) - mean) / log_scale.exp()
-    for term, expected in (("loss", -z), ("upper", -z / log_scale.exp())):
-        (gradient,) = torch.autograd.grad(model(batch)[term].sum(), model.heads["upper"].bias)
+    for term, expected in (("loss", -z), (term_of("upper"), -z / log_scale.exp())):
+        (gradient,) = torch.autograd.grad(model(batch)[term].sum(), model.heads["q_upper"].bias)
         assert torch.allclose(gradient[0], expected.sum(), rtol=1e-3)
 
 
@@ -302,7 +304,7 @@ def test_noise_on_features_is_for_training_and_discrete_attributes_alone():
     draw = lambda *shape: torch.randn(*shape, generator=seeded(0))  # noqa: E731
     plain, evaluated, noisy = model(batch), model(batch, draw), model.train()(batch, draw)
     assert all(torch.equal(plain[name], evaluated[name]) for name in plain)
-    assert [name for name in model.names if not torch.equal(plain[name], noisy[name])] == ["colour"]
+    assert [name for name in model.names if not torch.equal(plain[term_of(name)], noisy[term_of(name)])] == ["colour"]
 
 
 def test_quantiles_at_their_known_points():
