@@ -327,6 +327,9 @@ class Graph:
 
     def check(self, attributes: Mapping[str, Any], where: str = "") -> dict[str, Tensor]:
         """All attributes as ``(B,)`` tensors of equal length; names, supports and lengths are checked."""
+        if not isinstance(attributes, Mapping):
+            raise SchemaError(f"{where or 'what was given'} is a {type(attributes).__name__}; expected a mapping of names to values: "
+                              f"{', '.join(v.name for v in self.attributes)}")
         missing = [v.name for v in self.attributes if v.name not in attributes]
         if missing:
             raise SchemaError(f"missing {', '.join(missing)}{' in ' + where if where else ''}")
