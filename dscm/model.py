@@ -93,6 +93,19 @@ class DSCM:
     model's device. What is drawn comes from the ``generator``; without one, from one that is seeded with 0, so that the
     same call gives the same answer, whatever torch's global seed, which is neither read nor moved.
 
+    >>> from mechanisms.images import build
+    >>> from datasets import Variable
+    >>> graph = Graph([Variable("dose", "real"), Variable("cured", "binary", ("dose",)),
+    ...                Variable("image", "image", ("cured",), shape=(1, 4, 4))])
+    >>> model = DSCM(AttributeSCM(graph), build("vae", graph))  # untrained; DSCM.load(run) opens a trained one
+    >>> observed = model.sample(2)
+    >>> answer = model.counterfactual(observed, {"cured": 1}, draws=3)
+    >>> answer["cured"].tolist(), answer.draws.shape, answer.attribute_draws["dose"].shape
+    ([1, 1], torch.Size([3, 2, 1, 4, 4]), torch.Size([3, 2]))
+    >>> noise = model.abduct(observed)  # once, for many interventions
+    >>> [tuple(model.counterfactual(observed, do, noise=noise).image.shape) for do in ({"cured": 0}, {"dose": lambda dose: dose + 1})]
+    [(2, 1, 4, 4), (2, 1, 4, 4)]
+
     Args:
         calibration: how far draws vary beyond the latents' own uncertainty, see :mod:`dscm.calibration`.
 

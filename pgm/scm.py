@@ -49,6 +49,15 @@ class AttributeSCM(nn.Module):
         config: sizes of the mechanisms.
         mechanisms: replaces the default mechanism of the attributes it names.
 
+    >>> from datasets import Variable
+    >>> graph = Graph([Variable("dose", "real"), Variable("cured", "binary", ("dose",)),
+    ...                Variable("image", "image", ("cured",), shape=(1, 8, 8))])
+    >>> scm = AttributeSCM(graph)
+    >>> patients = scm.sample(3)
+    >>> changed = scm.counterfactual(patients, {"cured": 1})
+    >>> changed["cured"].tolist(), torch.equal(changed["dose"], patients["dose"])
+    ([1, 1, 1], True)
+
     Raises:
         SchemaError: for a graph without attributes, or mechanisms of unknown attributes.
     """
