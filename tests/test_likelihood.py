@@ -136,12 +136,15 @@ def test_gaussian_gradients_are_those_of_sixty_digits():
     loc, log_scale = (v.clone().requires_grad_() for v in parameters[1:])
     gradients = torch.autograd.grad(DiscretizedGaussian(loc, log_scale).log_prob(parameters[0]).sum(), (loc, log_scale))
     for k, row in enumerate(zip(*(v.tolist() for v in parameters), strict=True)):
+        bend = 1.0
         for place, gradient in enumerate(gradients, 1):
             with mpmath.workdps(60):
                 step = mpmath.mpf(10) ** -15
                 sides = [exact_gaussian(*(v + sign * step if i == place else mpmath.mpf(v) for i, v in enumerate(row))) for sign in (-1, 1)]
                 exact = float((sides[1] - sides[0]) / (2 * step))
-            assert gradient[k].item() == pytest.approx(exact, rel=2e-3, abs=2e-4), (row, place)
+            if place == 1:  # beyond 20 standard deviations the whole gradient is scaled down, so that no pixel outweighs a batch
+                bend = min(1.0, 20 / max(abs(exact) * math.exp(row[2]), 1e-9))
+            assert gradient[k].item() == pytest.approx(bend * exact, rel=2e-3, abs=2e-4), (row, place)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         again = torch.autograd.grad(DiscretizedGaussian(loc, log_scale).log_prob(parameters[0]).sum(), (loc, log_scale))
     assert all(torch.equal(a, b) for a, b in zip(gradients, again, strict=True))
