@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import importlib
-import importlib.util
+import os
 import pkgutil
-import sys
 import types
 import typing
 from collections.abc import Mapping
@@ -16,6 +15,7 @@ import datasets
 from datasets.base import CausalDataset
 from datasets.errors import valid_are
 from datasets.schema import SchemaError
+from datasets.userfile import run_file, told_as_theirs
 
 _REGISTRY: dict[str, type[CausalDataset]] = {}
 
@@ -35,7 +35,7 @@ def names() -> list[str]:
     return sorted(_REGISTRY)
 
 
-def open_dataset(name: str, options: Mapping[str, object] | None = None) -> CausalDataset:
+def open_dataset(name: str | os.PathLike[str], options: Mapping[str, object] | None = None) -> CausalDataset:
     """A registered data set, or the one that a user's file defines, with its options set.
 
     Args:
@@ -45,8 +45,13 @@ def open_dataset(name: str, options: Mapping[str, object] | None = None) -> Caus
     Raises:
         SchemaError: for an unknown name or option; the message lists the valid ones.
     """
-    if name.endswith(".py"):
-        cls = _from_file(Path(name))
+    if not isinstance(name, (str, os.PathLike)):
+        raise SchemaError(f"data set {name!r} is a {type(name).__name__}; {valid_are(names(), '')}, or the path of your own file "
+                          "ending in .py")
+    name = os.fspath(name)
+    path = Path(name) if name.endswith(".py") else None
+    if path is not None:
+        cls = _from_file(path)
     elif name in names():
         cls = _REGISTRY[name]
     else:
@@ -59,8 +64,14 @@ def open_dataset(name: str, options: Mapping[str, object] | None = None) -> Caus
         if key not in fields:
             raise SchemaError(f"data set {name!r} has no option {key!r}; {valid_are(fields, key)}")
         values[key] = _convert(value, hints[key], f"{name}: {key}")
-    dataset = cls(**values)
-    dataset.schema  # noqa: B018  (checks the graph at once)
+    needed = [f.name for f in fields.values() if f.init and f.name not in values
+              and f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING]
+    if needed:
+        raise SchemaError(f"data set {name!r} needs the option{'s' * (len(needed) > 1)} {', '.join(needed)}: --option {needed[0]}=…, "
+                          "or give it a default value in the file")
+    with told_as_theirs(path, f"{cls.__name__} cannot be made"):
+        dataset = cls(**values)
+        dataset.schema  # noqa: B018  (checks the graph at once)
     return dataset
 
 
@@ -82,15 +93,9 @@ def _convert(value: object, hint: object, where: str) -> object:
 
 
 def _from_file(path: Path) -> type[CausalDataset]:
-    if not path.is_file():
-        raise SchemaError(f"data set file {path} does not exist")
-    module_name = f"_otherwise_{path.stem}"
-    spec = importlib.util.spec_from_file_location(module_name, path)
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[module_name] = module
-    spec.loader.exec_module(module)
+    module = run_file(path)
     found = [c for c in vars(module).values()
-             if isinstance(c, type) and issubclass(c, CausalDataset) and c.__module__ == module_name]
+             if isinstance(c, type) and issubclass(c, CausalDataset) and c.__module__ == module.__name__]
     if len(found) != 1:
         listed = ", ".join(c.__name__ for c in found) or "none"
         raise SchemaError(f"{path} must define exactly one subclass of CausalDataset; found {listed}")
