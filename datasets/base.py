@@ -7,9 +7,11 @@ known — the true counterfactual and a measurement of attributes on any image.
 from __future__ import annotations
 
 import hashlib
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, is_dataclass
 from functools import cached_property
+from pathlib import Path
 from typing import Any, ClassVar, Protocol
 
 import numpy as np
@@ -20,6 +22,7 @@ from datasets.columns import identities, in_order
 from datasets.files.lazyrows import CheckedRows, SoundRows, check_images, check_row
 from datasets.ranges import check_ranges
 from datasets.schema import Graph, SchemaError, Variable
+from datasets.userfile import PREFIX, told_as_theirs
 
 SPLITS = ("train", "valid", "test")
 _FINGERPRINTED = 64  # rows
@@ -58,15 +61,35 @@ class Split:
         return Split(self.name, torch.zeros(len(self), 0, dtype=torch.uint8), self.attributes)
 
     def batch(self, index: Tensor | Sequence[int] | slice) -> dict[str, Tensor]:
-        """Rows as one observation: attributes ``(B,)`` and the image under its own name, float in [0, 1]."""
-        rows = torch.arange(len(self))[index] if isinstance(index, slice) else torch.as_tensor(index)
-        if self.in_memory:
-            images = self.images[rows]
-        else:
-            images = torch.stack([torch.as_tensor(self.images[int(i)]) for i in rows])
-        values = {name: value[rows] if isinstance(value, Tensor) else torch.stack([torch.as_tensor(value[int(i)]) for i in rows])
-                  for name, value in self.attributes.items()}
-        return {**values, "image": images.float() / 255}
+        """Rows as one observation: attributes ``(B,)`` and the image under its own name, float in [0, 1].
+
+        Args:
+            index: whole numbers, from −N to N − 1, in any order; or one boolean a row; or a slice.
+
+        Raises:
+            SchemaError: for anything else, naming the first row that there is not.
+        """
+        rows = torch.arange(len(self))[index] if isinstance(index, slice) else self._rows(index)
+        values = {name: _taken(value, rows) for name, value in self.attributes.items()}
+        return {**values, "image": _taken(self.images, rows).float() / 255}
+
+    def _rows(self, index: Any) -> Tensor:
+        where = f"the {self.name} split has {len(self)} rows"
+        try:
+            rows = torch.as_tensor(index)
+        except (TypeError, ValueError, RuntimeError):
+            raise SchemaError(f"rows {index!r} are no row numbers; {where}: give a list such as [0, 3]") from None
+        if rows.ndim != 1 or rows.is_complex() or rows.is_floating_point() and len(rows):
+            given = index if rows.numel() < 10 else f"{rows.dtype} of shape {tuple(rows.shape)}"
+            raise SchemaError(f"rows {given} are no list of whole numbers; {where}: give a list such as [0, 3]")
+        if rows.dtype == torch.bool:
+            if len(rows) != len(self):
+                raise SchemaError(f"{len(rows)} booleans do not say which rows are meant: {where}")
+            return rows.nonzero().squeeze(1)
+        wrong = rows[(rows < -len(self)) | (rows >= len(self))]
+        if len(wrong):
+            raise SchemaError(f"{where}, so there is no row {int(wrong[0])}; take 0..{len(self) - 1}")
+        return rows.long()
 
 
 class CausalDataset:
@@ -224,7 +247,10 @@ class CausalDataset:
     @cached_property
     def schema(self) -> Graph:
         """The checked graph, without statistics."""
-        graph = Graph(self.variables)
+        try:
+            graph = Graph(self.variables)
+        except SchemaError as error:
+            raise SchemaError(f"{self.title}: {error}") from None
         if graph.image.name != "image":
             raise SchemaError(f"{self.title}: name the image variable 'image', not {graph.image.name!r}")
         unknown = [n for n in self.true_images_under if n not in graph]
@@ -242,8 +268,17 @@ class CausalDataset:
         if name not in SPLITS:
             raise SchemaError(f"unknown split {name!r}; valid are {', '.join(SPLITS)}")
         if name not in self._splits:
-            self._splits[name] = self._checked(name, self.load(name))
+            with told_as_theirs(self._own_file, f"the {name} split of {self.title}"):
+                raw = self.load(name)
+            with told_as_theirs(None, f"the {name} split of {self.title}"):
+                self._splits[name] = self._checked(name, raw)
         return self._splits[name]
+
+    @property
+    def _own_file(self) -> Path | None:
+        """The user's file that defines this data set; None for one of ours."""
+        module = type(self).__module__
+        return Path(sys.modules[module].__file__) if module.startswith(PREFIX) else None
 
     @cached_property
     def _splits(self) -> dict[str, Split]:
@@ -251,6 +286,9 @@ class CausalDataset:
 
     def _checked(self, name: str, raw: Mapping[str, Any]) -> Split:
         where = f"the {name} split of {self.title}"
+        if not isinstance(raw, Mapping):
+            raise SchemaError(f"{where}: load({name!r}) returned a {type(raw).__name__}; it returns a mapping of names to arrays: "
+                              f"{', '.join(v.name for v in self.schema)}")
         unknown = [k for k in raw if k not in self.schema]
         if unknown or "image" not in raw:
             wrong = f"unknown {', '.join(unknown)}" if unknown else "no 'image'"
@@ -264,11 +302,19 @@ class CausalDataset:
         else:
             images = images if isinstance(images, SoundRows) else CheckedRows(images, shape, where)
             check_row(torch.as_tensor(images[0]), 0, shape, where)
-        attributes = self.schema.check(raw, where)
+        attributes = {name: values.detach() for name, values in self.schema.check(raw, where).items()}
         for attribute, values in attributes.items():
             if len(values) != len(images):
                 raise SchemaError(f"{where} has {len(images)} images but {len(values)} values of {attribute!r}")
         return Split(name, images, attributes)
+
+
+def _taken(values: Any, rows: Tensor) -> Tensor:
+    """These rows of a tensor, or of what is read one by one."""
+    if isinstance(values, Tensor):
+        return values[rows]
+    read = [torch.as_tensor(values[int(i)]) for i in rows]
+    return torch.stack(read) if read else torch.as_tensor(values[0])[None][:0]
 
 
 def fingerprint(rows: Split, index: Tensor, lazy: bool = False) -> str:

@@ -4,13 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import importlib
-import importlib.util
+import os
 import pkgutil
-import sys
-import types
 import typing
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 
 import datasets
@@ -18,10 +15,10 @@ from datasets.base import CausalDataset
 from datasets.errors import valid_are
 from datasets.ranges import check_field
 from datasets.schema import SchemaError
+from datasets.userfile import run_file, told_as_theirs
 from datasets.words import convert
 
 _REGISTRY: dict[str, type[CausalDataset]] = {}
-_SEARCHED: set[str] = set()  # folders of users' files, whose modules they import
 
 
 def register(cls: type[CausalDataset]) -> type[CausalDataset]:
@@ -39,7 +36,7 @@ def names() -> list[str]:
     return sorted(_REGISTRY)
 
 
-def open_dataset(name: str, options: Mapping[str, object] | None = None) -> CausalDataset:
+def open_dataset(name: str | os.PathLike[str], options: Mapping[str, object] | None = None) -> CausalDataset:
     """A registered data set, or the one that a user's file defines, with its options set.
 
     Args:
@@ -49,8 +46,13 @@ def open_dataset(name: str, options: Mapping[str, object] | None = None) -> Caus
     Raises:
         SchemaError: for an unknown name or option; the message lists the valid ones.
     """
-    if name.endswith(".py"):
-        cls = _from_file(Path(name))
+    if not isinstance(name, (str, os.PathLike)):
+        raise SchemaError(f"data set {name!r} is a {type(name).__name__}; {valid_are(names(), '')}, or the path of your own file "
+                          "ending in .py")
+    name = os.fspath(name)
+    path = Path(name) if name.endswith(".py") else None
+    if path is not None:
+        cls = _from_file(path)
     elif name in names():
         cls = _REGISTRY[name]
     else:
@@ -64,59 +66,22 @@ def open_dataset(name: str, options: Mapping[str, object] | None = None) -> Caus
             raise SchemaError(f"data set {name!r} has no option {key!r}; {valid_are(fields, key)}")
         values[key] = convert(value, hints[key], f"{name}: {key}={value}", SchemaError)
         check_field(cls, key, values[key], lambda option, refused: f"{name}: {option}={refused}", SchemaError)
-    dataset = cls(**values)
-    dataset.schema  # noqa: B018  (checks the graph at once)
+    needed = [f.name for f in fields.values() if f.init and f.name not in values
+              and f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING]
+    if needed:
+        raise SchemaError(f"data set {name!r} needs the option{'s' * (len(needed) > 1)} {', '.join(needed)}: --option {needed[0]}=…, "
+                          "or give it a default value in the file")
+    with told_as_theirs(path, f"{cls.__name__} cannot be made"):
+        dataset = cls(**values)
+        dataset.schema  # noqa: B018  (checks the graph at once)
     return dataset
 
 
 def _from_file(path: Path) -> type[CausalDataset]:
-    if not path.is_file():
-        raise SchemaError(f"data set file {path} does not exist")
-    module_name = f"_otherwise_{path.stem}"
-    spec = importlib.util.spec_from_file_location(module_name, path)
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[module_name] = module
-    with _beside(path.resolve().parent):
-        spec.loader.exec_module(module)
+    module = run_file(path)
     found = [c for c in vars(module).values()
-             if isinstance(c, type) and issubclass(c, CausalDataset) and c.__module__ == module_name]
+             if isinstance(c, type) and issubclass(c, CausalDataset) and c.__module__ == module.__name__]
     if len(found) != 1:
         listed = ", ".join(c.__name__ for c in found) or "none"
         raise SchemaError(f"{path} must define exactly one subclass of CausalDataset; found {listed}")
     return found[0]
-
-
-@contextmanager
-def _beside(folder: Path) -> Iterator[None]:
-    """Modules beside a user's file can be imported, as when it is run as a script; later too, when its images are read.
-
-    """
-    forget_others(folder)
-    sys.path.insert(0, str(folder))
-    try:
-        yield
-    finally:  # from now on behind everything else, what is named like a module of ours must not hide it, but before other users' files
-        sys.path.remove(str(folder))
-        if str(folder) in _SEARCHED:
-            sys.path.remove(str(folder))
-        if str(folder) not in sys.path:
-            sys.path.insert(min((sys.path.index(place) for place in _SEARCHED & set(sys.path)), default=len(sys.path)), str(folder))
-            _SEARCHED.add(str(folder))
-
-
-def forget_others(folder: Path) -> None:
-    """Forget modules that other users' files imported, of the names of those in ``folder``: each file has its own beside it."""
-    known = {Path(place).resolve() for place in sys.path if place not in _SEARCHED}
-    mine = {path.stem for path in folder.iterdir() if path.suffix == ".py" or path.is_dir()}
-    for top in (mine - {"__main__"}) & set(sys.modules):
-        if (place := _place(sys.modules[top])) is not None and place not in known | {folder}:
-            for name in [name for name in sys.modules if name.split(".")[0] == top]:
-                del sys.modules[name]
-
-
-def _place(module: types.ModuleType) -> Path | None:
-    """The folder in which a top-level module or package was found."""
-    if not (file := getattr(module, "__file__", None)):
-        return None
-    path = Path(file).resolve()
-    return path.parent.parent if path.name == "__init__.py" else path.parent

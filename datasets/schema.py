@@ -66,6 +66,13 @@ class Variable:
         unit: physical unit, for axes and tables.
         statistics: filled by :meth:`fitted` from the training split.
 
+    >>> age = Variable("age", "interval", low=0, high=100).fitted(torch.tensor([20.0, 40.0, 60.0]))
+    >>> age.encode(torch.tensor([40.0, 60.0])).tolist()
+    [[0.0], [1.0]]
+    >>> age.check(120.0, "do")
+    Traceback (most recent call last):
+    datasets.schema.SchemaError: age=120 in do has no support: age is a number in [0, 100]
+
     Raises:
         SchemaError: for a contradiction between these.
     """
@@ -297,12 +304,19 @@ class Graph:
     Args:
         variables: in any order; exactly one of kind ``image``, which has no children.
 
+    >>> graph = Graph([Variable("image", "image", ("age", "sex"), shape=(1, 8, 8)), Variable("age", "real", ("sex",)),
+    ...                Variable("sex", "binary")])
+    >>> graph
+    Graph(· → sex; sex → age; age, sex → image)
+    >>> sorted(graph.descendants(["sex"]))
+    ['age', 'image']
+
     Raises:
         SchemaError: for duplicates, unknown parents, cycles, or an image that is missing, doubled or a parent.
     """
 
     def __init__(self, variables: Iterable[Variable]) -> None:
-        variables = tuple(variables)
+        variables = _listed(variables)
         names = [v.name for v in variables]
         twice = sorted({n for n in names if names.count(n) > 1})
         if twice:
@@ -388,6 +402,9 @@ class Graph:
 
     def check(self, attributes: Mapping[str, Any], where: str = "") -> dict[str, Tensor]:
         """All attributes as ``(B,)`` tensors of equal length; names, supports and lengths are checked."""
+        if not isinstance(attributes, Mapping):
+            raise SchemaError(f"{where or 'what was given'} is a {type(attributes).__name__}; expected a mapping of names to values: "
+                              f"{', '.join(v.name for v in self.attributes)}")
         missing = [v.name for v in self.attributes if v.name not in attributes]
         if missing:
             raise SchemaError(f"missing {', '.join(missing)}{' in ' + where if where else ''}")
@@ -424,6 +441,20 @@ class Graph:
             changed = [key for key in mine if mine[key] != theirs[key]]
             lines += [f"{name}.{key}: {mine[key]} against {theirs[key]}" for key in changed]
         return "; ".join(lines)
+
+
+def _listed(variables: Any) -> tuple[Variable, ...]:
+    """Raises SchemaError for what is no list of variables, naming the element that is none."""
+    shown = f"variables is a {type(variables).__name__}"
+    if isinstance(variables, Variable):
+        raise SchemaError(f"{shown}, not a tuple of them: with one alone, a comma belongs behind it: (Variable({variables.name!r}, …),)")
+    if isinstance(variables, (str, Mapping)) or not isinstance(variables, Iterable):
+        raise SchemaError(f"{shown}; give a tuple of them: (Variable(…), Variable(…))")
+    variables = tuple(variables)
+    for position, variable in enumerate(variables):
+        if not isinstance(variable, Variable):
+            raise SchemaError(f"variables holds {variable!r}, a {type(variable).__name__}, at place {position}; write Variable(name, kind)")
+    return variables
 
 
 def _rounded(number: float | Tensor) -> float:

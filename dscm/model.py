@@ -13,6 +13,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from datasets.arguments import number, whole
 from datasets.memory import check_memory
 from datasets.schema import Graph, SchemaError
 from dscm.jitter import Calibration, mechanism_hash
@@ -21,7 +22,8 @@ from mechanisms.image.registry import FOLDER as IMAGE_FOLDER
 from mechanisms.image.registry import load_image_mechanism
 from mechanisms.runs.files import RunError, check_finite, load
 from mechanisms.runs.folder import recorded
-from mechanisms.training.noise import drawing
+from mechanisms.runs.placement import check_single_precision, usable
+from mechanisms.training.noise import drawing, reproducible
 from mechanisms.training.state import WEIGHTS
 from pgm.interventions import Do, resolve_do
 from pgm.scm import AttributeConfig, AttributeSCM
@@ -32,7 +34,7 @@ Values = Mapping[str, Tensor]
 
 @dataclass(frozen=True)
 class Exogenous:
-    """The noise of one batch: of each attribute, ``(B, …)``, and of the image, ``(B, …)`` or K draws, ``(K·B, …)``, of it."""
+    """The noise of one batch, of each attribute and of the image: ``(B, …)``, or K draws of it, ``(K·B, …)``, draw by draw."""
 
     attributes: dict[str, Tensor]
     image: ImageNoise
@@ -44,23 +46,36 @@ class Counterfactual(Mapping[str, Tensor]):
     """What would have been: a mapping from names to values, ``image`` among them.
 
     Attributes:
-        attributes: ``{name: (B,)}`` in physical units.
+        attributes: ``{name: (B,)}`` in physical units; of several draws the mean, or the class that most of them have.
         image: ``(B, C, H, W)`` in [0, 1]; the mean over draws if there are several.
-        draws: ``(K, B, C, H, W)`` if ``draws=K`` was asked for.
         beyond: ``{intervened name: (B,)}`` booleans: the value lies beyond the training data.
+        draws: ``(K, B, C, H, W)`` if ``draws=K`` was asked for; image k shows the attributes of draw k.
+        attribute_draws: ``{name: (K, B)}`` likewise; :class:`dscm.metrics.coverage.Ensemble` takes either.
     """
 
     attributes: dict[str, Tensor]
     image: Tensor
     beyond: dict[str, Tensor]
     draws: Tensor | None = None
+    attribute_draws: dict[str, Tensor] | None = None
 
     @property
     def spread(self) -> Tensor:
         """Pixel-wise standard deviation over the draws, ``(B, C, H, W)``."""
-        if self.draws is None or len(self.draws) < 2:
+        return self._several(self.draws).std(0)
+
+    @property
+    def attribute_spread(self) -> dict[str, Tensor]:
+        """``{name: (B,)}``: the standard deviation over the draws, or the share of them that have another class than most."""
+        draws = {} if self.attribute_draws is None else self.attribute_draws
+        return {name: self._several(draws.get(name)).std(0) if value.is_floating_point() else
+                (self._several(draws.get(name)) != value).float().mean(0) for name, value in self.attributes.items()}
+
+    @staticmethod
+    def _several(draws: Tensor | None) -> Tensor:
+        if draws is None or len(draws) < 2:
             raise SchemaError("a spread needs at least two draws: ask for counterfactual(…, draws=K)")
-        return self.draws.std(0)
+        return draws
 
     def __getitem__(self, name: str) -> Tensor:
         return self.image if name == "image" else self.attributes[name]
@@ -76,7 +91,21 @@ class DSCM:
     """One deep structural causal model, from a Pyro program of the attributes and an image mechanism.
 
     Observations are mappings ``{name: (B,)}`` with ``image``, float in [0, 1], ``(B, C, H, W)``. Results live on the
-    model's device.
+    model's device. What is drawn comes from the ``generator``; without one, from one that is seeded with 0, so that the
+    same call gives the same answer, whatever torch's global seed, which is neither read nor moved.
+
+    >>> from mechanisms.image.registry import build
+    >>> from datasets import Variable
+    >>> graph = Graph([Variable("dose", "real"), Variable("cured", "binary", ("dose",)),
+    ...                Variable("image", "image", ("cured",), shape=(1, 4, 4))])
+    >>> model = DSCM(AttributeSCM(graph), build("vae", graph))  # untrained; DSCM.load(run) opens a trained one
+    >>> observed = model.sample(2)
+    >>> answer = model.counterfactual(observed, {"cured": 1}, draws=3)
+    >>> answer["cured"].tolist(), answer.draws.shape, answer.attribute_draws["dose"].shape
+    ([1, 1], torch.Size([3, 2, 1, 4, 4]), torch.Size([3, 2]))
+    >>> noise = model.abduct(observed)  # once, for many interventions
+    >>> [tuple(model.counterfactual(observed, do, noise=noise).image.shape) for do in ({"cured": 0}, {"dose": lambda dose: dose + 1})]
+    [(2, 1, 4, 4), (2, 1, 4, 4)]
 
     Args:
         calibration: how far draws vary beyond the latents' own uncertainty, see :mod:`dscm.jitter`.
@@ -96,9 +125,12 @@ class DSCM:
         """Merge the mechanisms of a run folder.
 
         Raises:
-            RunError: for a missing folder or mechanism, a damaged file, or mechanisms of different graphs.
+            RunError: for a missing folder or mechanism, a damaged file, mechanisms of different graphs, or a device that this
+                machine lacks.
         """
-        run = Path(run)
+        if not isinstance(run, (str, Path)):
+            raise RunError(f"run={run!r} is a {type(run).__name__}; give the path of a run folder")
+        run, device = Path(run), usable(device)
         recorded(run)
         for folder, command in ((ATTRIBUTES_FOLDER, "pgm.train"), (IMAGE_FOLDER, "mechanisms.train")):
             if not (run / folder / WEIGHTS).exists():
@@ -112,6 +144,7 @@ class DSCM:
         return cls(attributes, image, Calibration.load(run, mechanism_hash(run / IMAGE_FOLDER))).to(device)
 
     def to(self, device: str | torch.device) -> DSCM:
+        device = usable(device)
         self.attributes.to(device)
         self.image.to(device)
         return self
@@ -132,12 +165,14 @@ class DSCM:
 
         Args:
             generator: of discrete attributes' noise, and of the latents if they are drawn.
-            draws: number of posterior draws of the image's latents; without it their mean is taken, which errs less.
+            draws: K posterior draws of all noise. Without it, one draw of the discrete attributes' noise and the mean of the
+                image's latents, which errs less.
             batch_size: images that are computed at once.
         """
-        observed = self._checked(observed)
+        observed, draws, batch_size = self._checked(observed), _draws(draws), whole(batch_size, "batch_size", 1)
+        generator = reproducible(generator)
         draw = drawing(generator, self.device) if draws else None
-        attributes = self.attributes.abduct(observed, generator)
+        attributes = self.attributes.infer(_repeated(observed, draws), generator)
         rows, count = torch.arange(len(observed["image"]), device=self.device), draws or 1
         chunks = [self._abduct_images(observed, chunk, draw, count) for chunk in rows.split(max(1, batch_size // count))]
         image = chunks[0] if len(chunks) == 1 else type(chunks[0]).cat(chunks)
@@ -150,11 +185,22 @@ class DSCM:
 
     @torch.no_grad()
     def predict(self, noise: Exogenous, do: Do | None = None, temperature: float = 1.0, effect: str = "total") -> dict[str, Tensor]:
-        """The world that ``noise`` makes under ``do``: attributes ``(B,)`` and ``image`` ``(B, C, H, W)``, of draws their mean."""
-        attributes, count = self.attributes.predict(noise.attributes, do), noise.draws or 1
-        parents = {name: attributes[name].repeat(count) for name in self.graph.image.parents}
-        image = self.image.predict(noise.image, parents, temperature, effect)
-        return {**attributes, "image": image.view(count, -1, *image.shape[1:]).mean(0)}
+        """The world that ``noise`` makes under ``do``: attributes ``(B,)`` and ``image`` ``(B, C, H, W)``.
+
+        Of several draws they are the means, or the class that most of them have; see :class:`Counterfactual`.
+        """
+        temperature, count = number(temperature, "temperature"), noise.draws or 1
+        world = self.attributes.predict(noise.attributes)
+        if do is not None:
+            rows = len(noise.image) // count
+            natural = {name: value[:rows] for name, value in world.items()}  # of all draws the same, since all were observed
+            values, _ = resolve_do(self.graph, do, natural, rows)
+            world = self.attributes.act(world, noise.attributes, _repeated(values, noise.draws))
+        image = self.image.predict(noise.image, world, temperature, effect)
+        if noise.draws is None:
+            return {**world, "image": image}
+        return {**{name: _centre(value.view(count, -1)) for name, value in world.items()},
+                "image": image.view(count, -1, *image.shape[1:]).mean(0)}
 
     @torch.no_grad()
     def counterfactual(self, observed: Values, do: Do, draws: int | None = None, temperature: float = 1.0,
@@ -166,19 +212,21 @@ class DSCM:
 
         Args:
             do: for each intervened attribute a number, a tensor ``(B,)``, or a function of the present value.
-            draws: number of posterior draws of the image's latents, and, where the model is calibrated, of its effects' error;
-                without it, one answer at their mean.
+            draws: K posterior draws of the noise of discrete attributes and of the image's latents, and, where the model is
+                calibrated, of its effects' error. Without it, one draw of the discrete attributes, and an image at the
+                latents' mean.
             temperature: of the pixel residual; 1 keeps every detail of the image, 0 shows what the latents explain.
             batch_size: images that are computed at once.
             noise: what :meth:`abduct` said of this very observation; then nothing is inferred again, and ``draws`` is its.
             effect: of a latent mediator, ``total``, ``direct`` (its latents stay) or ``indirect`` (only they change).
 
+        For instance, ``model.counterfactual(observed, {"thickness": 3.0}, draws=16).attribute_draws["intensity"]``.
+
         Raises:
             SchemaError: for unknown variables, values without support, wrong lengths or shapes.
         """
-        observed = self._checked(observed)
-        if draws is not None and draws < 1:
-            raise SchemaError(f"draws={draws} must be at least 1")
+        observed, draws, batch_size = self._checked(observed), _draws(draws), whole(batch_size, "batch_size", 1)
+        temperature, generator = number(temperature, "temperature"), reproducible(generator)
         rows = len(observed["image"])
         if noise is not None:
             if len(noise.image) != rows * (noise.draws or 1) or draws not in (None, noise.draws):
@@ -186,25 +234,31 @@ class DSCM:
                                   f"are {rows} images and draws={draws}")
             draws = noise.draws
         values, beyond = resolve_do(self.graph, do, observed, rows)
-        attributes = self.attributes.counterfactual(observed, values, generator, noise.attributes if noise else None)
-        changed = torch.zeros(rows, dtype=torch.bool, device=self.device)
+        repeated = _repeated(observed, draws)
+        known = self.attributes.infer(repeated, generator) if noise is None else noise.attributes
+        world = self.attributes.act(repeated, known, _repeated(values, draws))
+        world = {name: value.view(draws or 1, rows) for name, value in world.items()}
+        moved = torch.zeros(draws or 1, rows, dtype=torch.bool, device=self.device)
         for parent in self.graph.image.parents:
-            changed |= attributes[parent] != observed[parent]
+            moved |= world[parent] != observed[parent]
+        changed = moved.any(0)
         check_memory(8 * observed["image"].numel() * (draws or 1), f"draws={draws} of {rows} images",
                      "Take fewer draws, or fewer images at a time", SchemaError)
         images = observed["image"].repeat(draws or 1, 1, 1, 1, 1)
         if changed.any():
-            shown = {name: attributes[name].repeat(draws or 1, 1) for name in self.graph.image.parents}
+            shown = {name: world[name] for name in self.graph.image.parents}
             if draws and self.calibration:
                 shown = self.calibration.jitter(self.graph, values, shown, generator)
             draw = drawing(generator, self.device) if draws else None
             for chunk in changed.nonzero().squeeze(1).split(max(1, batch_size // (draws or 1))):
                 parents = {name: value[:, chunk].flatten() for name, value in shown.items()}
                 part = self._abduct_images(observed, chunk, draw, draws or 1) if noise is None else self._rows(noise, chunk)
-                images[:, chunk] = self.image.predict(part, parents, temperature, effect).view(draws or 1, len(chunk), *images.shape[2:])
+                made = self.image.predict(part, parents, temperature, effect).view(draws or 1, len(chunk), *images.shape[2:])
+                images[:, chunk] = torch.where(moved[:, chunk, None, None, None], made, images[:, chunk])
         mean = observed["image"].clone()
         mean[changed] = images[:, changed].mean(0)  # elsewhere all draws are the observation, which a mean would round
-        return Counterfactual(attributes, mean, beyond, images if draws else None)
+        return Counterfactual({name: _centre(value) for name, value in world.items()}, mean, beyond,
+                              images if draws else None, world if draws else None)
 
     @torch.no_grad()
     def regenerate(self, observed: Values, temperature: float = 1.0, generator: torch.Generator | None = None,
@@ -213,8 +267,8 @@ class DSCM:
 
         At temperature 1 it returns the image by construction; below, it shows what latents and parents explain.
         """
-        observed = self._checked(observed)
         noise = self.abduct(observed, generator, batch_size=batch_size) if noise is None else noise
+        observed, temperature, batch_size = self._checked(observed), number(temperature, "temperature"), whole(batch_size, "batch_size", 1)
         count, images = noise.draws or 1, []
         for chunk in torch.arange(len(observed["image"]), device=self.device).split(batch_size):
             parents = {name: observed[name][chunk].repeat(count) for name in self.graph.image.parents}
@@ -240,6 +294,8 @@ class DSCM:
     def sample(self, size: int, do: Do | None = None, generator: torch.Generator | None = None,
                temperature: float = 1.0) -> dict[str, Tensor]:
         """New worlds, ``{name: (size,)}`` and ``image``, under ``do`` if given."""
+        check_single_precision(self.image)
+        generator, temperature = reproducible(generator), number(temperature, "temperature")
         attributes = self.attributes.sample(size, do, generator)
         noise = self.image.draw_noise(size, drawing(generator, self.device))
         return {**attributes, "image": self.image.predict(noise, attributes, temperature)}
@@ -248,15 +304,20 @@ class DSCM:
     def log_prob(self, observed: Values, generator: torch.Generator | None = None) -> dict[str, Tensor]:
         """log p of each variable given its parents in nats, ``(B,)``; of the image a lower bound, one draw of z."""
         observed = self._checked(observed)
-        bound = -self.image.free_energy(observed["image"], observed, drawing(generator, self.device))
+        bound = -self.image.free_energy(observed["image"], observed, drawing(reproducible(generator), self.device))
         return {**self.attributes.log_prob(observed), "image": bound}
 
     def _checked(self, observed: Values) -> dict[str, Tensor]:
         """The observation on this device, its attributes in the schema's types, its image of the schema's shape."""
+        check_single_precision(self.attributes, self.image)
         attributes = self.graph.check(observed, "the observation")
         if "image" not in observed:
             raise SchemaError("the observation has no 'image'")
-        image = torch.as_tensor(observed["image"])
+        try:
+            image = torch.as_tensor(observed["image"])
+        except (TypeError, ValueError, RuntimeError):
+            raise SchemaError(f"image is a {type(observed['image']).__name__}; expected a float tensor (B, "
+                              f"{', '.join(map(str, self.graph.image.shape))}) in [0, 1]") from None
         if tuple(image.shape[1:]) != self.graph.image.shape or not image.is_floating_point():
             raise SchemaError(f"image is {image.dtype} of shape {tuple(image.shape)}; expected float (B, "
                               f"{', '.join(map(str, self.graph.image.shape))}) in [0, 1]")
@@ -266,3 +327,19 @@ class DSCM:
         if len(image) and not (image.min() >= 0 and image.max() <= 1):
             raise SchemaError(f"image has values {image.min():g}..{image.max():g}; expected [0, 1]")
         return {**{n: v.to(self.device) for n, v in attributes.items()}, "image": image.to(self.device, torch.float32)}
+
+
+def _draws(draws: int | None) -> int | None:
+    return None if draws is None else whole(draws, "draws", 1)
+
+
+def _repeated(values: Values, draws: int | None) -> dict[str, Tensor]:
+    """Attributes ``(B,)`` → ``(K·B,)``, draw by draw; what else there is, an image, is left out."""
+    return {name: value.repeat(draws or 1) for name, value in values.items() if value.ndim == 1}
+
+
+def _centre(draws: Tensor) -> Tensor:
+    """``(K, B) → (B,)``: the mean, or of classes the most frequent one; exactly the value where all draws agree."""
+    if not draws.is_floating_point():
+        return draws.mode(0).values
+    return torch.where((draws == draws[0]).all(0), draws[0], draws.mean(0))

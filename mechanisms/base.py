@@ -42,7 +42,11 @@ class AttributeMechanism(nn.Module):
         raise NotImplementedError
 
     def draw_noise(self, shape: torch.Size | Sequence[int], generator: torch.Generator | None = None) -> Tensor:
-        """u ~ p(u) of batch shape ``shape``; unlike Pyro's sampling it takes a generator, on any device."""
+        """u ~ p(u) of batch shape ``shape``; unlike Pyro's sampling it takes a generator, on any device.
+
+        Here and in :meth:`abduct` and :meth:`sample`, no generator means torch's global stream: two mechanisms must not draw
+        alike. A model of several, :class:`pgm.AttributeSCM`, hands one seeded generator to all.
+        """
         raise NotImplementedError
 
     def distribution(self, context: Tensor) -> Distribution:

@@ -26,6 +26,11 @@ class GumbelMax(AttributeMechanism):
         context_width: ``D``, the width of the encoded parents; without parents the logits are free parameters.
         hidden: widths of the network that reads the parents.
 
+    >>> sex = GumbelMax(Variable("sex", "binary"), context_width=0)
+    >>> noise = sex.abduct(torch.tensor([0, 1, 1]), torch.zeros(3, 0), torch.Generator().manual_seed(0))
+    >>> sex.predict(noise, torch.zeros(3, 0))
+    tensor([0, 1, 1])
+
     Raises:
         SchemaError: for a continuous variable.
     """

@@ -72,6 +72,11 @@ class Flow(AttributeMechanism):
         hidden: widths of the network that reads the parents.
         bound: where the spline ends, in standard deviations of the noise.
 
+    >>> dose = Flow(Variable("dose", "positive"), context_width=1)
+    >>> parents, x = torch.tensor([[0.5], [-1.0]]), torch.tensor([1.5, 0.2])
+    >>> torch.allclose(dose.predict(dose.abduct(x, parents), parents), x)
+    True
+
     Raises:
         SchemaError: for a discrete variable.
     """

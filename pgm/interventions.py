@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import warnings
+import zlib
 from collections.abc import Callable, Iterable, Mapping
 from typing import TypeAlias
 
@@ -12,14 +13,14 @@ import torch
 from torch import Tensor
 
 from datasets import Graph, SchemaError, Variable
-from datasets.errors import did_you_mean
+from datasets.errors import UserError, did_you_mean
+from mechanisms.training.noise import seeded
 
 Action: TypeAlias = float | Tensor | Callable[[Tensor], float | Tensor]
 Do: TypeAlias = Mapping[str, Action]
 
 _SYNTAX = re.compile(r"\s*(?P<name>\w+)\s*(?P<verb>\+=|=|~)\s*(?P<values>.*?)\s*")
 _HELP = "write name=value[,value…], name+=delta[,delta…] or name~marginal"
-_warned: set[str] = set()  # variables whose users have been told; once in a process is enough
 
 
 def resolve_do(graph: Graph, do: Do, observed: Mapping[str, Tensor],
@@ -29,34 +30,42 @@ def resolve_do(graph: Graph, do: Do, observed: Mapping[str, Tensor],
     Args:
         graph: says which names and which values are possible.
         do: for each intervened attribute a number, a tensor ``(size,)`` in physical units (class indices where
-            discrete, or names in text; integral floats are accepted), or a function of the observed value ``(size,)`` to either.
+            discrete, or names in text; integral floats are accepted), or a function of the observed value ``(size,)`` to either. It
+            is given a copy, which it may change in place.
         observed: the world that ``do`` intervenes on, ``(size,)`` each; needed where ``do`` holds a function.
         size: number of rows.
 
     Returns:
         ``values``, ``(size,)`` each, on the device of ``observed``, and ``beyond``, booleans ``(size,)``: the value is
-        outside the range, or the class outside the classes, of the training split. Warns once per variable and process.
+        outside the range, or the class outside the classes, of the training split. That is warned of, too.
+
+    >>> graph = Graph([Variable("age", "positive"), Variable("image", "image", ("age",), shape=(1, 8, 8))])
+    >>> resolve_do(graph, {"age": lambda age: age + 1}, {"age": torch.tensor([30.0, 40.0])}, 2)[0]
+    {'age': tensor([31., 41.])}
 
     Raises:
-        SchemaError: for unknown names, values without support, and wrong lengths.
+        SchemaError: for what is no mapping, unknown names, values without support, wrong lengths, and functions that fail.
     """
+    if not isinstance(do, Mapping):
+        spelled = "; parse_do(text, graph) reads a command line's spelling" if isinstance(do, str) else ""
+        raise SchemaError(f"do={do!r} is a {type(do).__name__}; give a mapping of names to values, such as "
+                          f"{{{graph.attributes[0].name!r}: …}}, or {{}} to change nothing{spelled}")
     values, beyond = {}, {}
     for name, action in do.items():
         variable = _attribute(graph, name)
         if callable(action):
             if name not in observed:
                 raise SchemaError(f"do({name}) is a function of the observed {name}, which is not given")
-            action = action(observed[name])
-        value = variable.check(action, "do")
+            action = _called(action, name, observed[name])
+        value = variable.check(action, "do").clone()  # not the caller's own tensor
         if np.ndim(action) == 0:
             value = value.expand(size).clone()
         if len(value) != size:
             raise SchemaError(f"do({name}) has {len(value)} values for {size} rows: give one number or one value a row")
         values[name] = value.to(observed[name].device) if name in observed else value
         beyond[name] = variable.beyond_training(values[name])
-        if name not in _warned and beyond[name].any():
-            _warned.add(name)
-            warnings.warn(_extrapolation(variable, values[name][beyond[name]], size), stacklevel=3)
+        if beyond[name].any():  # in words that depend on nothing but the variable: Python then says them once a place
+            warnings.warn(_extrapolation(variable, values[name][beyond[name]]), stacklevel=3)
     return values, beyond
 
 
@@ -70,10 +79,15 @@ def parse_do(text: str | Iterable[str], graph: Graph, marginals: Mapping[str, Te
             has a number for a name; see :meth:`datasets.Variable.class_index`.
         marginals: training values ``{name: (N,)}`` that ``~marginal`` draws from, with replacement. Without them it
             permutes the observed values of the batch.
-        generator: of these draws. They are made afresh whenever the intervention is resolved.
+        generator: of these draws, which are then made afresh whenever the intervention is resolved. Without one they
+            are always the same, a function of the variable's name.
 
     Returns:
         ``(label, do)`` pairs for :func:`resolve_do`; the label is the command line's spelling of that one value, of a class its name.
+
+    >>> graph = Graph([Variable("age", "positive"), Variable("image", "image", ("age",), shape=(1, 8, 8))])
+    >>> parse_do("age=30,40", graph)
+    [('age=30', {'age': 30.0}), ('age=40', {'age': 40.0})]
 
     Raises:
         SchemaError: for what cannot be read, unknown names, values without support, and what is asked twice, in other words too.
@@ -102,10 +116,25 @@ def parse_do(text: str | Iterable[str], graph: Graph, marginals: Mapping[str, Te
     return interventions
 
 
+def _called(function: Callable[[Tensor], float | Tensor], name: str, observed: Tensor) -> float | Tensor:
+    """What a user's function makes of a copy of the observed values.
+
+    Raises:
+        SchemaError: where it fails, naming the variable.
+    """
+    try:
+        return function(observed.clone())
+    except UserError:
+        raise
+    except Exception as error:
+        raise SchemaError(f"do({name}): its function failed with {type(error).__name__}: {error}; it is called with the observed "
+                          f"{name}, a tensor ({len(observed)},), and returns a number or as many values") from error
+
+
 def _attribute(graph: Graph, name: str) -> Variable:
     if name not in graph or graph[name].kind == "image":
         raise SchemaError(f"cannot intervene on {name!r}; names are {_names(graph)}"
-                          f"{did_you_mean([v.name for v in graph.attributes], name)}")
+                          f"{did_you_mean([v.name for v in graph.attributes], str(name))}")
     return graph[name]
 
 
@@ -144,21 +173,21 @@ def _marginal(variable: Variable, word: str, part: str, training: Tensor | None,
         raise SchemaError(f"{word!r} in {part!r} is not known after '~': {_HELP}")
     if training is not None:
         training = variable.check(training, "the marginal")
-    device = generator.device if generator is not None else torch.device("cpu")
 
     def draw(observed: Tensor) -> Tensor:
+        # by name, so that two variables are not permuted alike
+        stream = seeded(zlib.crc32(variable.name.encode())) if generator is None else generator
         if training is None:
-            return observed[torch.randperm(len(observed), generator=generator, device=device).to(observed.device)]
-        rows = torch.randint(len(training), (len(observed),), generator=generator, device=device)
+            return observed[torch.randperm(len(observed), generator=stream, device=stream.device).to(observed.device)]
+        rows = torch.randint(len(training), (len(observed),), generator=stream, device=stream.device)
         return training[rows.to(training.device)].to(observed.device)
 
     return draw
 
 
-def _extrapolation(variable: Variable, values: Tensor, size: int) -> str:
+def _extrapolation(variable: Variable, values: Tensor) -> str:
     if variable.discrete:
         return f"do({variable.name}): class {variable.classes[int(values[0])]} was never seen in training; expect an extrapolation"
     low, high = variable.statistics.minimum, variable.statistics.maximum
-    worst = values[(values - (low + high) / 2).abs().argmax()].item()
-    return (f"do({variable.name}) reaches {worst:g}, beyond the training range [{low:g}, {high:g}], "
-            f"in {len(values)} of {size} rows; expect an extrapolation")
+    return (f"do({variable.name}) goes beyond the training range [{low:g}, {high:g}]; expect an extrapolation in the rows that the "
+            "answer marks as `beyond`")

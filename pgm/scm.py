@@ -10,11 +10,14 @@ import torch
 from torch import Tensor, nn
 
 from datasets import Graph, SchemaError, encode_parents
+from datasets.arguments import whole
 from datasets.ranges import Width, check_ranges
 from mechanisms.base import AttributeMechanism, term_of
 from mechanisms.discrete import GumbelMax
 from mechanisms.flows import Flow
+from mechanisms.runs.placement import check_single_precision
 from mechanisms.training.config import Bins
+from mechanisms.training.noise import reproducible
 from pgm.interventions import Do, resolve_do
 
 ROWS = "batch of rows"  # the plate's name; with blanks, as no attribute's
@@ -46,13 +49,23 @@ class AttributeSCM(nn.Module):
 
     Two Pyro programs state the same model: :meth:`model` with a site per attribute, for ``poutine.condition`` and
     ``poutine.do``; :meth:`structural` with a site per noise, for counterfactuals by ChiRho's worlds. The direct verbs
-    (:meth:`sample`, :meth:`abduct`, :meth:`predict`, :meth:`counterfactual`) take a generator. All but :meth:`sample` are
+    (:meth:`sample`, :meth:`abduct`, :meth:`predict`, :meth:`counterfactual`) take a generator; without one they draw from one
+    that is seeded with 0, so that the same call gives the same answer, whatever torch's global seed. All but :meth:`sample` are
     differentiable in weights, continuous attributes and interventions; classes have no gradient.
 
     Args:
         graph: with statistics of the training split.
         config: sizes of the mechanisms.
         mechanisms: replaces the default mechanism of the attributes it names.
+
+    >>> from datasets import Variable
+    >>> graph = Graph([Variable("dose", "real"), Variable("cured", "binary", ("dose",)),
+    ...                Variable("image", "image", ("cured",), shape=(1, 8, 8))])
+    >>> scm = AttributeSCM(graph)
+    >>> patients = scm.sample(3)
+    >>> changed = scm.counterfactual(patients, {"cured": 1})
+    >>> changed["cured"].tolist(), torch.equal(changed["dose"], patients["dose"])
+    ([1, 1, 1], True)
 
     Raises:
         SchemaError: for a graph without attributes, or mechanisms of unknown attributes.
@@ -144,20 +157,27 @@ class AttributeSCM(nn.Module):
     @torch.no_grad()
     def sample(self, size: int, do: Do | None = None, generator: torch.Generator | None = None) -> dict[str, Tensor]:
         """a ~ p(a; do(·)), ``{name: (size,)}``: :meth:`predict` of fresh noise."""
+        check_single_precision(self)
+        size, generator = whole(size, "size"), reproducible(generator)
         noise = {name: self.mechanism(name).draw_noise((size,), generator) for name in self.names}
         return self.predict(noise, do)
 
     def abduct(self, attributes: Mapping[str, Tensor], generator: torch.Generator | None = None) -> dict[str, Tensor]:
         """u ~ p(u | a), ``{name: (B, *E)}``, such that ``predict(abduct(a)) == a`` (flows: to float tolerance)."""
-        observed = self._checked(attributes)
-        size = len(observed[self.names[0]])
+        return self.infer(self._checked(attributes), generator)
+
+    def infer(self, observed: Mapping[str, Tensor], generator: torch.Generator | None = None) -> dict[str, Tensor]:
+        """:meth:`abduct` of values that have been checked and are on the model's device."""
+        size, generator = len(observed[self.names[0]]), reproducible(generator)
         return {name: self.mechanism(name).abduct(observed[name], self.context(name, observed, size), generator)
                 for name in self.names}
 
     def predict(self, noise: Mapping[str, Tensor], do: Do | None = None) -> dict[str, Tensor]:
         """a = f(u) with intervened attributes held, ``{name: (B,)}``; functions see the world without ``do``."""
         natural = self._propagate(noise, {})
-        return self._act(natural, noise, do) if do else natural
+        if do is None:
+            return natural
+        return self.act(natural, noise, resolve_do(self.graph, do, natural, len(natural[self.names[0]]))[0])
 
     def counterfactual(self, attributes: Mapping[str, Tensor], do: Do, generator: torch.Generator | None = None,
                        noise: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]:
@@ -176,10 +196,17 @@ class AttributeSCM(nn.Module):
             SchemaError: see :func:`pgm.interventions.resolve_do` and :meth:`datasets.Graph.check`.
         """
         observed = self._checked(attributes)
-        return self._act(observed, self.abduct(observed, generator) if noise is None else noise, do)
-
-    def _act(self, observed: Mapping[str, Tensor], noise: Mapping[str, Tensor], do: Do) -> dict[str, Tensor]:
         values, _ = resolve_do(self.graph, do, observed, len(observed[self.names[0]]))
+        return self.act(observed, self.infer(observed, generator) if noise is None else noise, values)
+
+    def act(self, observed: Mapping[str, Tensor], noise: Mapping[str, Tensor], values: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The world that ``noise`` makes where ``values`` are set and what they do not reach stays as observed.
+
+        Args:
+            observed: checked, ``(B,)`` each.
+            noise: of :meth:`infer`.
+            values: of :func:`pgm.interventions.resolve_do`, ``(B,)`` each.
+        """
         changed = self.graph.descendants(values)
         kept = {name: value.clone() for name, value in observed.items() if name not in changed}
         return self._propagate(noise, {**kept, **values})
@@ -196,4 +223,5 @@ class AttributeSCM(nn.Module):
         return values
 
     def _checked(self, attributes: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        check_single_precision(self)
         return {name: value.to(self.device) for name, value in self.graph.check(attributes).items()}

@@ -192,11 +192,12 @@ class Export:
         answer = self.dscm.counterfactual(observed, values, self.draws, self.temperature, seeded(self.seed, number, int(index[0])))
         count = self.draws or 1
         images = answer.image[None] if answer.draws is None else answer.draws
+        told = answer.attribute_draws or {name: value[None] for name, value in answer.attributes.items()}
         pictures = {"images": as_bytes(images)}
         if self.truth:
             true = self.dataset.true_counterfactual(self.split, index, values)["image"]
             pictures["truth"] = as_bytes(true).expand(count, *true.shape)
-        return {name: value.cpu().expand(count, -1) for name, value in answer.attributes.items()}, pictures
+        return {name: value.cpu() for name, value in told.items()}, pictures
 
 
 def _size(folder: Path) -> int:

@@ -119,7 +119,8 @@ def counterfactual_grid(observed: Values, columns: Sequence[Column], graph: Grap
 
 def _on_cpu(answer: Counterfactual) -> Counterfactual:
     return Counterfactual({n: v.cpu() for n, v in answer.attributes.items()}, answer.image.cpu(),
-                          {n: v.cpu() for n, v in answer.beyond.items()}, None if answer.draws is None else answer.draws.cpu())
+                          {n: v.cpu() for n, v in answer.beyond.items()}, None if answer.draws is None else answer.draws.cpu(),
+                          answer.attribute_draws and {n: v.cpu() for n, v in answer.attribute_draws.items()})
 
 
 def _facts(graph: Graph, observed: Values, column: Column, row: int) -> list[tuple[str, str]]:

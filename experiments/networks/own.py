@@ -27,8 +27,8 @@ import torch
 from torch import Tensor, nn
 from torch.fx import GraphModule
 
-from datasets.registry import forget_others
 from datasets.task import Task
+from datasets.userfile import forget_others
 from mechanisms.runs.files import RunError
 
 PROGRAM = ".pt2"

@@ -6,11 +6,12 @@ colour images depend on one another, for all families alike.
 
 from __future__ import annotations
 
-import math
 from abc import ABC, abstractmethod
 
 import torch
 from torch import Tensor
+
+from mechanisms.image.normal_mass import log_mass
 
 HALF_BIN = 1 / 255  # half of the width of one of 256 grey levels on [-1, 1]
 MIN_LOG_SCALE = -9.0
@@ -72,22 +73,11 @@ class DiscretizedGaussian(IndependentPixels):
         self.log_scale = log_scale.clamp(min=MIN_LOG_SCALE)
 
     def log_prob(self, x: Tensor) -> Tensor:
-        """Log mass of grey levels ``x`` in [-1, 1], elementwise, in nats.
-
-        Where the bin's mass underflows in float32, the mid-point rule (density times width) continues it smoothly, so
-        that a wild prediction still has a gradient.
-        """
-        inverse = torch.exp(-self.log_scale)
+        """Log mass of grey levels ``x`` in [-1, 1], elementwise, in nats: exact however far off or narrow the prediction is."""
         centre = x - self.loc
-        upper = torch.where(x > 1 - HALF_BIN, torch.full_like(x, 20.0), (centre + HALF_BIN) * inverse)
-        lower = torch.where(x < -1 + HALF_BIN, torch.full_like(x, -20.0), (centre - HALF_BIN) * inverse)
-        # Φ(b) − Φ(a) cancels in the upper tail: mirror it to the lower one.
-        flip = lower > 0
-        low, high = torch.where(flip, -upper, lower), torch.where(flip, -lower, upper)
-        mass = torch.special.ndtr(high) - torch.special.ndtr(low)
-        z = centre * inverse
-        mid_point = -_half_square(z) - self.log_scale + math.log(2 * HALF_BIN / math.sqrt(2 * math.pi))
-        return torch.where(mass > 1e-6, torch.log(mass.clamp(min=1e-6)), mid_point.clamp(max=math.log(1e-6)))
+        centre = centre.to(torch.promote_types(centre.dtype, torch.float32))  # a grey level is finer than half precision
+        log_scale = self.log_scale.to(centre.dtype).expand_as(centre)
+        return log_mass(centre, log_scale, HALF_BIN, x < -1 + HALF_BIN, x > 1 - HALF_BIN)
 
     def standardize(self, x: Tensor) -> Tensor:
         """The residual ``u = (x − μ)/σ``; of black and white pixels as near to 0 as they allow.
@@ -155,13 +145,6 @@ def censored(x: Tensor, distance: Tensor) -> Tensor:
     """``distance`` of pixels ``x`` from their median, in any unit, as near to 0 as a black or white pixel allows."""
     distance = torch.where(x <= -1 + HALF_BIN, distance.clamp(max=0), distance)
     return torch.where(x >= 1 - HALF_BIN, distance.clamp(min=0), distance)
-
-
-def _half_square(z: Tensor, bend: float = 20.0) -> Tensor:
-    """z²/2, whose gradient stops growing at |z| = ``bend``: one wild pixel must not outweigh a batch."""
-    magnitude = z.abs()
-    linear_beyond = torch.where(magnitude < bend, 0.5 * z * z, bend * magnitude - 0.5 * bend * bend)
-    return linear_beyond + (0.5 * z * z - linear_beyond).detach()
 
 
 def kl_to_standard_normal(loc: Tensor, log_scale: Tensor) -> Tensor:

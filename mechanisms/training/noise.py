@@ -7,6 +7,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from datasets.errors import UserError
+
 
 class Noise:
     """Standard normal draws for a batch that may be spread over processes.
@@ -46,6 +48,22 @@ def some_of(available: int, count: int, *keys: int) -> Tensor:
     if count >= available:
         return torch.arange(available)
     return torch.randperm(available, generator=seeded(*keys))[:count].sort().values
+
+
+def reproducible(generator: torch.Generator | None) -> torch.Generator:
+    """``generator``, or, where none is given, one that is seeded with 0: the same call then gives the same answer.
+
+    >>> torch.equal(torch.rand(2, generator=reproducible(None)), torch.rand(2, generator=reproducible(None)))
+    True
+
+    Raises:
+        UserError: for what is no generator, a seed for instance.
+    """
+    if generator is None:
+        return seeded(0)
+    if not isinstance(generator, torch.Generator):
+        raise UserError(f"generator={generator!r} is a {type(generator).__name__}; give torch.Generator().manual_seed(…)")
+    return generator
 
 
 def seeded(*keys: int) -> torch.Generator:

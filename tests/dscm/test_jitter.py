@@ -95,7 +95,7 @@ def test_a_calibrated_run_draws_more_widely_and_answers_the_same(copy):
     assert wide.calibration.spread == calibration.spread and wide.calibration.about["readings"] == "measured"
     observed = dataset_of(copy).split("test").batch(range(6))
     answers = [model.counterfactual(observed, {"thickness": 3.5}, draws, generator=generator()) for model in (narrow, wide)
-               for draws in (None, 8)]
+               for draws in (None, 64)]
     assert torch.equal(answers[0].image, answers[2].image)
     assert float(answers[3].spread.mean()) > float(answers[1].spread.mean())
     assert all(torch.equal(draw, observed["image"]) for draw in wide.counterfactual(observed, {}, draws=2).draws)

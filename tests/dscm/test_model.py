@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import math
+import re
 import shutil
+from copy import deepcopy as copy_of
 from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 from torch import Tensor
 
 from datasets import Graph, SchemaError, Variable
+from datasets.errors import UserError
 from dscm import DSCM
+from dscm.metrics.coverage import Ensemble
 from mechanisms.image.config import ImageConfig
 from mechanisms.image.hvae import HVAE
 from mechanisms.runs.files import RunError, load, save
@@ -36,11 +41,6 @@ def dscm(tiny_run) -> DSCM:
 @pytest.fixture(scope="module")
 def observed(tiny_run) -> dict[str, Tensor]:
     return dataset_of(tiny_run).split("test").batch(range(ROWS))
-
-
-@pytest.fixture(autouse=True)
-def fresh_warnings(monkeypatch):
-    monkeypatch.setattr(interventions, "_warned", set())
 
 
 def whole_grey_levels(images: Tensor) -> Tensor:
@@ -263,6 +263,255 @@ def test_observation_may_come_as_numpy(dscm, observed):
     arrays = {name: value.numpy().astype("float64") for name, value in observed.items()}
     do = {"thickness": 3.0}
     assert torch.equal(dscm.counterfactual(arrays, do).image, dscm.counterfactual(observed, do).image)
+
+
+# ---------------------------------------------------------------------------------------------------- draws of attributes
+SLOPE, DRAWS = 1.2, 4000
+
+
+@pytest.fixture(scope="module")
+def clinic() -> DSCM:
+    """age → finding → image and age → image; the log odds of the finding are 1.2·age, so that what would have been is known."""
+    torch.manual_seed(0)
+    rows = {"age": torch.randn(64), "finding": torch.arange(64) % 2}
+    rows["age"] = (rows["age"] - rows["age"].mean()) / rows["age"].std()
+    graph = Graph([Variable("age", "real"), Variable("finding", "binary", ("age",)), Variable("weight", "real", ("finding",)),
+                   Variable("sex", "binary"), Variable("image", "image", ("age", "finding"), shape=(1, 4, 4))])
+    graph = graph.fitted({**rows, "weight": torch.randn(64), "sex": rows["finding"].flip(0)})
+    attributes = AttributeSCM(graph)
+    with torch.no_grad():
+        network = attributes.mechanism("finding").conditioner
+        for parameter in network.parameters():
+            parameter.zero_()
+        network.skip.weight[1] = SLOPE
+        for name in ("weight", "age"):
+            for parameter in attributes.mechanism(name).parameters():
+                parameter.add_(0.2 * torch.randn_like(parameter))
+    return DSCM(attributes, HVAE(graph, ImageConfig(z_dim=2, embedding=8, patch=1, widths="4:8,2:8,1:8")))
+
+
+@pytest.fixture(scope="module")
+def patients() -> dict[str, Tensor]:
+    return {"age": torch.tensor([-1.0, -1.0, 0.5, 0.5]), "finding": torch.tensor([0, 1, 0, 1]), "sex": torch.tensor([0, 1, 1, 0]),
+            "weight": torch.tensor([0.1, 0.2, 0.3, 0.4]), "image": torch.rand(4, 1, 4, 4, generator=generator())}
+
+
+@pytest.mark.parametrize("reused", [False, True], ids=["afresh", "one-abduction"])
+@pytest.mark.parametrize("age", [-1.5, 0.7])
+def test_draws_have_the_counterfactual_probability(clinic, patients, reused, age):
+    """Gumbel-max with two classes, p and q the probabilities of class 1 before and after: P(1 | 1) = min(p, q)/p and
+    P(1 | 0) = max(0, q − p)/(1 − p)."""
+    noise = clinic.abduct(patients, generator(), DRAWS) if reused else None
+    answer = clinic.counterfactual(patients, {"age": age}, None if reused else DRAWS, generator=generator(), noise=noise)
+    p, q = torch.sigmoid(SLOPE * patients["age"].double()), torch.sigmoid(torch.tensor(SLOPE * age, dtype=torch.float64))
+    exact = torch.where(patients["finding"] == 1, torch.minimum(p, q) / p, (q - p).clamp(min=0) / (1 - p))
+    drawn = answer.attribute_draws["finding"]
+    assert drawn.shape == (DRAWS, 4) and drawn.dtype == torch.long
+    error = (exact * (1 - exact) / DRAWS).sqrt()
+    assert (((drawn.double().mean(0) - exact).abs()) <= 4 * error + 1e-9).all() and (error > 0).sum() >= 2
+    assert torch.equal(answer["finding"], (drawn.double().mean(0) > 0.5).long())  # what most draws have
+    torch.testing.assert_close(answer.attribute_spread["finding"], torch.minimum(drawn.float().mean(0), 1 - drawn.float().mean(0)))
+
+
+def test_draws_are_of_one_world_each(clinic, patients):
+    """Only descendants change, every image shows the attributes of its draw, and figures of calibration take either."""
+    answer = clinic.counterfactual(patients, {"age": 0.7}, 50, generator=generator())
+    drawn = answer.attribute_draws
+    assert {name: value.shape for name, value in drawn.items()} == dict.fromkeys(("age", "finding", "sex", "weight"), (50, 4))
+    assert (drawn["age"] == 0.7).all() and all(torch.equal(row, patients["sex"]) for row in drawn["sex"])
+    assert torch.equal(answer["sex"], patients["sex"]) and torch.equal(answer["age"], torch.full((4,), 0.7))
+    torch.testing.assert_close(answer["weight"], drawn["weight"].mean(0))
+    torch.testing.assert_close(answer.attribute_spread["weight"], drawn["weight"].std(0))
+    fixed = clinic.abduct(patients, generator(), 50)
+    worlds = clinic.predict(fixed, {"age": 0.7})
+    again = clinic.counterfactual(patients, {"age": 0.7}, noise=fixed)
+    for name in drawn:
+        torch.testing.assert_close(worlds[name], again[name])
+    torch.testing.assert_close(worlds["image"], again.image, atol=1e-5, rtol=1e-5)
+    switched = clinic.counterfactual(patients, {"finding": again.attribute_draws["finding"][7], "age": 0.7}, noise=fixed)
+    torch.testing.assert_close(switched.draws[7], again.draws[7])
+    told = Ensemble(drawn["weight"])
+    assert told.crps(patients["weight"]).shape == (4,) and set(told.coverage(patients["weight"]).unique().tolist()) <= {0.0, 1.0}
+
+
+def test_draws_whose_parents_stay_are_the_observation(clinic, patients):
+    """Draw by draw: where the finding would not have changed, neither would its image."""
+    answer = clinic.counterfactual(patients, {"finding": patients["finding"]}, 3)
+    assert all(torch.equal(draw, patients["image"]) for draw in answer.draws)
+    alone = DSCM(clinic.attributes, clinic.image)
+    graph = alone.graph
+    assert graph.image.parents == ("age", "finding")
+    same = {**patients, "age": torch.full((4,), 0.5)}
+    mixed = alone.counterfactual(same, {"age": torch.tensor([0.5, 0.5, 0.5, 2.0])}, 40, generator=generator(), temperature=0.0)
+    for draw in mixed.draws:
+        assert torch.equal(draw[:3], same["image"][:3]) and not torch.equal(draw[3], same["image"][3])
+
+
+def test_observed_class_is_always_reproduced(clinic, patients):
+    for draws in (None, 500):
+        noise = clinic.abduct(patients, generator(3), draws)
+        world = clinic.attributes.predict(noise.attributes)
+        assert all(torch.equal(row, patients["finding"]) for row in world["finding"].view(-1, 4))
+        assert torch.equal(clinic.counterfactual(patients, {}, noise=noise)["finding"], patients["finding"])
+
+
+def test_same_call_gives_the_same_answer(clinic, patients):
+    """Without a generator, too, whatever torch's global stream, which is left alone; another seed gives another answer."""
+    many = {name: value.repeat_interleave(20, 0) for name, value in patients.items()}
+    calls = (lambda g: clinic.counterfactual(patients, {"age": 0.2}, 20, generator=g).attribute_draws["finding"],
+             lambda g: clinic.attributes.counterfactual(many, {"age": 0.2}, g)["finding"],
+             lambda g: clinic.abduct(patients, g).attributes["finding"], lambda g: clinic.attributes.abduct(patients, g)["finding"],
+             lambda g: clinic.sample(30, generator=g)["finding"], lambda g: clinic.attributes.sample(30, generator=g)["weight"],
+             lambda g: clinic.log_prob(patients, g)["image"], lambda g: clinic.regenerate(patients, 0.5, g))
+    for call in calls:
+        torch.manual_seed(1)
+        first, state = call(None), torch.get_rng_state()
+        torch.manual_seed(2)
+        assert torch.equal(first, call(None))
+        torch.manual_seed(1)
+        assert torch.equal(state, torch.get_rng_state())
+        if call is not calls[-1]:  # the latents' mean, and no discrete attribute that an image of its own world could show
+            assert not torch.equal(first, call(generator(5)))
+    names = clinic.attributes.sample(40)
+    assert not torch.equal(names["finding"], names["sex"])  # one stream for all, not the same one for each
+
+
+def test_everything_is_checked_and_resolved_once(clinic, patients, monkeypatch):
+    counted = dict.fromkeys(("checked", "resolved"), 0)
+
+    def counting(name, function):
+        def call(*arguments, **given):
+            counted[name] += 1
+            return function(*arguments, **given)
+        return call
+
+    monkeypatch.setattr(Graph, "check", counting("checked", Graph.check))
+    for module in ("dscm.model", "pgm.scm"):
+        monkeypatch.setattr(f"{module}.resolve_do", counting("resolved", interventions.resolve_do))
+    called = []
+    clinic.counterfactual(patients, {"age": lambda age: called.append(1) or age + 1}, 4)
+    assert counted == {"checked": 1, "resolved": 1} and called == [1]
+
+
+# ---------------------------------------------------------------------------------------------------- what else may be given
+def test_functions_and_values_of_an_intervention_stay_the_callers(clinic, patients):
+    before = {name: value.clone() for name, value in patients.items()}
+    for draws in (None, 3):
+        answer = clinic.counterfactual(patients, {"age": lambda age: age.add_(1), "finding": lambda f: f.fill_(1)}, draws)
+        assert torch.equal(answer["age"], before["age"] + 1) and answer["finding"].all()
+        assert all(torch.equal(value, before[name]) for name, value in patients.items())
+    assert torch.equal(clinic.attributes.counterfactual(patients, {"age": lambda age: age.mul_(2)})["age"], 2 * before["age"])
+    assert torch.equal(patients["age"], before["age"])
+    values = torch.full((4,), 0.3)
+    clinic.counterfactual(patients, {"age": values})["age"].zero_()
+    assert (values == 0.3).all()
+    world = clinic.predict(noise := clinic.abduct(patients), {"age": lambda age: age.zero_()})
+    assert (world["age"] == 0).all() and torch.equal(clinic.predict(noise, {})["age"], clinic.predict(noise)["age"])
+
+
+def fails(age):
+    return age / [][3]
+
+
+@pytest.mark.parametrize("do, named", [
+    (None, "do=None"), ("age=3", "parse_do"), ([("age", 3.0)], r"\[\('age', 3.0\)\].*list"), (3, "do=3"), ({3: 1.0}, "3.*names are age"),
+    ({"age": lambda age, sex: age}, r"do\(age\).*TypeError"), ({"age": fails}, r"do\(age\).*IndexError"),
+    ({"age": lambda age: None}, "age=None"), ({"age": lambda age: "old"}, "age='old'"), ({"age": lambda: 3}, r"do\(age\).*TypeError"),
+    ({"sex": lambda sex: 1 / 0}, r"do\(sex\).*ZeroDivisionError"),
+    ({"age": lambda age: age[:2]}, "2 values for 4"), ({"age": {}}, "age={}"),
+])
+def test_what_is_no_intervention_is_refused(clinic, patients, do, named):
+    noise = clinic.abduct(patients)
+    verbs = [lambda: clinic.counterfactual(patients, do), lambda: clinic.attributes.counterfactual(patients, do)]
+    if do is not None:  # there it means: nothing
+        verbs += [lambda: clinic.predict(noise, do), lambda: clinic.attributes.predict(noise.attributes, do), lambda: clinic.sample(4, do)]
+    for verb in verbs:
+        with pytest.raises(SchemaError, match=named) as caught:
+            verb()
+        assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("given, named", [
+    ({"draws": 2.5}, "draws=2.5"), ({"draws": "3"}, "draws='3'"), ({"draws": True}, "draws=True"), ({"draws": -1}, "draws=-1"),
+    ({"draws": math.nan}, "draws=nan"), ({"temperature": "1"}, "temperature='1'"), ({"temperature": math.nan}, "temperature=nan"),
+    ({"temperature": -0.5}, "temperature=-0.5"), ({"temperature": math.inf}, "temperature=inf"),
+    ({"temperature": None}, "temperature=None"),
+    ({"batch_size": 0}, "batch_size=0"), ({"batch_size": 2.0}, "batch_size=2.0"), ({"generator": 3}, "generator=3.*manual_seed"),
+])
+def test_numbers_that_make_no_sense_are_named(clinic, patients, given, named):
+    (name,) = given
+    verbs = [lambda **g: clinic.counterfactual(patients, {}, **g)]
+    verbs += [lambda **g: clinic.abduct(patients, **g)] if name != "temperature" else []
+    verbs += [lambda **g: clinic.regenerate(patients, **g)] if name != "draws" else []
+    verbs += [lambda **g: clinic.sample(3, **g)] if name in ("temperature", "generator") else []
+    for verb in verbs:
+        with pytest.raises(ValueError, match=named) as caught:
+            verb(**given)
+        assert isinstance(caught.value, UserError)
+
+
+@pytest.mark.parametrize("size", [-1, 2.5, "3", None, True])
+def test_sizes_that_make_no_sense_are_named(clinic, size):
+    for verb in (clinic.sample, clinic.attributes.sample):
+        with pytest.raises(SchemaError, match=re.escape(f"size={size!r}")):
+            verb(size)
+    assert clinic.sample(0)["image"].shape == (0, 1, 4, 4)
+
+
+@pytest.mark.parametrize("image, named", [
+    (Image.new("L", (4, 4)), "image is a Image"), (None, "image is a NoneType"), ("scan.png", "image is a str"),
+    ([[1.0], [2.0, 3.0]], "image is a list"),
+    (torch.zeros(4, 4), r"shape \(4, 4\)"), (torch.tensor(0.5), r"shape \(\)"),
+])
+def test_what_is_no_image_is_refused(clinic, patients, image, named):
+    for verb in (lambda o: clinic.counterfactual(o, {}), clinic.abduct, clinic.regenerate, clinic.log_prob):
+        with pytest.raises(SchemaError, match=named + r".*\(B, 1, 4, 4\)"):
+            verb({**patients, "image": image})
+
+
+@pytest.mark.parametrize("observed", [None, "scan.png", [1, 2], torch.zeros(3)], ids=type)
+def test_what_is_no_observation_is_refused(clinic, observed):
+    for verb in (lambda o: clinic.counterfactual(o, {}), clinic.abduct, clinic.regenerate, clinic.log_prob):
+        with pytest.raises(SchemaError, match=f"the observation is a {type(observed).__name__}.*age, sex, finding, weight"):
+            verb(observed)
+    with pytest.raises(SchemaError, match=f"is a {type(observed).__name__}"):
+        clinic.attributes.abduct(observed)
+
+
+def test_no_rows_are_no_error(clinic, patients):
+    none = {name: value[:0] for name, value in patients.items()}
+    for draws in (None, 2):
+        noise = clinic.abduct(none, draws=draws)
+        assert len(noise.image) == 0 and clinic.predict(noise, {"age": 1.0})["image"].shape == (0, 1, 4, 4)
+        answer = clinic.counterfactual(none, {"age": 1.0}, draws)
+        assert answer.image.shape == (0, 1, 4, 4) and len(answer["finding"]) == 0
+    assert clinic.regenerate(none).shape == (0, 1, 4, 4)
+    assert {name: len(value) for name, value in clinic.log_prob(none).items()} == dict.fromkeys((*none,), 0)
+
+
+def test_weights_in_double_precision_are_refused(clinic, patients):
+    double = DSCM(copy_of(clinic.attributes), copy_of(clinic.image))
+    double.image.double()
+    for verb in (lambda: double.counterfactual(patients, {}), lambda: double.abduct(patients), lambda: double.sample(2)):
+        with pytest.raises(RunError, match=r"HVAE are torch.float64.*\.float\(\)"):
+            verb()
+    double.attributes.double()
+    for verb in (double.attributes.sample, lambda size: double.attributes.abduct(patients)):
+        with pytest.raises(RunError, match="AttributeSCM are torch.float64"):
+            verb(2)
+
+
+@pytest.mark.parametrize("run", [None, 3, ["runs/model"]])
+def test_what_is_no_run_folder_is_refused(run):
+    with pytest.raises(RunError, match=re.escape(f"run={run!r}")):
+        DSCM.load(run)
+
+
+@pytest.mark.parametrize("device", ["gpu", "cuda:63", "mps:3", "", None, "CPU", "meta"])
+def test_devices_that_are_not_there_are_named(clinic, tiny_run, device):
+    for verb in (lambda: DSCM.load(tiny_run, device), lambda: clinic.to(device)):
+        with pytest.raises(RunError, match=re.escape(f"device={device!r}") + ".*available: .*cpu"):
+            verb()
 
 
 # ---------------------------------------------------------------------------------------------------- run folders

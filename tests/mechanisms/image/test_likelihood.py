@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable
 from dataclasses import replace
 
+import mpmath
 import numpy as np
 import pytest
 import torch
@@ -87,6 +88,99 @@ def test_gaussian_agrees_with_scipy(scale):
     mass = np.diff(stats.norm.cdf(np.r_[-np.inf, (x[:-1] + x[1:]) / 2, np.inf], loc, scale))
     ours = DiscretizedGaussian(torch.full((256,), loc), torch.full((256,), math.log(scale))).log_prob(LEVELS).exp()
     np.testing.assert_allclose(ours.numpy(), mass, atol=2e-6, rtol=1e-3)
+
+
+def exact_gaussian(x: float, loc: float, log_scale: float) -> mpmath.mpf:
+    """The log mass to 60 digits, of the bin between the middles of grey levels, edge bins with their tails."""
+    with mpmath.workdps(60):
+        scale = mpmath.exp(mpmath.mpf(log_scale))
+        half, root = mpmath.mpf(1 / 255), mpmath.sqrt(2)
+        below, above = ((mpmath.mpf(x) - mpmath.mpf(loc) + side * half) / scale / root for side in (-1, 1))
+        if x < -1 + 1 / 255:
+            return mpmath.log(mpmath.erfc(-above) / 2)
+        if x > 1 - 1 / 255:
+            return mpmath.log(mpmath.erfc(below) / 2)
+        if below > 0:
+            return mpmath.log((mpmath.erfc(below) - mpmath.erfc(above)) / 2)
+        return mpmath.log((mpmath.erfc(-above) - mpmath.erfc(-below)) / 2)
+
+
+TAILS = [(x, loc, s) for x in (-1.0, float(LEVELS[1]), float(LEVELS[100]), float(LEVELS[254]), 1.0)
+         for loc in (-8.0, -1.001, -0.21, float(LEVELS[100]), -0.2157, 0.3, 0.9999, 1.0, 1.05, 8.0)
+         for s in (-8.99, -7.0, -6.3, -5.5, -4.0, -2.5, -1.0, 1.0, 5.0)]
+
+
+@pytest.mark.parametrize("dtype, tolerance", [(torch.float32, 3e-5), (torch.float64, 1e-9)])
+def test_gaussian_is_exact_in_every_tail(dtype, tolerance):
+    """Against 60 digits: no leap where a bin is wider than σ, and down to −z²/2 of 40,000 standard deviations."""
+    x, loc, log_scale = torch.tensor(TAILS, dtype=dtype).unbind(1)
+    exact = torch.tensor([float(exact_gaussian(*row)) for row in zip(x.tolist(), loc.tolist(), log_scale.tolist(), strict=True)],
+                         dtype=torch.float64)
+    assert exact.min() < -1e8
+    torch.testing.assert_close(DiscretizedGaussian(loc, log_scale).log_prob(x).double(), exact, rtol=tolerance, atol=tolerance)
+
+
+def test_gaussian_does_not_leap():
+    """Along any path of μ the log mass bends steadily: the mid-point rule in its stead leapt by 26 nats at σ = e^−7."""
+    for log_scale in (-9.0, -7.0, -6.0, -5.5, -4.0, -2.8, -2.6):
+        loc = torch.linspace(0.0, 0.5, 20_001, dtype=torch.float64)
+        told = DiscretizedGaussian(loc, torch.full_like(loc, log_scale)).log_prob(torch.full_like(loc, float(LEVELS[128])))
+        far = loc > 0.01
+        bends = told.diff().diff()[far[2:]]
+        assert (told.diff()[far[1:]] < 0).all() and (bends.abs() < 2 * (0.5 / 20_000 / math.exp(log_scale)) ** 2).all()
+
+
+def test_gaussian_gradients_are_those_of_sixty_digits():
+    """In float32, everywhere; the loss that is given to bfloat16 parameters or under autocast is the same."""
+    parameters = torch.tensor(TAILS, dtype=torch.float32).unbind(1)
+    loc, log_scale = (v.clone().requires_grad_() for v in parameters[1:])
+    gradients = torch.autograd.grad(DiscretizedGaussian(loc, log_scale).log_prob(parameters[0]).sum(), (loc, log_scale))
+    for k, row in enumerate(zip(*(v.tolist() for v in parameters), strict=True)):
+        bend = 1.0
+        for place, gradient in enumerate(gradients, 1):
+            with mpmath.workdps(60):
+                step = mpmath.mpf(10) ** -15
+                sides = [exact_gaussian(*(v + sign * step if i == place else mpmath.mpf(v) for i, v in enumerate(row))) for sign in (-1, 1)]
+                exact = float((sides[1] - sides[0]) / (2 * step))
+            if place == 1:  # beyond 20 standard deviations the whole gradient is scaled down, so that no pixel outweighs a batch
+                bend = min(1.0, 20 / max(abs(exact) * math.exp(row[2]), 1e-9))
+            assert gradient[k].item() == pytest.approx(bend * exact, rel=2e-3, abs=2e-4), (row, place)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        again = torch.autograd.grad(DiscretizedGaussian(loc, log_scale).log_prob(parameters[0]).sum(), (loc, log_scale))
+    assert all(torch.equal(a, b) for a, b in zip(gradients, again, strict=True))
+    halves = [v.bfloat16().requires_grad_() for v in parameters[1:]]
+    wide = [v.detach().float().requires_grad_() for v in halves]
+    told = [torch.autograd.grad(DiscretizedGaussian(*v).log_prob(parameters[0]).sum(), v) for v in (halves, wide)]
+    for half, whole in zip(*told, strict=True):
+        torch.testing.assert_close(half.float(), whole, rtol=0.02, atol=1e-3)
+
+
+@pytest.mark.parametrize("log_scale", [-9.0, -7.0, -5.5, -4.0, -2.0, 0.0, 3.0])
+def test_gaussian_masses_sum_to_one_at_any_scale(log_scale):
+    for loc in (-3.0, -1.0, -0.2, 0.11, 1.0, 1.7):
+        p = DiscretizedGaussian(torch.full((256,), loc), torch.full((256,), log_scale))
+        assert p.log_prob(LEVELS).double().exp().sum().item() == pytest.approx(1, abs=2e-5)
+
+
+def test_mixture_is_exact_and_its_gradients_are_those_of_double_precision():
+    """Over the same places and scales: the background bounds it from below, and no component's mass leaps."""
+    x, loc, log_scale = torch.tensor(TAILS, dtype=torch.float32).unbind(1)
+    told = []
+    for dtype in (torch.float32, torch.float64):
+        values = [v.to(dtype).requires_grad_() for v in (torch.stack([loc, 0.5 * loc]), torch.stack([log_scale, log_scale + 1]))]
+        logits = torch.tensor([0.3, -0.3], dtype=dtype)[:, None].expand(2, len(x))
+        mass = LogisticMixture(logits, *values).log_prob(x.to(dtype))
+        told.append((mass.detach().double(), *(g.double() for g in torch.autograd.grad(mass.sum(), values))))
+    for single, double_precision in zip(*told, strict=True):
+        torch.testing.assert_close(single, double_precision, rtol=2e-3, atol=2e-3)
+    with mpmath.workdps(60):
+        weights = [(1 - BACKGROUND) / (1 + mpmath.exp(-side * mpmath.mpf("0.6"))) for side in (1, -1)]
+        for row, (at, m, s) in enumerate(TAILS):
+            parts = [(weights[0], mpmath.mpf(m), mpmath.exp(s)), (weights[1], m / mpmath.mpf(2), mpmath.exp(s + 1)),
+                     (mpmath.mpf(BACKGROUND), mpmath.mpf(0), mpmath.mpf(BREADTH))]
+            ends = [-mpmath.inf if at == -1 else at - mpmath.mpf(1) / 255, mpmath.inf if at == 1 else at + mpmath.mpf(1) / 255]
+            mass = sum(w * (1 / (1 + mpmath.exp(-(ends[1] - m) / s)) - 1 / (1 + mpmath.exp(-(ends[0] - m) / s))) for w, m, s in parts)
+            assert told[0][0][row].item() == pytest.approx(float(mpmath.log(mass)), rel=1e-4, abs=1e-3), (at, m, s)
 
 
 def scipy_cdf(p: LogisticMixture, x: np.ndarray, tail: str = "cdf") -> np.ndarray:
