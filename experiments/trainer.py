@@ -201,7 +201,7 @@ class Trainer:
         done = not overwrite and finished_training(folder, config, total) is not None
         fit(model, train, valid, config, folder, self.describe(model, stage),
             replace(self.options, resume=self.options.resume or done, overwrite=overwrite),
-            self.augmentation(), kept=model.network, rules=criteria(valid, self.rows.sizes), restarts=model.restarts(total))
+            self.augmentation(), kept=model.network, rules=criteria(valid, self.rows.sizes), restarts=model.restarts())
         self.rows.trained.add(folder)
         self._only_read &= done
         self._elsewhere += time.perf_counter() - began

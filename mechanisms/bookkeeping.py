@@ -73,6 +73,7 @@ class Position:
     validated: int = 0
     best: float = math.inf
     waited: int = 0  # validations since the best one
+    restarted: int = 0  # times that the optimiser has begun anew
 
     def gives_up(self, patience: int | None) -> bool:
         """Whether so many validations in a row were no better than the best."""

@@ -49,7 +49,7 @@ def fit(
     kept: nn.Module | None = None,
     criterion: Criterion = lambda means: means["loss"],
     rules: Mapping[str, Criterion] | None = None,
-    restarts: Collection[int] = (),
+    restarts: Collection[float] = (),
     seeds: Sequence[int] = (),
     watch: Callable[[Mapping[str, float]], None] = lambda means: None,
 ) -> nn.Module:
@@ -66,7 +66,7 @@ def fit(
         criterion: of two validations' means of terms, the one where this is less is the better one.
         rules: further criteria by name. The averaged weights that each likes best are in ``mechanism.pt`` too, with their
             step and score: ``selected = {rule: {"step", "score", "weights"}}``.
-        restarts: updates before which the optimiser begins anew, where an objective changes abruptly.
+        restarts: shares of the training, in [0, 1], at which the optimiser begins anew: where an objective changes abruptly.
         seeds: of a model that is several at once, see :mod:`experiments.stacked`: each batch holds the rows that every one of
             them would get under its own seed, ``(S, B, …)``; a batch that is the whole split, ``(B, …)``, is the same for all.
         watch: gets the means of terms of each validation, to warn of a training that goes nowhere while it runs.
@@ -173,8 +173,9 @@ def fit(
                     batch = {name: value.to(device, non_blocking=True) for name, value in batch.items()}
                     if augment is not None:
                         batch = augment(batch, seeded(config.seed, at.step), rank, world)
-                    if at.step in restarts:
+                    if (due := sum(progress >= share for share in restarts)) > at.restarted:
                         optimizer.state.clear()
+                    at.restarted = due
                     for group in optimizer.param_groups:
                         group["lr"] = config.learning_rate * min(1.0, (at.step + 1) / max(1, config.warmup)) * fall(config, progress)
                     terms = wrapped(batch, noise, progress)

@@ -100,10 +100,11 @@ def command(toy: str, run: Path, *arguments: str) -> None:
     run_command(Options, main, ["--dataset", toy, "--run", str(run), *COMMON, *arguments])
 
 
-def trainer(toy: str, run: Path, name: str, seed: int = 0, options: RunOptions | None = None, **flags: Any) -> Trainer:
+def trainer(toy: str, run: Path, name: str, seed: int = 0, options: RunOptions | None = None, settings: tuple[str, ...] = (),
+            **flags: Any) -> Trainer:
     dataset = open_dataset(toy)
     asked = replace(FLAGS, **flags)
-    return Trainer(Rows(task_of(dataset)), resolve(name, dataset, asked, seed=seed), options or RunOptions(run),
+    return Trainer(Rows(task_of(dataset)), resolve(name, dataset, asked, settings, seed), options or RunOptions(run),
                    lambda other: resolve(other, dataset, asked, seed=seed))
 
 
@@ -215,7 +216,6 @@ def test_another_configuration_is_refused(trained, toy, capsys):
     (["--network", "smallcnn", "--ema", "0.9"], "not the statistics of --network smallcnn's batch norm"),
     (["--seeds", "0"], "--seeds 0 must be at least 1"), (["--l2", "-1"], "--l2 -1.0 must not be negative"),
     (["--steps", "5", "--epochs", "1"], "give exactly one budget"), (["--truth", "--model", "nowhere"], "give one of them"),
-    (["--algorithm", "irm", "--minutes", "1", "--set", "reset=true", "--seeds", "1"], "give --steps or --epochs"),
 ])
 def test_mistakes_on_the_command_line(toy, tmp_path, capsys, arguments, message):
     with pytest.raises(SystemExit) as caught:
@@ -550,7 +550,8 @@ def test_a_full_batch_is_made_once_and_in_order(toy, tmp_path, monkeypatch):
 # ---------------------------------------------------------------------------------------------------- stacked seeds
 @pytest.mark.parametrize("name, batch_size", [("erm", 32), ("irm", 32), ("irm", 1000), ("vrex", 32), ("fishr", 96), ("coral", 32)])
 def test_stacked_seeds_are_seeds_alone(toy, tmp_path, name, batch_size):
-    settings = {"batch_size": batch_size, "weight_decay": 0.01, "schedule": "cosine", "l2": 0.01, "steps": 8}
+    settings = {"batch_size": batch_size, "weight_decay": 0.01, "schedule": "cosine", "l2": 0.01, "steps": 8,
+                "settings": ("fishr.memory=0",)}
     alone = [trainer(toy, tmp_path / "alone", name, seed, **settings) for seed in (2, 5, 3)]
     stack = [trainer(toy, tmp_path / "stack", name, seed, **settings) for seed in (2, 5, 3)]
     assert learn_stacked(stack) == [2, 5, 3] and {p.name for p in stack[0].folder.parent.iterdir()} == {"seed-2", "seed-3", "seed-5"}
@@ -577,6 +578,39 @@ def test_a_seed_of_a_stack_goes_on_alone(toy, tmp_path):
     torch.testing.assert_close(longer.network.state_dict(), expected.network.state_dict(), rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("budget", [{"steps": 12}, {"minutes": 0.01}])
+@pytest.mark.parametrize("reset", [True, False])
+def test_the_optimiser_is_new_where_the_penalty_sets_in(toy, tmp_path, monkeypatch, budget, reset):
+    """Before each update: how many updates its moments are of, and whether the penalty has its weight."""
+    seen, genuine = [], training.update
+
+    def update(accelerator, model, optimizer, *rest):
+        ages = {int(state["step"]) for state in optimizer.state.values()}
+        seen.append((max(ages, default=0), model.weight(progress[-1])))
+        genuine(accelerator, model, optimizer, *rest)
+
+    progress, told = [], training.agree
+    monkeypatch.setattr(training, "agree", lambda values, *rest: progress.append(values[0]) or told(values, *rest))
+    monkeypatch.setattr(training, "update", update)
+    trainer(toy, tmp_path, "irm", settings=("anneal=0.5", f"reset={reset}"), **budget).learn()
+    light = [weight for _, weight in seen].count(1.0)
+    assert 0 < light < len(seen) and (light == 6 or "minutes" in budget)
+    assert [age for age, _ in seen] == [*range(light), *range(0 if reset else light, len(seen) - (light if reset else 0))]
+
+
+def test_a_training_interrupted_about_the_reset_resumes_to_the_same(toy, tmp_path, monkeypatch):
+    settings = ("anneal=0.5",)
+    trainer(toy, tmp_path / "whole", "irm", settings=settings).learn()
+    for stop in (5, 6, 7):  # the penalty sets in before update 6 of 12
+        run, calls = tmp_path / f"parts-{stop}", []
+        with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+            patch.setattr(training, "agree", lambda given, *_, n=stop, c=calls: (given[0], len(c) >= n or c.append(1), given[2]))
+            trainer(toy, run, "irm", settings=settings).learn()
+        trainer(toy, run, "irm", settings=settings, options=RunOptions(run, resume=True)).learn()
+        whole, parts = (load(folder_of(r, "irm", 0) / "mechanism.pt")["weights"] for r in (tmp_path / "whole", run))
+        assert same(whole, parts)
+
+
 def test_an_interrupted_stack_is_resumed(toy, tmp_path, monkeypatch):
     learn_stacked([trainer(toy, tmp_path / "whole", "erm", seed) for seed in (0, 1)])
     calls = []
@@ -591,7 +625,8 @@ def test_an_interrupted_stack_is_resumed(toy, tmp_path, monkeypatch):
 
 def test_what_is_not_stacked(toy, tmp_path):
     assert can_stack(trainer(toy, tmp_path, "irm")) and pays(trainer(toy, tmp_path, "irm"))
-    assert not any(can_stack(trainer(toy, tmp_path, name)) for name in ("jtt", "lisa", "groupdro", "dfr"))
+    assert not any(can_stack(trainer(toy, tmp_path, name)) for name in ("jtt", "lisa", "groupdro", "dfr", "fishr"))
+    assert can_stack(trainer(toy, tmp_path, "fishr", settings=("memory=0",)))  # no state
     assert not can_stack(trainer(toy, tmp_path, "irm", network="smallcnn"))  # batch norm
     assert not can_stack(trainer(toy, tmp_path, "irm", patience=2))
     assert not pays(trainer(toy, tmp_path, "irm", hidden=4000))
