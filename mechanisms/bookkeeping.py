@@ -61,6 +61,30 @@ class Average:
         self.swap()
 
 
+class Remembered:
+    """What a model remembers of batches beside its weights, in buffers: batch norm's statistics, running means, multipliers.
+
+    A forward pass changes them before it is known whether its gradient is finite. Of a broken batch nothing may stay: a running
+    mean that is once nan is so for ever, without a word while the weights go on.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        self.buffers = list(model.buffers())
+        self.before = [buffer.clone() for buffer in self.buffers]
+
+    @torch.no_grad()
+    def keep(self) -> None:
+        """Before a batch."""
+        if self.buffers:
+            torch._foreach_copy_(self.before, self.buffers)
+
+    @torch.no_grad()
+    def restore(self) -> None:
+        """As before the batch."""
+        if self.buffers:
+            torch._foreach_copy_(self.buffers, self.before)
+
+
 @dataclass
 class Position:
     """Where a training stands; all of it is checkpointed."""

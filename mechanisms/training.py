@@ -25,7 +25,7 @@ from tqdm import tqdm
 from datasets.base import Split
 from mechanisms.augment import Augmentation
 from mechanisms.batches import epoch_of
-from mechanisms.bookkeeping import CHECKPOINT, CONFIG, WEIGHTS, Average, Log, Meter, Position, Stop
+from mechanisms.bookkeeping import CHECKPOINT, CONFIG, WEIGHTS, Average, Log, Meter, Position, Remembered, Stop
 from mechanisms.checkpoint import RunError, load, locked, save, write_json
 from mechanisms.devices import agree, make_accelerator
 from mechanisms.noise import Noise, seeded
@@ -93,7 +93,7 @@ def fit(
         model.to(device)
         optimizer = make_optimizer(model, config, device)
         average = Average(model, config.ema)
-        noise = Noise(config.seed, device, rank, world)
+        remembered, noise = Remembered(model), Noise(config.seed, device, rank, world)
         at, best, selected, good = Position(), None, {}, {}
         if resumed:
             model.load_state_dict(resumed["model"])
@@ -178,11 +178,13 @@ def fit(
                     at.restarted = due
                     for group in optimizer.param_groups:
                         group["lr"] = config.learning_rate * min(1.0, (at.step + 1) / max(1, config.warmup)) * fall(config, progress)
+                    remembered.keep()
                     terms = wrapped(batch, noise, progress)
                     optimizer.zero_grad(set_to_none=True)
                     accelerator.backward(terms["loss"].mean())
                     try:
-                        update(accelerator, model, optimizer, config, at, average)
+                        if not math.isfinite(update(accelerator, model, optimizer, config, at, average)):
+                            remembered.restore()
                     except RunError as error:
                         kept_at = ". The last checkpoint is kept" if (folder / CHECKPOINT).exists() else ""
                         if good and rank == 0 and not (folder / WEIGHTS).exists():  # what came after may be finite and broken
@@ -241,10 +243,10 @@ def global_batch(config: TrainingConfig, rows: int, world: int) -> int:
 
 
 def update(accelerator: Accelerator, model: nn.Module, optimizer: torch.optim.Optimizer, config: TrainingConfig, at: Position,
-           average: Average) -> None:
+           average: Average) -> float:
     """One optimiser step, unless the gradient is broken: clipped at ``clip``, skipped at ``skip`` × the running norm.
 
-    Where one skip follows another, the last step led astray: weights go back to their average and momentum is dropped.
+    Where one skip follows another, the last step led astray: weights go back to their average and momentum is dropped. Returns the norm.
 
     Raises:
         RunError: where even that does not help.
@@ -255,7 +257,7 @@ def update(accelerator: Accelerator, model: nn.Module, optimizer: torch.optim.Op
         average.update(at.step)
         at.norm = norm if at.norm == 0 else 0.98 * at.norm + 0.02 * norm
         at.in_a_row = 0
-        return
+        return norm
     at.skipped, at.in_a_row = at.skipped + 1, at.in_a_row + 1
     at.norm *= 1.05  # a lasting change of scale is let through in the end
     if at.in_a_row % _REWIND == 0:
@@ -267,6 +269,7 @@ def update(accelerator: Accelerator, model: nn.Module, optimizer: torch.optim.Op
     if at.in_a_row >= _MAX_SKIPPED:
         raise RunError(f"training diverged at step {at.step} (gradient norm {norm:g}, {at.in_a_row} updates skipped in a row); "
                        "lower --learning-rate or raise --warmup")
+    return norm
 
 
 @torch.no_grad()
