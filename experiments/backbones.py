@@ -13,7 +13,7 @@ from accelerate import PartialState
 from torch import Tensor, nn
 
 from experiments.networks import Network, Shape, build_network
-from experiments.own_classifier import check_weights, read_weights
+from experiments.own_classifier import check_weights, read_weights, unwrapped
 from experiments.train_options import ClassifierConfig
 from mechanisms.checkpoint import RunError, weights_fingerprint
 
@@ -164,6 +164,7 @@ def _pretrained(name: str, weights: str, changed: int) -> tuple[dict[str, Tensor
         where, state = weights, read_weights(Path(weights))
     with torch.random.fork_rng(devices=[]):
         body, replaced, _ = _body(name)
+    state = unwrapped(state, body.state_dict())
     if name.startswith("densenet"):
         state = {_OLD_DENSE.sub(r"\1\2", n): value for n, value in state.items()}
     own = body.state_dict()

@@ -15,7 +15,7 @@ from datasets.task import Task, task_of
 from dscm.figures import written
 from experiments.algorithms.base import Algorithm
 from experiments.algorithms.masktune import MaskTune, MaskTuneSettings, next_masks, stage_name
-from experiments.algorithms.registry import ALGORITHMS, algorithm
+from experiments.algorithms.registry import ALGORITHMS, algorithm, spelled
 from experiments.attributions import Attribution, attribution
 from experiments.classifier import Trained, check_base, folder_of, is_finished, list_trained, load_trained
 from experiments.explain import Options
@@ -80,7 +80,7 @@ def explain_own(options: Options) -> Figure:
         raise RunError(f"--classifier {options.classifier}: an exported program has no layers that could be looked into; give "
                        "file.py:build and --weights")
     task = task_of(options.data.open()) if options.run is None else trained_task(options.run)
-    own = open_own(options.classifier, task, options.weights, device=find_device(options.device))
+    own = open_own(options.classifier, task, options.weights, device=find_device(options.device), outputs=options.outputs)
     looker, network = _Looker(task, _images(task, options), options), own.module()
     panels = [looker.input(), looker.heat(network, own.name)]
     title = f"{own.name}: {looker.method.title}, {_where(task, options)}"
@@ -95,7 +95,7 @@ def _algorithm(options: Options) -> type[Algorithm]:
         RunError: for an unknown one.
     """
     there = [name for name, seed in list_trained(options.run) if seed == options.seed_of]
-    if options.algorithm and options.algorithm not in ALGORITHMS:
+    if options.algorithm and spelled(options.algorithm) not in ALGORITHMS:
         raise RunError(f"unknown algorithm {options.algorithm!r}; {options.run} has {', '.join(there) or 'none'}")
     return algorithm(options.algorithm or (there[-1] if there and MaskTune.name not in there else MaskTune.name))
 

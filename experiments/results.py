@@ -13,6 +13,7 @@
 | steps, seconds | of the whole training |
 | rows | validation images that were looked at |
 | majority | accuracy of always naming their commonest class |
+| groups, groups_left_out, rows_left_out | all groups of label and spurious attributes, those too small for worst_group, their rows |
 | data_fraction, box_noise | of the training, see :mod:`experiments.study`; box_noise is empty where masks are as they are, or not used |
 """
 
@@ -23,7 +24,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from experiments.classifier import FOLDER, LOCK, results
-from experiments.selection import MEANING, RULES, worst_group
+from experiments.classifier_metrics import FEWEST
+from experiments.selection import MEANING, RULES, left_out, worst_group
 from mechanisms.bookkeeping import METRICS, WEIGHTS
 from mechanisms.checkpoint import MetricsLog, load, waiting
 from mechanisms.tables import markdown, mean_over, write_table
@@ -33,7 +35,7 @@ if TYPE_CHECKING:
 
 TSV = "results.tsv"
 COLUMNS = ("algorithm", "seed", "rule", "step", "accuracy", "worst_group", "shifted", "loss", "steps", "seconds", "rows", "majority",
-           "data_fraction", "box_noise")
+           "data_fraction", "box_noise", "groups", "groups_left_out", "rows_left_out")
 
 
 def row_of(trainer: Trainer) -> dict[str, Any]:
@@ -47,6 +49,7 @@ def row_of(trainer: Trainer) -> dict[str, Any]:
     judged = trainer.judged or trainer.valid
     labels = judged.attributes["label"][judged.attributes["shift"] == 0]
     shifts = range(trainer.rows.sizes.shifts)
+    groups, (small, few) = trainer.rows.sizes.groups, left_out(judged, trainer.rows.sizes.groups)
     rules, study = {}, trainer.rows.study.describe("masks" in trainer.plan.needs)
     for rule, step in steps.items():
         means = log[step]["valid"]
@@ -55,14 +58,15 @@ def row_of(trainer: Trainer) -> dict[str, Any]:
             rules[rule]["shifted"] = sum(means[f"shift_{k}"] for k in shifts) / len(shifts)
     return {"algorithm": trainer.plan.kind.name, "seed": trainer.seed, "steps": last["step"], "seconds": round(trainer.seconds, 3),
             "majority": float(torch.bincount(labels).max()) / len(labels), "rows": len(labels),
-            "data_fraction": study.get("data_fraction", 1.0), "box_noise": study.get("box_noise"), "rules": rules}
+            "data_fraction": study.get("data_fraction", 1.0), "box_noise": study.get("box_noise"), "groups": groups,
+            "groups_left_out": small, "rows_left_out": few, "rules": rules}
 
 
 def save_tsv(run: Path) -> Path:
     """Write ``results.tsv`` beside ``results.jsonl``, of all classifiers of the run; the module says what its columns are."""
     path = Path(run) / FOLDER / TSV
     with waiting(path.parent / LOCK):
-        rows = [{"data_fraction": 1.0, **row} for row in results(run)]  # older ones do not tell
+        rows = [{"data_fraction": 1.0, **dict.fromkeys(COLUMNS[-3:]), **row} for row in results(run)]  # older ones do not tell
         write_table(path, COLUMNS, ({**row, "rule": rule, **row["rules"][rule]} for row in rows for rule in row["rules"]))
     return path
 
@@ -84,7 +88,19 @@ def table(rows: Sequence[Mapping[str, Any]]) -> str:
     fewer = "".join(f" ({row['algorithm']}: {row['rows']:,})" for row in {r["algorithm"]: r for r in rows}.values()
                     if row["rows"] != first["rows"])
     return "\n".join([markdown(header, lines), "", f"Of {first['rows']:,} validation images{fewer}; mean ± standard error over seeds. "
-                      "Selected by " + "; ".join(f"{rule}: {MEANING[rule]}" for rule in used) + "."])
+                      f"{_small(rows)}Selected by " + "; ".join(f"{rule}: {MEANING[rule]}" for rule in used) + "."])
+
+
+def _small(rows: Sequence[Mapping[str, Any]]) -> str:
+    """A sentence on the groups that worst_group leaves out; empty where there are none."""
+    told = {row["algorithm"]: (row["groups_left_out"], row["groups"], row["rows_left_out"], row["rows"]) for row in rows
+            if row.get("groups_left_out")}
+    cases = []
+    for case in dict.fromkeys(told.values()):
+        groups, of, images, total = case
+        names = ", ".join(name for name in told if told[name] == case)
+        cases.append(f"{names}: {groups} of {of} groups, with {images:,} of {total:,} images")
+    return f"The worst group is none of those below {FEWEST} images, which say little; {'; '.join(cases)}. " if cases else ""
 
 
 def percent(values: Sequence[float]) -> str:

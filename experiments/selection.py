@@ -86,9 +86,20 @@ def worst_group(means: Mapping[str, float], split: Split) -> float:
 
     Groups of fewer than :data:`experiments.classifier_metrics.FEWEST` rows say nothing and are left out, unless all are such.
     """
+    known, _ = _large(split)
+    return min(means[f"group_{g}"] for g in known.nonzero().flatten().tolist())
+
+
+def left_out(split: Split, groups: int) -> tuple[int, int]:
+    """How many of the task's ``groups`` :func:`worst_group` leaves out, empty ones included, and how many observed rows these have."""
+    known, counts = _large(split)
+    return groups - int(known.sum()), int(counts[~known].sum())
+
+
+def _large(split: Split) -> tuple[Tensor, Tensor]:
+    """Of each group up to the last that has observed rows: whether it is judged, and its rows."""
     counts = torch.bincount(split.attributes["group"][split.attributes["shift"] == 0])
-    known = (counts >= min(FEWEST, int(counts.max()))).nonzero().flatten()
-    return min(means[f"group_{g}"] for g in known.tolist())
+    return counts >= min(FEWEST, int(counts.max())), counts
 
 
 def halved(split: Split, generator: torch.Generator) -> tuple[Split, Split]:

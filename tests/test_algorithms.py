@@ -117,6 +117,11 @@ def test_unknown_algorithms_are_listed():
         algorithm("erm2")
 
 
+def test_words_of_a_name_are_joined_by_hyphens_and_underscores_are_accepted():
+    assert not any("_" in name for name in ALGORITHMS)
+    assert all(algorithm(name.replace("-", "_")) is kind for name, kind in ALGORITHMS.items()) and algorithm("cf_f").name == "cf-f"
+
+
 @pytest.mark.parametrize("name, settings, message", [
     ("irm", {"penalty": -1.0}, "penalty=-1.0 must not be negative"), ("vrex", {"anneal": 1.5}, "anneal=1.5 must lie in"),
     ("fishr", {"memory": 1.0}, "memory=1.0 must lie in"),
@@ -515,12 +520,12 @@ def test_gradient_variances_of_one_output_are_those_of_the_logistic_loss():
     assert constant.tolist() == [[0, 0, 0]]
 
 
-STILL = {"cf_f": algorithm("cf_f").settings(cf="mean", factual="none")}  # settings that draw no random numbers
+STILL = {"cf-f": algorithm("cf-f").settings(cf="mean", factual="none")}  # settings that draw no random numbers
 
 
 def test_two_processes_compute_what_one_does(tmp_path):
     """Loss and gradients of penalties on halves of a batch, averaged over two gloo processes as data parallelism does."""
-    script, names = tmp_path / "halves.py", ["erm", "irm", "vrex", "fishr", "coral", "groupdro", "label-smoothing", "cf_f"]
+    script, names = tmp_path / "halves.py", ["erm", "irm", "vrex", "fishr", "coral", "groupdro", "label-smoothing", "cf-f"]
     script.write_text(textwrap.dedent(f"""
         import sys
         sys.path[:0] = [{str(ROOT)!r}, {str(ROOT / "tests")!r}]

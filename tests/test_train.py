@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import math
 import shutil
@@ -23,8 +24,9 @@ from experiments.algorithms import dfr
 from experiments.algorithms.registry import ALGORITHMS
 from experiments.classifier import folder_of, list_trained, load_trained, record, results
 from experiments.resolve import resolve, settings_help
+from experiments.robustness import load_contestants
 from experiments.rows import Rows
-from experiments.selection import criteria, halved, selection_split, shifts_of, worst_group
+from experiments.selection import criteria, halved, left_out, selection_split, shifts_of, worst_group
 from experiments.stacked import Stacked, can_stack, learn_stacked, pays
 from experiments.train import describe, main, train_classifiers
 from experiments.train_options import ClassifierConfig, Options, TrainingFlags
@@ -246,7 +248,7 @@ def test_a_network_of_ours_takes_no_pretrained_weights_from_a_recipe(tmp_path):
 
 
 def test_settings_in_words(toy):
-    plan = resolve("cf_f", open_dataset(toy), replace(FLAGS, batch_size=1_000_000, learning_rate=1 / 3))
+    plan = resolve("cf-f", open_dataset(toy), replace(FLAGS, batch_size=1_000_000, learning_rate=1 / 3))
     told = plan.told(999)
     assert "batch-size whole split (flag)" in told and "batch-size 1000000" in plan.told(1_000_001)
     assert "learning-rate 0.33333 (flag)" in told and "cf-folder" not in told and "cf-loss negative" in told
@@ -666,3 +668,36 @@ def test_results_are_json_lines_of_finite_numbers(trained):
 def test_budget_flags_are_checked_before_anything_is_written(toy, tmp_path):
     with pytest.raises(UserError, match="erm: --steps -1 must be positive"):
         resolve("erm", open_dataset(toy), replace(FLAGS, steps=-1))
+
+
+# ---------------------------------------------------------------------------------------------------- names and small groups
+def test_names_are_taken_with_underscores_everywhere(toy, tmp_path, capsys):
+    command(toy, tmp_path, "--algorithm", "label_smoothing", "--seeds", "1", "--steps", "2", "--set", "label_smoothing.smoothing=0.25")
+    assert "label-smoothing: network mlp" in (out := capsys.readouterr().out) and "smoothing 0.25 (flag)" in out
+    assert list_trained(tmp_path) == [("label-smoothing", 0)]
+    (found,) = load_contestants(tmp_path, "label_smoothing", "last", "cpu")
+    assert found.algorithm == "label-smoothing"
+    dataset = open_dataset(toy)
+    dataset.recipes = {**dataset.recipes, "label_smoothing": {"smoothing": 0.5}}
+    assert resolve("label_smoothing", dataset).settings.smoothing == 0.5 == resolve("label-smoothing", dataset).settings.smoothing
+
+
+def test_groups_that_are_left_out_of_the_worst_are_counted(toy, tmp_path, capsys):
+    command(toy, tmp_path, "--algorithm", "erm", "--seeds", "1", "--steps", "2")
+    groups = trainer(toy, tmp_path, "erm").valid
+    counts = torch.bincount(groups.attributes["group"][groups.attributes["shift"] == 0], minlength=4)
+    small = counts[counts < 10]
+    assert 0 < len(small) < 4
+    row, out = results(tmp_path)[0], capsys.readouterr().out
+    assert (row["groups"], row["groups_left_out"], row["rows_left_out"]) == (4, len(small), int(small.sum()))
+    assert f"erm: {len(small)} of 4 groups, with {int(small.sum())} of 96 images" in out and "below 10 images" in out
+    line = next(csv.DictReader((tmp_path / "classifiers" / "results.tsv").open(), delimiter="\t"))
+    assert (line["groups"], line["groups_left_out"], line["rows_left_out"]) == ("4", str(len(small)), str(int(small.sum())))
+
+
+def test_groups_without_rows_are_left_out_too():
+    label, shift = torch.tensor([0] * 20 + [1] * 3), torch.zeros(23, dtype=torch.long)
+    split = Split("valid", torch.zeros(23, 1, 2, 2, dtype=torch.uint8), {"group": 2 * label, "shift": shift})
+    assert left_out(split, 4) == (3, 3) and worst_group({"group_0": 0.9, "group_2": 0.0}, split) == 0.9
+    alone = Split("valid", torch.zeros(3, 1, 2, 2, dtype=torch.uint8), {"group": torch.tensor([1, 1, 0]), "shift": shift[:3]})
+    assert left_out(alone, 2) == (1, 1)
