@@ -59,7 +59,7 @@ def selection_split(task: Task, count: int, seed: int = 0) -> Split:
 
 def _weights(group: Tensor, shift: Tensor) -> dict[str, Tensor]:
     total, observed = len(shift), shift == 0
-    per_group, per_shift = torch.bincount(group[observed], minlength=int(group.max()) + 1), torch.bincount(shift)
+    per_group, per_shift = torch.bincount(group[observed], minlength=1 + max(group.tolist(), default=-1)), torch.bincount(shift)
     return {"observed": observed.float() * total / observed.sum(), "in_shift": (~observed).float() * total / per_shift[shift],
             "in_group": observed.float() * total / per_group.clamp(min=1)[group]}
 

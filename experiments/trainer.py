@@ -64,6 +64,7 @@ class Trainer:
         self.rows.check(self.plan.kind, type(network), self.plan.needs)
         self.plan.kind(network, self.rows.sizes, self.settings, self.plan.classifier.l2)  # which refuses what cannot go together
         self.plan.kind.columns(self.settings, self.task)
+        self.plan.kind.check_rows(self)
         if self.reads_features and self.augmentation() is not None:
             raise RunError(f"--crop and --flip change images, but {self.plan.kind.name} is trained on features of a --frozen body, made "
                            "once; leave one of them out")
@@ -170,6 +171,10 @@ class Trainer:
     def overwrites(self, folder: Path) -> bool:
         """Whether a training in this folder is to be thrown away: not one of this very command."""
         return self.options.overwrite and folder not in self.rows.trained
+
+    def is_finished(self) -> bool:
+        """Whether a training that was asked for before is in the folder, and is only to be read."""
+        return not self.overwrites(self.folder) and finished_training(self.folder, self.config, 1) is not None
 
     def is_there(self) -> bool:
         """Whether a finished training of this plan is there, of an algorithm of one stage."""

@@ -127,7 +127,7 @@ def test_words_of_a_name_are_joined_by_hyphens_and_underscores_are_accepted():
     ("fishr", {"memory": 1.0}, "memory=1.0 must lie in"),
     ("groupdro", {"eta": float("nan")}, "eta=nan"), ("mixup", {"alpha": 0.0}, "alpha=0.0 must be positive"),
     ("lisa", {"within_label": 2.0}, "within_label=2.0"), ("jtt", {"share": 0.0}, "share=0.0"), ("jtt", {"weight": 0.5}, "weight=0.5"),
-    ("dfr", {"updates": 0}, "updates=0"), ("cf-augmentation", {"share": 1.1}, "share=1.1"),
+    ("dfr", {"samplings": 0}, "samplings=0"), ("dfr", {"strength": -1.0}, "strength=-1"), ("cf-augmentation", {"share": 1.1}, "share=1.1"),
     ("cf-consistency", {"weight": -1.0}, "weight=-1"), ("label-smoothing", {"smoothing": 1.0}, "smoothing=1.0 must lie in"),
     ("gridmask", {"shortest": 2.0}, "shortest=2.0 must be positive and not exceed longest"), ("gridmask", {"ratio": -0.1}, "ratio=-0.1"),
 ])

@@ -261,7 +261,7 @@ def test_a_frozen_body_is_written_once(toy, tmp_path, own_cache, weights):
 def test_seeds_and_algorithms_share_features_of_one_body(toy, tmp_path, own_cache, weights, monkeypatch):
     made = count_extractions(monkeypatch)
     data = Options().data
-    options = Options(replace(data, dataset=toy), RunOptions(tmp_path), "erm,irm,dfr,jtt", seeds=1, set=("dfr.updates=5",),
+    options = Options(replace(data, dataset=toy), RunOptions(tmp_path), "erm,irm,dfr,jtt", seeds=1, set=("dfr.samplings=2",),
                       training=replace(FLAGS, network=BACKBONE, hidden=None, weights=str(weights)))
     rows = train_classifiers(open_dataset(toy), options)
     assert len(rows) == 4 and made == ["train", "valid"]

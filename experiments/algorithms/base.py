@@ -109,6 +109,10 @@ class Algorithm(nn.Module):
         """
         return {}
 
+    @classmethod
+    def check_rows(cls, trainer: Trainer) -> None:
+        """Raises UserError for rows that cannot be trained on or selected by, before anything is trained."""
+
     # ------------------------------------------------------------------------------------------------ to provide
     def objective(self, batch: Batch, progress: float, noise: Draw) -> dict[str, Tensor]:
         """Terms to log, ``(B,)`` or scalar each; the mean of ``loss`` is minimised.
