@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from experiments.algorithms.base import Algorithm, Batch, Draw, cross_entropy, require
-from experiments.algorithms.parallel import mean_of_present, means_by, members
+from experiments.algorithms.parallel import before, mean_of_present, means_by, members
 
 
 @dataclass(frozen=True)
@@ -87,7 +87,8 @@ def means_of_halves(values: Tensor, environments: Tensor, count: int) -> tuple[T
     The rows of a batch are independent draws, so that the expectation of a product of two such means is that of their factors.
     """
     belongs = members(environments, count)
-    half = ((belongs.cumsum(0) * belongs).sum(1) % 2).long()  # by turns within each environment, however these alternate
+    turns = belongs.cumsum(0) + before(belongs.sum(0))  # within each environment, however these alternate, over all processes
+    half = ((turns * belongs).sum(1) % 2).long()
     means, rows = means_by(values, 2 * environments + half, 2 * count)
     first, second = means.reshape(count, 2).unbind(1)
     return first, second, rows.reshape(count, 2).amin(1)
