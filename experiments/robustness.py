@@ -52,6 +52,8 @@ class Options:
     """Weights of --classifier: .safetensors, or a state dict of torch; one for each, in the same order."""
     name: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = ()
     """What tables call --classifier; its file's name without it."""
+    outputs: Literal["auto", "logits", "probabilities", "log-probabilities"] = "auto"
+    """What each --classifier answers with; auto: logits, but it asks where a few answers all lie in [0, 1], as probabilities do."""
     label: str = ""
     """Attribute that is predicted; what the classifiers were trained for, or the data set's own, without it."""
     spurious: str = ""
@@ -83,6 +85,8 @@ class Options:
             raise UserError(f"{' and '.join(flags)} chooses among the classifiers of a run: give --run, or leave it out")
         if self.run is not None and self.data != DataOptions():
             raise UserError(f"--run {self.run} says which data set is tested; leave --dataset and its options out")
+        if self.outputs != "auto" and not self.classifier:
+            raise UserError(f"--outputs {self.outputs} is about a --classifier of your own; the run's classifiers answer with logits")
         for flag, values in (("weights", self.weights), ("name", self.name)):
             if values and len(values) != len(self.classifier):
                 raise UserError(f"--{flag} is given {len(values)} times, --classifier {len(self.classifier)} times; give one for each")
@@ -145,10 +149,11 @@ def load_contestants(run: Path, algorithm: str, rule: str, device: str) -> list[
     Raises:
         RunError: without any; for an algorithm that the run has not.
     """
+    from experiments.algorithms.registry import spelled
     from experiments.training.store import list_trained, load_trained
     from mechanisms.runs.files import RunError
 
-    there, wanted = list_trained(run), listed(algorithm, "--algorithm")
+    there, wanted = list_trained(run), [spelled(name) for name in listed(algorithm, "--algorithm")]
     known = list(dict.fromkeys(name for name, _ in there))
     if not there:
         begun = "".join(f". {line}" for line in left_out(run, wanted))
@@ -162,8 +167,10 @@ def load_contestants(run: Path, algorithm: str, rule: str, device: str) -> list[
 
 def left_out(run: Path, wanted: Sequence[str]) -> list[str]:
     """Which classifiers, of the algorithms named or of all, were begun and cannot be tested, a sentence each."""
+    from experiments.algorithms.registry import spelled
     from experiments.training.store import unfinished
 
+    wanted = [spelled(name) for name in wanted]
     return [f"Left out: {name} (seed {seed}) {why}." for name, seed, why in unfinished(run) if not wanted or name in wanted]
 
 
@@ -203,7 +210,8 @@ def robustness(options: Options) -> Report:
     contestants: list[Contestant] = [Contestant(t.algorithm, t.seed, t.predict, t.network) for t in trained]
     rules = {t.algorithm: f"{options.rule}: {MEANING[options.rule]}" for t in trained}
     for k, spec in enumerate(options.classifier):
-        own = open_own(spec, task, options.weights[k] if options.weights else None, options.name[k] if options.name else "", device)
+        weights, name = (given[k] if given else default for given, default in ((options.weights, None), (options.name, "")))
+        own = open_own(spec, task, weights, name, device, options.outputs)
         if own.name in (*rules, MAJORITY):
             raise SchemaError(f"two classifiers are called {own.name!r}; give each its own --name")
         rules[own.name] = "as given"

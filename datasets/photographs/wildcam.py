@@ -59,12 +59,12 @@ class WildCam(Folders):
     variables: ClassVar[tuple[Variable, ...]] = (
         Variable("category", "binary", ("location",), classes=CATEGORIES), Variable("location", "categorical", classes=LOCATIONS),
         Variable("image", "image", ("category", "location"), shape=(3, 224, 224)))
-    # Full batches, one Adam step an epoch, the last weights; the penalty's weight is 1 before step 40, then 10⁴.
+    # Full batches, one Adam for all steps, one an epoch, the last weights; the penalty, a square, weighs 1 before step 40, then 10⁴.
     recipes: ClassVar[Mapping[str, Mapping[str, Any]]] = {
         "*": {"network": "resnet18", "weights": "default", "frozen": True, "steps": _STEPS, "batch_size": 1_000_000, "optimizer": "adam",
               "beta1": 0.9, "beta2": 0.999, "learning_rate": 1e-3, "l2": 1e-3, "schedule": "constant", "warmup": 0, "weight_decay": 0.0,
               "ema": 0.0, "clip": 1e9, "skip": 1e9},
-        "irm": {"penalty": 1e4, "anneal": 40 / _STEPS}}
+        "irm": {"penalty": 1e4, "anneal": 40 / _STEPS, "unbiased": False, "reset": False}}
 
     valid: Part[float] = 0.1
     seed: Seed[int] = 0

@@ -89,6 +89,11 @@ class Algorithm(nn.Module):
         return cls.needs
 
     @classmethod
+    def stackable_with(cls, settings: Any) -> bool:
+        """Whether several seeds may be trained at once with these settings; see ``stackable``."""
+        return cls.stackable
+
+    @classmethod
     def columns(cls, settings: Any, task: Task) -> Mapping[str, Tensor | LazyImages]:
         """Further columns of the training split, ``(N, …)`` each, which these settings name the source of.
 
@@ -96,6 +101,10 @@ class Algorithm(nn.Module):
             UserError: for a source that is not there or does not fit.
         """
         return {}
+
+    @classmethod
+    def check_rows(cls, trainer: Trainer) -> None:
+        """Raises UserError for rows that cannot be trained on or selected by, before anything is trained."""
 
     # ------------------------------------------------------------------------------------------------ to provide
     def objective(self, batch: Batch, progress: float, noise: Draw) -> dict[str, Tensor]:
@@ -114,8 +123,8 @@ class Algorithm(nn.Module):
         """The trained algorithm; one stage, unless a subclass has several."""
         return trainer.fit(trainer.build())
 
-    def restarts(self, updates: int | None) -> tuple[int, ...]:
-        """Updates before which the optimiser begins anew, of ``updates`` in all (None: unknown, the budget is a time)."""
+    def restarts(self) -> tuple[float, ...]:
+        """Shares of the training, in [0, 1], at which the optimiser begins anew."""
         return ()
 
     # ------------------------------------------------------------------------------------------------ derived

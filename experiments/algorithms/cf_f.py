@@ -79,7 +79,7 @@ class CounterfactualAndFactual(Algorithm):
     training resumes bit for bit.
     """
 
-    name = "cf_f"
+    name = "cf-f"
     title = "Counterfactual + factual data"
     assumes = "what causes the label lies inside the masks, and nothing else of the image does"
     needs = frozenset({"masks"})
@@ -105,7 +105,7 @@ class CounterfactualAndFactual(Algorithm):
         augmenter("counterfactual", settings.cf)
         augmenter("factual", settings.factual)
         if settings.cf == FOLDER:
-            require(bool(settings.cf_folder), "cf_folder", settings.cf_folder, "name the folder of ready images: --set cf_f.cf_folder=DIR")
+            require(bool(settings.cf_folder), "cf_folder", settings.cf_folder, "name the folder of ready images: --set cf-f.cf_folder=DIR")
         else:
             require(not settings.cf_folder, "cf_folder", settings.cf_folder, "be empty unless cf=folder")
         for name, valid in (("cf_loss", COUNTERFACTUAL_LOSSES), ("saliency", (*REGIONS, NONE)), ("saliency_of", SALIENCY),

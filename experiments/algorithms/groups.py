@@ -36,6 +36,15 @@ class _Sum(torch.autograd.Function):
         return total
 
 
+def before(values: Tensor) -> Tensor:
+    """Σ over the processes before this one, whose rows come first in the batch; without gradient."""
+    if not (distributed.is_available() and distributed.is_initialized()) or distributed.get_world_size() == 1:
+        return torch.zeros_like(values)
+    found = [torch.zeros_like(values) for _ in range(distributed.get_world_size())]
+    distributed.all_gather(found, values.detach().contiguous())
+    return sum(found[: distributed.get_rank()], torch.zeros_like(values))
+
+
 def members(index: Tensor, count: int) -> Tensor:
     """``(B, count)``, 1 where a row's index is that of the column, else 0; float."""
     return (index[:, None] == torch.arange(count, device=index.device)).float()

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-from datasets.errors import UserError
 from datasets.ranges import NotNegative, Share
 from experiments.algorithms.base import Algorithm, Batch, Draw, cross_entropy
-from experiments.algorithms.groups import mean_of_present, means_by
+from experiments.algorithms.groups import before, mean_of_present, means_by, members
 
 
 @dataclass(frozen=True)
@@ -25,8 +23,17 @@ class PenaltySettings:
     """Share of the training before which the weight is 1 instead."""
     rescale: bool = True
     """Divide the loss by λ where λ > 1, so that gradients keep their size."""
-    reset: bool = False
-    """Begin the optimiser anew when the weight jumps: its moments are of another objective. Needs a budget in steps or epochs."""
+    reset: bool = True
+    """Begin the optimiser anew when the weight jumps: its moments are of another objective."""
+
+
+@dataclass(frozen=True)
+class HalvedSettings(PenaltySettings):
+    """Of penalties that are products of two means over an environment's rows."""
+
+    unbiased: bool = True
+    """Take the two means over two halves of an environment's rows instead of squaring that over all: right on average for batches of
+    any size, and sometimes negative. A square is too large by the mean's own variance, which only batches of the whole split can ignore."""
 
 
 class Penalised(Algorithm):
@@ -40,12 +47,8 @@ class Penalised(Algorithm):
     reads_features: ClassVar[bool] = True
     stackable: ClassVar[bool] = True
 
-    def restarts(self, updates: int | None) -> tuple[int, ...]:
-        if not self.options.reset:
-            return ()
-        if updates is None:
-            raise UserError(f"{self.name}: reset needs to know the update at which the penalty sets in; give --steps or --epochs")
-        return (math.ceil(self.options.anneal * updates - 1e-9),)
+    def restarts(self) -> tuple[float, ...]:
+        return (self.options.anneal,) if self.options.reset else ()
 
     def weight(self, progress: float) -> float:
         """λ(t)."""
@@ -71,3 +74,16 @@ class Penalised(Algorithm):
             risks, counts: mean cross-entropy and number of rows of each environment over all processes, ``(E,)``.
         """
         raise NotImplementedError(f"{type(self).__name__} must define penalty(features, logits, batch, risks, counts)")
+
+
+def means_of_halves(values: Tensor, environments: Tensor, count: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Means ``(count,)`` of every second row ``(B,)`` of each environment and of its others, and the smaller half's rows.
+
+    The rows of a batch are independent draws, so that the expectation of a product of two such means is that of their factors.
+    """
+    belongs = members(environments, count)
+    turns = belongs.cumsum(0) + before(belongs.sum(0))  # within each environment, however these alternate, over all processes
+    half = ((turns * belongs).sum(1) % 2).long()
+    means, rows = means_by(values, 2 * environments + half, 2 * count)
+    first, second = means.reshape(count, 2).unbind(1)
+    return first, second, rows.reshape(count, 2).amin(1)

@@ -25,12 +25,17 @@ def _find() -> dict[str, type[Algorithm]]:
 ALGORITHMS: dict[str, type[Algorithm]] = _find()
 
 
+def spelled(name: str) -> str:
+    """An algorithm's name as it is registered: ``-`` between words, where ``_`` is accepted too, as in flags."""
+    return name.strip().replace("_", "-")
+
+
 def algorithm(name: str) -> type[Algorithm]:
     """The class of that name.
 
     Raises:
         RunError: for an unknown name; the message lists all.
     """
-    if name not in ALGORITHMS:
-        raise RunError(f"unknown algorithm {name!r}; {valid_are(ALGORITHMS, name)}")
-    return ALGORITHMS[name]
+    if spelled(name) not in ALGORITHMS:
+        raise RunError(f"unknown algorithm {name!r}; {valid_are(ALGORITHMS, spelled(name))}")
+    return ALGORITHMS[spelled(name)]

@@ -63,7 +63,7 @@ def irm_features_restart_seconds(bench: Bench) -> tuple[float, str]:
     device = bench.options.device
     flags = TrainingFlags(network="resnet18", frozen=True, l2=1e-3, steps=121, batch_size=1_000_000, learning_rate=1e-3, device=device)
     dataset = TwoCameras()
-    plan = resolve("irm", dataset, flags, ("penalty=1e4", f"anneal={40 / 121}"), bench.options.seed)
+    plan = resolve("irm", dataset, flags, ("penalty=1e4", f"anneal={40 / 121}", "unbiased=false", "reset=false"), bench.options.seed)
     trainer = Trainer(Rows(task_of(dataset)), plan, RunOptions(bench.options.run / "irm-features", overwrite=True), lambda name: plan)
     features = trainer.train.attributes[FEATURES]  # made before the clock starts, as those of validation are
     rows = len(trainer.valid)

@@ -16,7 +16,7 @@ from dscm.figures.style import written
 from experiments.algorithms.base import Algorithm
 from experiments.algorithms.masks import Masks, load_masks, masked
 from experiments.algorithms.masktune import MaskTune, MaskTuneSettings, next_masks, stage_name
-from experiments.algorithms.registry import ALGORITHMS, algorithm
+from experiments.algorithms.registry import ALGORITHMS, algorithm, spelled
 from experiments.attribution.focus import foreground, scores
 from experiments.attribution.methods import Attribution, attribution
 from experiments.explanations.figure import Panel, explanation_figure, prediction_lines
@@ -79,7 +79,7 @@ def explain_own(options: Options) -> Figure:
         raise RunError(f"--classifier {options.classifier}: an exported program has no layers that could be looked into; give "
                        "file.py:build and --weights")
     task = task_of(options.data.open()) if options.run is None else trained_task(options.run)
-    own = open_own(options.classifier, task, options.weights, device=find_device(options.device))
+    own = open_own(options.classifier, task, options.weights, device=find_device(options.device), outputs=options.outputs)
     looker, network = _Looker(task, _images(task, options), options), own.module()
     panels = [looker.input(), looker.heat(network, own.name)]
     title = f"{own.name}: {looker.method.title}, {_where(task, options)}"
@@ -94,7 +94,7 @@ def _algorithm(options: Options) -> type[Algorithm]:
         RunError: for an unknown one.
     """
     there = [name for name, seed in list_trained(options.run) if seed == options.seed_of]
-    if options.algorithm and options.algorithm not in ALGORITHMS:
+    if options.algorithm and spelled(options.algorithm) not in ALGORITHMS:
         raise RunError(f"unknown algorithm {options.algorithm!r}; {options.run} has {', '.join(there) or 'none'}")
     return algorithm(options.algorithm or (there[-1] if there and MaskTune.name not in there else MaskTune.name))
 

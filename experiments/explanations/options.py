@@ -49,6 +49,8 @@ class Options:
     --layer."""
     weights: Path | None = None
     """Its weights."""
+    outputs: Literal["auto", "logits", "probabilities", "log-probabilities"] = "auto"
+    """What it answers with; auto: logits, but it asks where a few answers all lie in [0, 1], as probabilities do."""
     data: DataOptions = field(default_factory=DataOptions)
     """For your own classifier, without --run."""
     out: Path = Path("explain.png")
@@ -67,6 +69,8 @@ class Options:
         check_ranges(self)
         if self.weights is not None and not self.classifier:
             raise UserError("--weights are for a --classifier of your own; the run's classifiers have theirs")
+        if self.outputs != "auto" and not self.classifier:
+            raise UserError(f"--outputs {self.outputs} is about a --classifier of your own; the run's classifiers answer with logits")
         if self.classifier and self.method in LAYERED and not self.layer:
             raise UserError(f"--classifier with --method {self.method} needs --layer NAME: the module of your network whose maps are to be "
                             "read, a convolution or what follows it; other methods need none, such as --method saliency")

@@ -13,6 +13,7 @@ from datasets.task import Task, task_of
 from datasets.words import listed
 from dscm.figures.style import written
 from dscm.model import DSCM
+from experiments.algorithms.registry import spelled
 from experiments.augmenters.base import Augmenter
 from experiments.augmenters.counterfactual import Tile
 from experiments.augmenters.ready import ready_images
@@ -63,7 +64,7 @@ class Scene:
         if options.run is None:
             self.task: Task = task_of(options.data.open(), options.label)
         else:
-            self.trained = load_trained(options.run, options.algorithm, options.seed_of, device=self.device)
+            self.trained = load_trained(options.run, spelled(options.algorithm), options.seed_of, device=self.device)
             self.task = trained_task(options.run, self.trained)
         self.task.check_masks("experiments.preview")
         split = self.task.dataset.split(options.split)

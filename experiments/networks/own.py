@@ -3,6 +3,8 @@
     def build(shape, classes):          # or build()
         return MyNetwork(...)           # float in [0, 1], (B, C, H, W) → logits (B, K); for two classes also (B,) or (B, 1)
 
+What it answers with need not be logits: see :mod:`experiments.networks.outputs`.
+
 Both kinds of file are code, to be had from someone you trust: a Python file is imported, with its own folder on the path
 for as long as that takes, and of an exported program torch evaluates the graph's expressions. What torch would unpickle
 beside them is refused, which makes neither harmless. Weights are read without executing anything.
@@ -29,34 +31,44 @@ from torch.fx import GraphModule
 
 from datasets.task import Task
 from datasets.userfile import forget_others
+from experiments.networks.outputs import AUTO, LOGITS, as_logits, check_trial, logits_of
 from mechanisms.runs.files import RunError
 
 PROGRAM = ".pt2"
 _INSIDE = ("state_dict", "model_state_dict", "model", "weights")  # keys below which trainers put the weights
-_PREFIXES = ("module.", "_orig_mod.")  # left by data parallelism and compilation
-_PROBES = (2, 3)  # images of the trial: two sizes, since an exported program may have fixed one
+_PREFIXES = ("module.", "_orig_mod.", "model.", "network.", "net.")  # left by data parallelism, by compilation, by trainers' wrappers
+_PROBES = (2, 16)  # images of the trial: two sizes, since an exported program may have fixed one
 _SHOWN = 4
 
 
 class OwnClassifier:
     """What other classifiers offer, too: ``predict(images (B, C, H, W) in [0, 1]) → logits (B, K)``."""
 
-    def __init__(self, name: str, network: Callable[[Tensor], Tensor], classes: int, where: str, device: torch.device) -> None:
+    def __init__(self, name: str, network: Callable[[Tensor], Tensor], classes: int, where: str, device: torch.device,
+                 outputs: str = LOGITS) -> None:
+        self.outputs = outputs
         self.name, self.network, self.classes, self.where, self.device = name, network, classes, where, device
         self.explained, self._answers = isinstance(network, nn.Module) and not isinstance(network, GraphModule), False
 
     @torch.no_grad()
+    def answer(self, images: Tensor) -> Any:
+        """What the network itself returns.
+
+        Raises:
+            RunError: if it fails.
+        """
+        try:
+            return self.network(images.to(self.device))
+        except Exception as error:  # whatever a stranger's code raises
+            raise RunError(f"{self.where} fails on images {tuple(images.shape)}, float in [0, 1]: {_line(error)}") from error
+
     def predict(self, images: Tensor) -> Tensor:
         """Logits ``(B, K)``.
 
         Raises:
             RunError: if the classifier fails, or returns what are no logits of these classes.
         """
-        try:
-            answer = self.network(images.to(self.device))
-        except Exception as error:  # whatever a stranger's code raises
-            raise RunError(f"{self.where} fails on images {tuple(images.shape)}, float in [0, 1]: {_line(error)}") from error
-        return as_logits(answer, len(images), self.classes, self.where)
+        return as_logits(self.answer(images), len(images), self.classes, self.where, LOGITS if self._answers else self.outputs)
 
     def module(self) -> nn.Module | None:
         """The network itself, answering with logits ``(B, K)`` with their graph, to be explained; None of an exported program, which
@@ -64,18 +76,23 @@ class OwnClassifier:
         """
         if not self.explained:
             return None
-        if not self._answers:  # a single number may stand for both logits
-            self.network.register_forward_hook(lambda module, given, answer: logits_of(answer, len(given[0]), self.classes, self.where))
+        if not self._answers:  # a single number may stand for both logits, and probabilities for logits
+            self.network.register_forward_hook(lambda module, given, answer: logits_of(
+                answer, len(given[0]), self.classes, self.where, self.outputs))
             self._answers = True
         return self.network
 
 
-def open_own(spec: str, task: Task, weights: Path | None = None, name: str = "", device: str | torch.device = "cpu") -> OwnClassifier:
+def open_own(spec: str, task: Task, weights: Path | None = None, name: str = "", device: str | torch.device = "cpu",
+             outputs: str = AUTO) -> OwnClassifier:
     """The classifier that ``file.py:function`` builds, or the exported program ``file.pt2``, tried on two batches of the training split.
+
+    Args:
+        outputs: what it answers with; ``auto``: logits, unless the trial's look like probabilities.
 
     Raises:
         RunError: for a missing file or function; weights that are missing, damaged or of another architecture; an answer
-            of the wrong shape, or one that is not finite.
+            of the wrong shape, or one that is not finite; with ``auto``, answers that look like probabilities.
     """
     file, _, function = spec.partition(":")
     path, device = Path(file), torch.device(device)
@@ -91,47 +108,21 @@ def open_own(spec: str, task: Task, weights: Path | None = None, name: str = "",
         if weights is not None:
             load_weights(network, weights)
         network = network.to(device).eval()
-    own = OwnClassifier(name or path.stem, network, classes, f"the classifier {spec}", device)
+    own = OwnClassifier(name or path.stem, network, classes, f"the classifier {spec}", device, outputs)
     rows = task.dataset.split("train")
     for size in _PROBES:
+        images = rows.batch(range(min(size, len(rows))))["image"]
         try:
-            own.predict(rows.batch(range(min(size, len(rows))))["image"])
+            answer = own.answer(images)
+            as_logits(answer, len(images), classes, own.where, outputs)
         except RunError as error:
             if path.suffix == PROGRAM:
                 raise RunError(f"{error}. If it was exported for one batch size, export it again with "
                                "dynamic_shapes=({0: torch.export.Dim('batch')},)") from error
             raise
+    if outputs == AUTO:
+        check_trial(answer.float(), own.where)
     return own
-
-
-def logits_of(answer: Any, rows: int, classes: int, where: str) -> Tensor:
-    """The answer as ``(B, K)``, where it is and with its graph; of two classes, a single number l per image stands for (−l/2, l/2).
-
-    Raises:
-        RunError: for anything else.
-    """
-    if not isinstance(answer, Tensor):
-        raise RunError(f"{where} returns a {type(answer).__name__}; expected a tensor of logits ({rows}, {classes})")
-    shape = tuple(answer.shape)
-    if classes == 2 and shape in ((rows,), (rows, 1)):
-        return torch.stack([-answer.reshape(rows) / 2, answer.reshape(rows) / 2], 1)
-    if shape != (rows, classes):
-        other = f", or ({rows},) as there are two classes" if classes == 2 else ""
-        raise RunError(f"{where} returns shape {shape} for {rows} images; expected logits ({rows}, {classes}), one for each class{other}")
-    return answer
-
-
-def as_logits(answer: Any, rows: int, classes: int, where: str) -> Tensor:
-    """:func:`logits_of` on the CPU, in single precision and without a graph.
-
-    Raises:
-        RunError: for what are no logits, and for values that are not finite.
-    """
-    answer = logits_of(answer, rows, classes, where).detach().float().cpu()
-    if not torch.isfinite(answer).all():
-        raise RunError(f"{where} returns logits that are not finite, for {int((~torch.isfinite(answer)).any(1).sum())} of {rows} images. "
-                       "Was it trained to the end, and are its weights loaded (--weights)?")
-    return answer
 
 
 def _line(error: Exception) -> str:
@@ -234,12 +225,17 @@ def load_weights(network: nn.Module, path: Path) -> None:
     Raises:
         RunError: for a file that is missing or damaged, and for weights of another architecture, naming what differs.
     """
-    state = read_weights(path)
-    for prefix in _PREFIXES:
-        if all(name.startswith(prefix) for name in state):
-            state = {name.removeprefix(prefix): value for name, value in state.items()}
+    state = unwrapped(read_weights(path), network.state_dict())
     check_weights(network.state_dict(), state, str(path), "Build the network that they were trained in")
     network.load_state_dict(state)
+
+
+def unwrapped(state: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """``state`` without what wrappers put before *every* name, one around another, unless the network's ``own`` names begin so too."""
+    state = dict(state)
+    while prefix := next((p for p in _PREFIXES if all(n.startswith(p) for n in state) and not all(n.startswith(p) for n in own)), None):
+        state = {name.removeprefix(prefix): value for name, value in state.items()}
+    return state
 
 
 def check_weights(own: Mapping[str, Tensor], state: Mapping[str, Tensor], where: str, remedy: str) -> None:

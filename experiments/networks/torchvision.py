@@ -12,7 +12,7 @@ from accelerate import PartialState
 from torch import Tensor, nn
 
 from experiments.networks.base import Network, Shape
-from experiments.networks.own import check_weights, read_weights
+from experiments.networks.own import check_weights, read_weights, unwrapped
 from mechanisms.runs.files import RunError, weights_fingerprint
 
 NONE, DEFAULT = "none", "default"
@@ -146,6 +146,7 @@ def _pretrained(name: str, weights: str, changed: int) -> tuple[dict[str, Tensor
         where, state = weights, read_weights(Path(weights))
     with torch.random.fork_rng(devices=[]):
         body, replaced, _ = _body(name)
+    state = unwrapped(state, body.state_dict())
     if name.startswith("densenet"):
         state = {_OLD_DENSE.sub(r"\1\2", n): value for n, value in state.items()}
     own = body.state_dict()

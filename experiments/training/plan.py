@@ -12,7 +12,7 @@ from datasets.errors import UserError, valid_are
 from datasets.schema import SchemaError
 from datasets.words import convert
 from experiments.algorithms.base import Algorithm
-from experiments.algorithms.registry import ALGORITHMS, algorithm
+from experiments.algorithms.registry import ALGORITHMS, algorithm, spelled
 from experiments.networks.config import ClassifierConfig
 from experiments.networks.registry import ALIASES, NETWORKS
 from experiments.training.options import DEFAULT_EPOCHS, DEFAULTS, NEVER, TrainingFlags
@@ -72,6 +72,7 @@ def resolve(name: str, dataset: CausalDataset, flags: TrainingFlags = TrainingFl
         SchemaError: for a recipe of the data set that sets what does not exist.
     """
     kind = algorithm(name)
+    name = kind.name
     own = {f.name: f for f in fields(kind.settings)}
     known = {*own, *(f.name for f in fields(ClassifierConfig)), *(f.name for f in fields(TrainingConfig))}
     recipe = {**_recipe(dataset, _EVERY, known), **_recipe(dataset, name, known)}
@@ -106,7 +107,7 @@ def _of(values: Mapping[str, Any], kind: type) -> dict[str, Any]:
 
 def _recipe(dataset: CausalDataset, name: str, known: set[str]) -> dict[str, Any]:
     """The recipe of that name; of the one for all algorithms, only what this one has."""
-    recipe = dict(dataset.recipes.get(name, {}))
+    recipe = {key: value for of, given in dataset.recipes.items() if spelled(of) == name for key, value in given.items()}
     everyone = {f.name for kind in ALGORITHMS.values() for f in fields(kind.settings)} if name == _EVERY else set()
     if unknown := [key for key in recipe if key not in known | everyone]:
         raise SchemaError(f"{dataset.title}: the recipe {name!r} sets {', '.join(unknown)}, which {name} has not; valid are "
@@ -129,6 +130,6 @@ def _settings(given: Sequence[str], kind: type[Algorithm]) -> dict[str, Any]:
         if not dot and not any(key in {f.name for f in fields(k.settings)} for k in ALGORITHMS.values()):
             everyone = sorted({f"{k.name}.{f.name}" for k in ALGORITHMS.values() for f in fields(k.settings)})
             raise UserError(f"--set {text}: no algorithm has a setting {key!r}; {valid_are(everyone, key)}")
-        if key in own and owner in ("", kind.name):
+        if key in own and spelled(owner) in ("", kind.name):
             values[key] = convert(value, hints[key], f"--set {text}")
     return values

@@ -13,6 +13,7 @@
 | steps, seconds | of the whole training |
 | rows | validation images that were looked at |
 | majority | accuracy of always naming their commonest class |
+| groups, groups_left_out, rows_left_out | all groups of label and spurious attributes, those too small for worst_group, their rows |
 | data_fraction, box_noise | of the training, see :mod:`.study`; box_noise is empty where masks are as they are, or not used |
 """
 
@@ -22,6 +23,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from experiments.metrics.classification import FEWEST
 from experiments.training.rules import MEANING, RULES
 from experiments.training.store import FOLDER, LOCK, results
 from mechanisms.runs.files import waiting
@@ -32,14 +34,14 @@ if TYPE_CHECKING:
 
 TSV = "results.tsv"
 COLUMNS = ("algorithm", "seed", "rule", "step", "accuracy", "worst_group", "shifted", "loss", "steps", "seconds", "rows", "majority",
-           "data_fraction", "box_noise")
+           "data_fraction", "box_noise", "groups", "groups_left_out", "rows_left_out")
 
 
 def save_tsv(run: Path) -> Path:
     """Write ``results.tsv`` beside ``results.jsonl``, of all classifiers of the run; the module says what its columns are."""
     path = Path(run) / FOLDER / TSV
     with waiting(path.parent / LOCK):
-        rows = [{"data_fraction": 1.0, **row} for row in results(run)]  # older ones do not tell
+        rows = [{"data_fraction": 1.0, **dict.fromkeys(COLUMNS[-3:]), **row} for row in results(run)]  # older ones do not tell
         write_table(path, COLUMNS, ({**row, "rule": rule, **row["rules"][rule]} for row in rows for rule in row["rules"]))
     return path
 
@@ -61,7 +63,19 @@ def table(rows: Sequence[Mapping[str, Any]]) -> str:
     fewer = "".join(f" ({row['algorithm']}: {row['rows']:,})" for row in {r["algorithm"]: r for r in rows}.values()
                     if row["rows"] != first["rows"])
     return "\n".join([markdown(header, lines), "", f"Of {first['rows']:,} validation images{fewer}; mean ± standard error over seeds. "
-                      "Selected by " + "; ".join(f"{rule}: {MEANING[rule]}" for rule in used) + "."])
+                      f"{_small(rows)}Selected by " + "; ".join(f"{rule}: {MEANING[rule]}" for rule in used) + "."])
+
+
+def _small(rows: Sequence[Mapping[str, Any]]) -> str:
+    """A sentence on the groups that worst_group leaves out; empty where there are none."""
+    told = {row["algorithm"]: (row["groups_left_out"], row["groups"], row["rows_left_out"], row["rows"]) for row in rows
+            if row.get("groups_left_out")}
+    cases = []
+    for case in dict.fromkeys(told.values()):
+        groups, of, images, total = case
+        names = ", ".join(name for name in told if told[name] == case)
+        cases.append(f"{names}: {groups} of {of} groups, with {images:,} of {total:,} images")
+    return f"The worst group is none of those below {FEWEST} images, which say little; {'; '.join(cases)}. " if cases else ""
 
 
 def percent(values: Sequence[float]) -> str:

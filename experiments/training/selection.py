@@ -55,7 +55,7 @@ def selection_split(task: Task, count: int, seed: int = 0) -> Split:
 
 def _weights(group: Tensor, shift: Tensor) -> dict[str, Tensor]:
     total, observed = len(shift), shift == 0
-    per_group, per_shift = torch.bincount(group[observed], minlength=int(group.max()) + 1), torch.bincount(shift)
+    per_group, per_shift = torch.bincount(group[observed], minlength=1 + max(group.tolist(), default=-1)), torch.bincount(shift)
     return {"observed": observed.float() * total / observed.sum(), "in_shift": (~observed).float() * total / per_shift[shift],
             "in_group": observed.float() * total / per_group.clamp(min=1)[group]}
 
@@ -82,9 +82,20 @@ def worst_group(means: Mapping[str, float], split: Split) -> float:
 
     Groups of fewer than :data:`experiments.metrics.classification.FEWEST` rows say nothing and are left out, unless all are such.
     """
+    known, _ = _large(split)
+    return min(means[f"group_{g}"] for g in known.nonzero().flatten().tolist())
+
+
+def left_out(split: Split, groups: int) -> tuple[int, int]:
+    """How many of the task's ``groups`` :func:`worst_group` leaves out, empty ones included, and how many observed rows these have."""
+    known, counts = _large(split)
+    return groups - int(known.sum()), int(counts[~known].sum())
+
+
+def _large(split: Split) -> tuple[Tensor, Tensor]:
+    """Of each group up to the last that has observed rows: whether it is judged, and its rows."""
     counts = torch.bincount(split.attributes["group"][split.attributes["shift"] == 0])
-    known = (counts >= min(FEWEST, int(counts.max()))).nonzero().flatten()
-    return min(means[f"group_{g}"] for g in known.tolist())
+    return counts >= min(FEWEST, int(counts.max())), counts
 
 
 def halved(split: Split, generator: torch.Generator) -> tuple[Split, Split]:

@@ -77,7 +77,7 @@ def can_stack(trainer: Trainer) -> bool:
     body that all seeds share, no rule of the loop that looks at all weights at once or at the clock, one process, images in
     memory.
     """
-    if not trainer.plan.kind.stackable:
+    if not trainer.plan.kind.stackable_with(trainer.settings):
         return False
     config, network = trainer.config, trainer.network()
     alike = bool(network.pretrained) if trainer.reads_features else not any(True for _ in network.buffers())
@@ -115,7 +115,7 @@ def learn_stacked(trainers: Sequence[Trainer]) -> list[int]:
     for one in together:
         forget(one.options.run, one.plan.kind.name, one.seed)
     fit(stacked, first.train, first.valid, config, folder, {**first.describe(models[0]), "seeds": seeds}, options, rules=rules,
-        restarts=models[0].restarts(total), seeds=seeds)
+        restarts=models[0].restarts(), seeds=seeds)
     for k, (one, model) in enumerate(zip(together, models, strict=True)):
         _take_out(k, one, model, len(seeds), folder)
         one.rows.trained.add(one.folder)

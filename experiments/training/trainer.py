@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from experiments.training.rules import RULES
-from experiments.training.selection import worst_group
+from experiments.training.selection import left_out, worst_group
 from experiments.training.store import results
 from mechanisms.runs.files import MetricsLog, load
 from mechanisms.training.state import METRICS, WEIGHTS
@@ -74,6 +74,7 @@ class Trainer:
         self.rows.check(self.plan.kind, type(network), self.plan.needs)
         self.plan.kind(network, self.rows.sizes, self.settings, self.plan.classifier.l2)  # which refuses what cannot go together
         self.plan.kind.columns(self.settings, self.task)
+        self.plan.kind.check_rows(self)
         if self.reads_features and self.augmentation() is not None:
             raise RunError(f"--crop and --flip change images, but {self.plan.kind.name} is trained on features of a --frozen body, made "
                            "once; leave one of them out")
@@ -181,6 +182,10 @@ class Trainer:
         """Whether a training in this folder is to be thrown away: not one of this very command."""
         return self.options.overwrite and folder not in self.rows.trained
 
+    def is_finished(self) -> bool:
+        """Whether a training that was asked for before is in the folder, and is only to be read."""
+        return not self.overwrites(self.folder) and finished_training(self.folder, self.config, 1) is not None
+
     def is_there(self) -> bool:
         """Whether a finished training of this plan is there, of an algorithm of one stage."""
         config = replace(self.config, validation_rows=len(self.valid))
@@ -211,7 +216,7 @@ class Trainer:
         done = not overwrite and finished_training(folder, config, total) is not None
         fit(model, train, valid, config, folder, self.describe(model, stage),
             replace(self.options, resume=self.options.resume or done, overwrite=overwrite),
-            self.augmentation(), kept=model.network, rules=criteria(valid, self.rows.sizes), restarts=model.restarts(total))
+            self.augmentation(), kept=model.network, rules=criteria(valid, self.rows.sizes), restarts=model.restarts())
         self.rows.trained.add(folder)
         self._only_read &= done
         self._elsewhere += time.perf_counter() - began
@@ -246,6 +251,7 @@ def row_of(trainer: Trainer) -> dict[str, Any]:
     judged = trainer.judged or trainer.valid
     labels = judged.attributes["label"][judged.attributes["shift"] == 0]
     shifts = range(trainer.rows.sizes.shifts)
+    groups, (small, few) = trainer.rows.sizes.groups, left_out(judged, trainer.rows.sizes.groups)
     rules, study = {}, trainer.rows.study.describe("masks" in trainer.plan.needs)
     for rule, step in steps.items():
         means = log[step]["valid"]
@@ -254,4 +260,5 @@ def row_of(trainer: Trainer) -> dict[str, Any]:
             rules[rule]["shifted"] = sum(means[f"shift_{k}"] for k in shifts) / len(shifts)
     return {"algorithm": trainer.plan.kind.name, "seed": trainer.seed, "steps": last["step"], "seconds": round(trainer.seconds, 3),
             "majority": float(torch.bincount(labels).max()) / len(labels), "rows": len(labels),
-            "data_fraction": study.get("data_fraction", 1.0), "box_noise": study.get("box_noise"), "rules": rules}
+            "data_fraction": study.get("data_fraction", 1.0), "box_noise": study.get("box_noise"), "groups": groups,
+            "groups_left_out": small, "rows_left_out": few, "rules": rules}

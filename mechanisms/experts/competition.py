@@ -30,7 +30,7 @@ _PACE = 0.02  # of running means over updates
 _APART = 0.1  # in standard deviations of a weight: how far a re-seeded expert is from the one that it copies
 _REST = 200  # updates that a re-seeded expert is left alone
 _LAST = 0.75  # of the time until assignment is free: later a re-seeded expert, and the average of its weights, would not be ready
-_STEP = 0.1  # in grey levels, of the gradient penalty's finite difference
+_STEP = 0.1  # of the range of pixels, which is 1 (25.5 grey levels of 255): δ of the gradient penalty's finite difference
 _FADE = 0.99  # of what favours the idle, each update
 
 
@@ -187,9 +187,10 @@ class Competition(nn.Module):
                 own = F.softplus(-functional_call(self.experts.discriminator, constant, (made + veil[rows],)))
             loss = loss.index_add(0, rows, (own + config.beta * kl).to(loss.dtype))
         if self.training:
-            if not self._starts_as_identity:
+            if not self._starts_as_identity and beginning:
                 (error,) = _over_processes(errors.mean()[None])
-                self.identity_error.lerp_(error, _PACE if beginning and bool(torch.isfinite(error)) else 0.0)
+                if torch.isfinite(error):  # a weight of 0 would not do: 0·nan is nan, which no error is above
+                    self.identity_error.lerp_(error, _PACE)
             loss = loss + 0.0 * sum(parameter.sum() for parameter in self.experts.experts.parameters())
         return loss
 

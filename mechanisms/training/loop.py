@@ -30,7 +30,7 @@ from mechanisms.training.config import RunOptions, TrainingConfig
 from mechanisms.training.devices import agree, make_accelerator
 from mechanisms.training.noise import Noise, seeded
 from mechanisms.training.resume import check_same, find_training, finished_training
-from mechanisms.training.state import CHECKPOINT, CONFIG, WEIGHTS, Average, Log, Meter, Position, Stop
+from mechanisms.training.state import CHECKPOINT, CONFIG, WEIGHTS, Average, Log, Meter, Position, Remembered, Stop
 
 Criterion = Callable[[Mapping[str, float]], float]  # of a validation's means of terms; the less the better
 _REWIND = 5  # skipped updates in a row before weights go back to their average
@@ -49,7 +49,7 @@ def fit(
     kept: nn.Module | None = None,
     criterion: Criterion = lambda means: means["loss"],
     rules: Mapping[str, Criterion] | None = None,
-    restarts: Collection[int] = (),
+    restarts: Collection[float] = (),
     seeds: Sequence[int] = (),
     watch: Callable[[Mapping[str, float]], None] = lambda means: None,
 ) -> nn.Module:
@@ -66,7 +66,7 @@ def fit(
         criterion: of two validations' means of terms, the one where this is less is the better one.
         rules: further criteria by name. The averaged weights that each likes best are in ``mechanism.pt`` too, with their
             step and score: ``selected = {rule: {"step", "score", "weights"}}``.
-        restarts: updates before which the optimiser begins anew, where an objective changes abruptly.
+        restarts: shares of the training, in [0, 1], at which the optimiser begins anew: where an objective changes abruptly.
         seeds: of a model that is several at once, see :mod:`experiments.training.stacked`: each batch holds the rows that every one of
             them would get under its own seed, ``(S, B, …)``; a batch that is the whole split, ``(B, …)``, is the same for all.
         watch: gets the means of terms of each validation, to warn of a training that goes nowhere while it runs.
@@ -93,7 +93,7 @@ def fit(
         model.to(device)
         optimizer = make_optimizer(model, config, device)
         average = Average(model, config.ema)
-        noise = Noise(config.seed, device, rank, world)
+        remembered, noise = Remembered(model), Noise(config.seed, device, rank, world)
         at, best, selected, good = Position(), None, {}, {}
         if resumed:
             model.load_state_dict(resumed["model"])
@@ -173,15 +173,18 @@ def fit(
                     batch = {name: value.to(device, non_blocking=True) for name, value in batch.items()}
                     if augment is not None:
                         batch = augment(batch, seeded(config.seed, at.step), rank, world)
-                    if at.step in restarts:
+                    if (due := sum(progress >= share for share in restarts)) > at.restarted:
                         optimizer.state.clear()
+                    at.restarted = due
                     for group in optimizer.param_groups:
                         group["lr"] = config.learning_rate * min(1.0, (at.step + 1) / max(1, config.warmup)) * fall(config, progress)
+                    remembered.keep()
                     terms = wrapped(batch, noise, progress)
                     optimizer.zero_grad(set_to_none=True)
                     accelerator.backward(terms["loss"].mean())
                     try:
-                        update(accelerator, model, optimizer, config, at, average)
+                        if not math.isfinite(update(accelerator, model, optimizer, config, at, average)):
+                            remembered.restore()
                     except RunError as error:
                         kept_at = ". The last checkpoint is kept" if (folder / CHECKPOINT).exists() else ""
                         if good and rank == 0 and not (folder / WEIGHTS).exists():  # what came after may be finite and broken
@@ -240,10 +243,10 @@ def global_batch(config: TrainingConfig, rows: int, world: int) -> int:
 
 
 def update(accelerator: Accelerator, model: nn.Module, optimizer: torch.optim.Optimizer, config: TrainingConfig, at: Position,
-           average: Average) -> None:
+           average: Average) -> float:
     """One optimiser step, unless the gradient is broken: clipped at ``clip``, skipped at ``skip`` × the running norm.
 
-    Where one skip follows another, the last step led astray: weights go back to their average and momentum is dropped.
+    Where one skip follows another, the last step led astray: weights go back to their average and momentum is dropped. Returns the norm.
 
     Raises:
         RunError: where even that does not help.
@@ -254,7 +257,7 @@ def update(accelerator: Accelerator, model: nn.Module, optimizer: torch.optim.Op
         average.update(at.step)
         at.norm = norm if at.norm == 0 else 0.98 * at.norm + 0.02 * norm
         at.in_a_row = 0
-        return
+        return norm
     at.skipped, at.in_a_row = at.skipped + 1, at.in_a_row + 1
     at.norm *= 1.05  # a lasting change of scale is let through in the end
     if at.in_a_row % _REWIND == 0:
@@ -266,6 +269,7 @@ def update(accelerator: Accelerator, model: nn.Module, optimizer: torch.optim.Op
     if at.in_a_row >= _MAX_SKIPPED:
         raise RunError(f"training diverged at step {at.step} (gradient norm {norm:g}, {at.in_a_row} updates skipped in a row); "
                        "lower --learning-rate or raise --warmup")
+    return norm
 
 
 @torch.no_grad()

@@ -61,6 +61,30 @@ class Average:
         self.swap()
 
 
+class Remembered:
+    """What a model remembers of batches beside its weights, in buffers: batch norm's statistics, running means, multipliers.
+
+    A forward pass changes them before it is known whether its gradient is finite. Of a broken batch nothing may stay: a running
+    mean that is once nan is so for ever, without a word while the weights go on.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        self.buffers = list(model.buffers())
+        self.before = [buffer.clone() for buffer in self.buffers]
+
+    @torch.no_grad()
+    def keep(self) -> None:
+        """Before a batch."""
+        if self.buffers:
+            torch._foreach_copy_(self.before, self.buffers)
+
+    @torch.no_grad()
+    def restore(self) -> None:
+        """As before the batch."""
+        if self.buffers:
+            torch._foreach_copy_(self.buffers, self.before)
+
+
 @dataclass
 class Position:
     """Where a training stands; all of it is checkpointed."""
@@ -73,6 +97,7 @@ class Position:
     validated: int = 0
     best: float = math.inf
     waited: int = 0  # validations since the best one
+    restarted: int = 0  # times that the optimiser has begun anew
 
     def gives_up(self, patience: int | None) -> bool:
         """Whether so many validations in a row were no better than the best."""

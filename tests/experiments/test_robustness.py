@@ -461,6 +461,7 @@ def test_spurious_attributes_that_cause_the_label(tmp_path, capsys):
 @pytest.mark.parametrize(("changes", "told"), [
     ({"classifier": ("MINE",), "rule": "iid"}, "--rule chooses among the classifiers of a run: give --run"),
     ({"classifier": ("MINE",), "algorithm": "erm"}, "--algorithm chooses among"),
+    ({"run": "R", "outputs": "logits"}, "--outputs logits is about a --classifier of your own"),
     ({}, "nothing to test: give --run"), ({"run": "R", "weights": ("w",)}, "--weights is given 1 times, --classifier 0 times"),
     ({"run": "R", "algorithm": "svm"}, "has no classifier by svm; it has erm"), ({"run": "R", "label": "thickness"}, "different labels"),
     ({"run": "R", "rule": "oracle"}, "has no weights by the rule 'oracle'"), ({"run": "R", "count": 999}, "count=999"),

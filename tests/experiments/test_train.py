@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import csv
 import json
 import math
 import shutil
@@ -11,23 +13,29 @@ from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from sklearn.linear_model import LogisticRegression
+from sklearn.preprocessing import StandardScaler
 
 from datasets.base import Split, fingerprint
 from datasets.errors import UserError
 from datasets.registry import open_dataset
 from datasets.schema import SchemaError
-from datasets.task import task_of
+from datasets.task import Sizes, task_of
 from experiments.algorithms import dfr
-from experiments.algorithms.registry import ALGORITHMS
+from experiments.algorithms.dfr import DFRSettings
+from experiments.algorithms.registry import ALGORITHMS, algorithm
 from experiments.networks.config import ClassifierConfig
+from experiments.networks.registry import build_network
+from experiments.robustness import load_contestants
 from experiments.train import describe, main, train_classifiers
 from experiments.training.field_help import field_help
 from experiments.training.options import Options, TrainingFlags
 from experiments.training.plan import resolve
 from experiments.training.rows import Rows
-from experiments.training.selection import criteria, halved, selection_split, shifts_of, worst_group
+from experiments.training.selection import criteria, halved, left_out, selection_split, shifts_of, worst_group
 from experiments.training.stacked import Stacked, can_stack, learn_stacked, pays
 from experiments.training.store import folder_of, list_trained, load_trained, record, results
 from experiments.training.trainer import Trainer
@@ -35,6 +43,7 @@ from mechanisms.runs.command import run_command
 from mechanisms.runs.files import RunError, load, read_json, write_json
 from mechanisms.training import loop as training
 from mechanisms.training.config import RunOptions, TrainingConfig
+from mechanisms.training.noise import Noise
 from mechanisms.training.state import MetricsLog
 
 TOY = '''
@@ -102,10 +111,11 @@ def command(toy: str, run: Path, *arguments: str) -> None:
     run_command(Options, main, ["--dataset", toy, "--run", str(run), *COMMON, *arguments])
 
 
-def trainer(toy: str, run: Path, name: str, seed: int = 0, options: RunOptions | None = None, **flags: Any) -> Trainer:
+def trainer(toy: str, run: Path, name: str, seed: int = 0, options: RunOptions | None = None, settings: tuple[str, ...] = (),
+            **flags: Any) -> Trainer:
     dataset = open_dataset(toy)
     asked = replace(FLAGS, **flags)
-    return Trainer(Rows(task_of(dataset)), resolve(name, dataset, asked, seed=seed), options or RunOptions(run),
+    return Trainer(Rows(task_of(dataset)), resolve(name, dataset, asked, settings, seed), options or RunOptions(run),
                    lambda other: resolve(other, dataset, asked, seed=seed))
 
 
@@ -119,7 +129,7 @@ def trained(toy, tmp_path_factory) -> Path:
     """Every algorithm that a network without maps can do, two seeds, with true counterfactuals."""
     run = tmp_path_factory.mktemp("trained")
     names = "erm,reweighting,irm,vrex,groupdro,fishr,coral,mixup,lisa,jtt,dfr,cf-augmentation,cf-consistency"
-    command(toy, run, "--algorithm", names, "--seeds", "2", "--truth", "--set", "dfr.updates=20")
+    command(toy, run, "--algorithm", names, "--seeds", "2", "--truth", "--set", "dfr.samplings=2")
     return run
 
 
@@ -184,7 +194,7 @@ def counted(monkeypatch) -> list[str]:
 
 def test_what_is_finished_is_not_trained_again(trained, toy, capsys):
     before = files(trained)
-    command(toy, trained, "--algorithm", "irm,groupdro,jtt,dfr,erm", "--seeds", "2", "--set", "dfr.updates=20")
+    command(toy, trained, "--algorithm", "irm,groupdro,jtt,dfr,erm", "--seeds", "2", "--set", "dfr.samplings=2")
     assert files(trained) == before and len(before) > 26 * 4
     out = capsys.readouterr().out
     assert "irm: network mlp (recipe), hidden 8 (recipe)" in out and "| irm              | last " in out
@@ -217,7 +227,6 @@ def test_another_configuration_is_refused(trained, toy, capsys):
     (["--network", "smallcnn", "--ema", "0.9"], "not the statistics of --network smallcnn's batch norm"),
     (["--seeds", "0"], "--seeds 0 must be at least 1"), (["--l2", "-1"], "--l2 -1.0 must not be negative"),
     (["--steps", "5", "--epochs", "1"], "give exactly one budget"), (["--truth", "--model", "nowhere"], "give one of them"),
-    (["--algorithm", "irm", "--minutes", "1", "--set", "reset=true", "--seeds", "1"], "give --steps or --epochs"),
 ])
 def test_mistakes_on_the_command_line(toy, tmp_path, capsys, arguments, message):
     with pytest.raises(SystemExit) as caught:
@@ -248,7 +257,7 @@ def test_a_network_of_ours_takes_no_pretrained_weights_from_a_recipe(tmp_path):
 
 
 def test_settings_in_words(toy):
-    plan = resolve("cf_f", open_dataset(toy), replace(FLAGS, batch_size=1_000_000, learning_rate=1 / 3))
+    plan = resolve("cf-f", open_dataset(toy), replace(FLAGS, batch_size=1_000_000, learning_rate=1 / 3))
     told = plan.told(999)
     assert "batch-size whole split (flag)" in told and "batch-size 1000000" in plan.told(1_000_001)
     assert "learning-rate 0.33333 (flag)" in told and "cf-folder" not in told and "cf-loss negative" in told
@@ -438,18 +447,18 @@ def test_the_base_is_trained_once_and_shared(toy, tmp_path, monkeypatch):
 def test_overwriting_trains_each_once(toy, tmp_path, monkeypatch):
     """Also with seeds that are stacked, algorithms that begin with others, and these named last."""
     flags = ("--seeds", "1", "--network", "smallcnn", "--hidden", "8", "--steps", "4")
-    arguments = ("--algorithm", "dfr,erm,masktune", *flags, "--set", "dfr.updates=20")
+    arguments = ("--algorithm", "dfr,erm,masktune", *flags, "--set", "dfr.samplings=2")
     command(toy, tmp_path, *arguments)
     weights, begun = load(folder_of(tmp_path, "erm", 0) / "mechanism.pt")["weights"], counted(monkeypatch)
     command(toy, tmp_path, *arguments, "--overwrite")
     assert begun == ["erm/seed-0", "dfr/seed-0", "masktune/seed-0"]
     assert same(weights, load(folder_of(tmp_path, "erm", 0) / "mechanism.pt")["weights"])
     begun.clear()
-    command(toy, tmp_path, "--algorithm", "dfr", *flags, "--set", "dfr.updates=10", "--overwrite")
+    command(toy, tmp_path, "--algorithm", "dfr", *flags, "--set", "dfr.samplings=3", "--overwrite")
     assert begun == ["dfr/seed-0"] and len(list_trained(tmp_path)) == 3
     begun.clear()
     for again in ((), ("--overwrite",)):
-        command(toy, tmp_path / "stacked", "--algorithm", "erm,dfr", "--seeds", "2", "--set", "dfr.updates=20", *again)
+        command(toy, tmp_path / "stacked", "--algorithm", "erm,dfr", "--seeds", "2", "--set", "dfr.samplings=2", *again)
     assert begun == ["erm/seeds-0-1", "dfr/seed-0", "dfr/seed-1"] * 2
 
 
@@ -579,7 +588,8 @@ def test_a_full_batch_is_made_once_and_in_order(toy, tmp_path, monkeypatch):
 # ---------------------------------------------------------------------------------------------------- stacked seeds
 @pytest.mark.parametrize("name, batch_size", [("erm", 32), ("irm", 32), ("irm", 1000), ("vrex", 32), ("fishr", 96), ("coral", 32)])
 def test_stacked_seeds_are_seeds_alone(toy, tmp_path, name, batch_size):
-    settings = {"batch_size": batch_size, "weight_decay": 0.01, "schedule": "cosine", "l2": 0.01, "steps": 8}
+    settings = {"batch_size": batch_size, "weight_decay": 0.01, "schedule": "cosine", "l2": 0.01, "steps": 8,
+                "settings": ("fishr.memory=0",)}
     alone = [trainer(toy, tmp_path / "alone", name, seed, **settings) for seed in (2, 5, 3)]
     stack = [trainer(toy, tmp_path / "stack", name, seed, **settings) for seed in (2, 5, 3)]
     assert learn_stacked(stack) == [2, 5, 3] and {p.name for p in stack[0].folder.parent.iterdir()} == {"seed-2", "seed-3", "seed-5"}
@@ -606,6 +616,39 @@ def test_a_seed_of_a_stack_goes_on_alone(toy, tmp_path):
     torch.testing.assert_close(longer.network.state_dict(), expected.network.state_dict(), rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("budget", [{"steps": 12}, {"minutes": 0.02}])
+@pytest.mark.parametrize("reset", [True, False])
+def test_the_optimiser_is_new_where_the_penalty_sets_in(toy, tmp_path, monkeypatch, budget, reset):
+    """Before each update: how many updates its moments are of, and whether the penalty has its weight."""
+    seen, genuine = [], training.update
+
+    def update(accelerator, model, optimizer, *rest):
+        ages = {int(state["step"]) for state in optimizer.state.values()}
+        seen.append((max(ages, default=0), model.weight(progress[-1])))
+        return genuine(accelerator, model, optimizer, *rest)
+
+    progress, told = [], training.agree
+    monkeypatch.setattr(training, "agree", lambda values, *rest: progress.append(values[0]) or told(values, *rest))
+    monkeypatch.setattr(training, "update", update)
+    trainer(toy, tmp_path, "irm", settings=("anneal=0.5", f"reset={reset}"), **budget).learn()
+    light = [weight for _, weight in seen].count(1.0)
+    assert 0 < light < len(seen) and (light == 6 or "minutes" in budget)
+    assert [age for age, _ in seen] == [*range(light), *range(0 if reset else light, len(seen) - (light if reset else 0))]
+
+
+def test_a_training_interrupted_about_the_reset_resumes_to_the_same(toy, tmp_path, monkeypatch):
+    settings = ("anneal=0.5",)
+    trainer(toy, tmp_path / "whole", "irm", settings=settings).learn()
+    for stop in (5, 6, 7):  # the penalty sets in before update 6 of 12
+        run, calls = tmp_path / f"parts-{stop}", []
+        with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+            patch.setattr(training, "agree", lambda given, *_, n=stop, c=calls: (given[0], len(c) >= n or c.append(1), given[2]))
+            trainer(toy, run, "irm", settings=settings).learn()
+        trainer(toy, run, "irm", settings=settings, options=RunOptions(run, resume=True)).learn()
+        whole, parts = (load(folder_of(r, "irm", 0) / "mechanism.pt")["weights"] for r in (tmp_path / "whole", run))
+        assert same(whole, parts)
+
+
 def test_an_interrupted_stack_is_resumed(toy, tmp_path, monkeypatch):
     learn_stacked([trainer(toy, tmp_path / "whole", "erm", seed) for seed in (0, 1)])
     calls = []
@@ -620,7 +663,8 @@ def test_an_interrupted_stack_is_resumed(toy, tmp_path, monkeypatch):
 
 def test_what_is_not_stacked(toy, tmp_path):
     assert can_stack(trainer(toy, tmp_path, "irm")) and pays(trainer(toy, tmp_path, "irm"))
-    assert not any(can_stack(trainer(toy, tmp_path, name)) for name in ("jtt", "lisa", "groupdro", "dfr"))
+    assert not any(can_stack(trainer(toy, tmp_path, name)) for name in ("jtt", "lisa", "groupdro", "dfr", "fishr"))
+    assert can_stack(trainer(toy, tmp_path, "fishr", settings=("memory=0",)))  # no state
     assert not can_stack(trainer(toy, tmp_path, "irm", network="smallcnn"))  # batch norm
     assert not can_stack(trainer(toy, tmp_path, "irm", patience=2))
     assert not pays(trainer(toy, tmp_path, "irm", hidden=4000))
@@ -660,3 +704,107 @@ def test_results_are_json_lines_of_finite_numbers(trained):
 def test_budget_flags_are_checked_before_anything_is_written(toy, tmp_path):
     with pytest.raises(UserError, match="erm: --steps -1 must be positive"):
         resolve("erm", open_dataset(toy), replace(FLAGS, steps=-1))
+
+
+# ---------------------------------------------------------------------------------------------------- names and small groups
+def test_names_are_taken_with_underscores_everywhere(toy, tmp_path, capsys):
+    command(toy, tmp_path, "--algorithm", "label_smoothing", "--seeds", "1", "--steps", "2", "--set", "label_smoothing.smoothing=0.25")
+    assert "label-smoothing: network mlp" in (out := capsys.readouterr().out) and "smoothing 0.25 (flag)" in out
+    assert list_trained(tmp_path) == [("label-smoothing", 0)]
+    (found,) = load_contestants(tmp_path, "label_smoothing", "last", "cpu")
+    assert found.algorithm == "label-smoothing"
+    dataset = open_dataset(toy)
+    dataset.recipes = {**dataset.recipes, "label_smoothing": {"smoothing": 0.5}}
+    assert resolve("label_smoothing", dataset).settings.smoothing == 0.5 == resolve("label-smoothing", dataset).settings.smoothing
+
+
+def test_groups_that_are_left_out_of_the_worst_are_counted(toy, tmp_path, capsys):
+    command(toy, tmp_path, "--algorithm", "erm", "--seeds", "1", "--steps", "2")
+    groups = trainer(toy, tmp_path, "erm").valid
+    counts = torch.bincount(groups.attributes["group"][groups.attributes["shift"] == 0], minlength=4)
+    small = counts[counts < 10]
+    assert 0 < len(small) < 4
+    row, out = results(tmp_path)[0], capsys.readouterr().out
+    assert (row["groups"], row["groups_left_out"], row["rows_left_out"]) == (4, len(small), int(small.sum()))
+    assert f"erm: {len(small)} of 4 groups, with {int(small.sum())} of 96 images" in out and "below 10 images" in out
+    line = next(csv.DictReader((tmp_path / "classifiers" / "results.tsv").open(), delimiter="\t"))
+    assert (line["groups"], line["groups_left_out"], line["rows_left_out"]) == ("4", str(len(small)), str(int(small.sum())))
+
+
+def test_groups_without_rows_are_left_out_too():
+    label, shift = torch.tensor([0] * 20 + [1] * 3), torch.zeros(23, dtype=torch.long)
+    split = Split("valid", torch.zeros(23, 1, 2, 2, dtype=torch.uint8), {"group": 2 * label, "shift": shift})
+    assert left_out(split, 4) == (3, 3) and worst_group({"group_0": 0.9, "group_2": 0.0}, split) == 0.9
+    alone = Split("valid", torch.zeros(3, 1, 2, 2, dtype=torch.uint8), {"group": torch.tensor([1, 1, 0]), "shift": shift[:3]})
+    assert left_out(alone, 2) == (1, 1)
+
+
+# ---------------------------------------------------------------------------------------------------- last layer refitted
+def of_features(classes: int, rows: int = 600, seed: int = 0) -> Split:
+    """Features that tell the class, and one more that tells a spurious one, which goes with it in nine of ten rows."""
+    generator = torch.Generator().manual_seed(seed)
+    label = torch.randint(classes, (rows,), generator=generator)
+    spurious = torch.where(torch.rand(rows, generator=generator) < 0.9, label, torch.randint(classes, (rows,), generator=generator))
+    x = torch.randn(rows, 6, generator=generator) * torch.tensor([1.0, 2.0, 0.5, 3.0, 1.0, 1.0])
+    x[:, 0] += 1.5 * label
+    x[:, 1] += 6.0 * spurious
+    x[:, 5] = 2.0  # a unit that never changes
+    return Split("valid", torch.zeros(rows, 1, 0, 0, dtype=torch.uint8), {
+        "features": x, "label": label, "group": classes * label + spurious, "shift": torch.zeros(rows, dtype=torch.long)})
+
+
+@pytest.mark.parametrize("classes", [2, 3])
+def test_dfr_is_the_mean_of_l1_logistic_regressions_on_balanced_subsets(classes):
+    """Scikit-learn's own pipelines, on the subsets that were drawn; with the strength given."""
+    fitted, judged = of_features(classes), of_features(classes, seed=1)
+    model = algorithm("dfr")(build_network("mlp", (1, 4, 4), classes, 6), Sizes(classes, 1, classes**2), DFRSettings(3, 0.7))
+    model.refit(fitted, judged, 5)
+    x, y, groups = (fitted.attributes[name].numpy() for name in ("features", "label", "group"))
+    generator, heads = np.random.default_rng([5, 11]), []
+    for _ in range(3):
+        rows = dfr.balanced_rows(groups, generator)
+        counts = np.bincount(groups[rows], minlength=classes**2)
+        assert (counts == np.bincount(groups).min()).all() and len(set(rows)) == len(rows)
+        scaler = StandardScaler().fit(x)
+        how = {"solver": "liblinear"} if classes == 2 else {"solver": "saga", "tol": 1e-2}
+        one = LogisticRegression(l1_ratio=1.0, C=0.7, random_state=5, **how).fit(scaler.transform(x)[rows], y[rows])
+        heads.append(one.decision_function(scaler.transform(judged.attributes["features"].numpy())))
+    logits = model.network.logits(judged.attributes["features"]).detach().numpy()
+    ours = logits[:, 1] - logits[:, 0] if classes == 2 else logits
+    assert model.strength == pytest.approx(0.7) and np.ptp(ours) > 0.1
+    np.testing.assert_allclose(ours, np.mean(heads, 0), rtol=1e-3, atol=1e-3)
+    terms = model.train()({**fitted.attributes}, Noise(0), 1.0)
+    terms["loss"].mean().backward()
+    assert not model.network.head.weight.grad.any()  # what was fitted stays
+
+
+def test_dfr_chooses_the_strength_by_the_worst_group_of_the_other_half():
+    fitted, judged = of_features(2), of_features(2, seed=1)
+    chosen, found = algorithm("dfr")(build_network("mlp", (1, 4, 4), 2, 6), Sizes(2, 1, 4), DFRSettings(1)), {}
+    for strength in dfr.STRENGTHS:
+        model = algorithm("dfr")(build_network("mlp", (1, 4, 4), 2, 6), Sizes(2, 1, 4), DFRSettings(1, strength)).refit(fitted, judged, 0)
+        right = model.network.logits(judged.attributes["features"]).argmax(1) == judged.attributes["label"]
+        counts = torch.bincount(judged.attributes["group"])
+        found[strength] = min(right[judged.attributes["group"] == g].float().mean().item() for g in range(4) if counts[g] >= 10)
+    assert len(set(found.values())) > 1
+    assert chosen.refit(fitted, judged, 0).strength == pytest.approx(max(found, key=found.get))
+
+
+@pytest.mark.parametrize("rows", [1, 2])
+def test_dfr_with_next_to_no_validation_rows_is_refused_in_a_line(toy, tmp_path, capsys, rows):
+    with pytest.raises(SystemExit) as caught:
+        command(toy, tmp_path / "run", "--algorithm", "erm,dfr", "--seeds", "1", "--validation-rows", str(rows))
+    error = capsys.readouterr().err
+    assert caught.value.code == 2 and f"{rows // 2} of {rows} (seed 0)" in error and "none of the class " in error
+    assert not (tmp_path / "run").exists()  # nothing was trained
+
+
+def test_dfr_tells_its_strength_and_ends_with_what_was_fitted(toy, tmp_path):
+    one = trainer(toy, tmp_path, "dfr")
+    model = one.learn()
+    assert MetricsLog.read(one.folder / "metrics.jsonl")[-1]["train"]["strength"] == pytest.approx(float(model.strength))
+    assert any(model.strength == pytest.approx(c) for c in dfr.STRENGTHS) and one.row["steps"] == 1
+    kept = load(one.folder / "mechanism.pt", "classifier")["weights"]
+    fresh = trainer(toy, tmp_path, "dfr")
+    fitted, judged = (dfr.with_features(model, split) for split in dfr.DFR._halves(fresh, fresh.valid))
+    assert torch.equal(copy.deepcopy(model).refit(fitted, judged, 0).network.head.weight, kept["head.weight"])

@@ -201,10 +201,10 @@ def test_settings_decide_what_is_needed(settings, needs):
     ("saliency=box", "saliency=box must be one of bbox, mask, none"), ("saliency_of=lime", "must be one of gradient, logits_sum, rrr"),
     ("saliency_mode=inside", "must be one of outside, cosine, f1"), ("saliency_weight=nan", "saliency_weight=nan must not be negative"),
     ("saliency_anneal=2", r"saliency_anneal=2.0 must lie in \[0, 1\]"), ("cf_folder=made", "cf_folder=made must be empty unless cf=folder"),
-    ("cf=folder", "cf_folder= must name the folder of ready images: --set cf_f.cf_folder=DIR")])
+    ("cf=folder", "cf_folder= must name the folder of ready images: --set cf-f.cf_folder=DIR")])
 def test_settings_that_make_no_sense(setting, message):
-    with pytest.raises(UserError, match=f"cf_f: .*{message}"):
-        resolve("cf_f", open_dataset("photo-backgrounds"), settings=[setting])
+    with pytest.raises(UserError, match=f"cf-f: .*{message}"):
+        resolve("cf-f", open_dataset("photo-backgrounds"), settings=[setting])
 
 
 def options(tmp_path: Path, *more: str) -> list[str]:
@@ -213,16 +213,16 @@ def options(tmp_path: Path, *more: str) -> list[str]:
 
 
 @pytest.mark.parametrize("arguments, message", [
-    (["--algorithm", "erm", "--cf", "tile"], "--cf tile: none of erm has such a setting; add --algorithm cf_f"),
-    (["--algorithm", "erm", "--saliency-weight", "1"], "--saliency-weight 1.0: none of erm has such a setting; add --algorithm cf_f"),
-    (["--algorithm", "erm,cf_f", "--factual", "tile"], "cf_f: unknown factual augmenter 'tile'; valid are"),
-    (["--algorithm", "cf_f", "--factual", "dscm"], "--algorithm cf_f trains on counterfactuals, but nothing makes them: give --model RUN"),
-    (["--algorithm", "cf_f", "--cf", "dscm", "--truth"],
+    (["--algorithm", "erm", "--cf", "tile"], "--cf tile: none of erm has such a setting; add --algorithm cf-f"),
+    (["--algorithm", "erm", "--saliency-weight", "1"], "--saliency-weight 1.0: none of erm has such a setting; add --algorithm cf-f"),
+    (["--algorithm", "erm,cf-f", "--factual", "tile"], "cf-f: unknown factual augmenter 'tile'; valid are"),
+    (["--algorithm", "cf-f", "--factual", "dscm"], "--algorithm cf-f trains on counterfactuals, but nothing makes them: give --model RUN"),
+    (["--algorithm", "cf-f", "--cf", "dscm", "--truth"],
      "--cf dscm needs a label that causes the image, but in photo-backgrounds do(label) reaches it through background alone: what shows "
      "the class would stay; take a model's factual images instead: --factual dscm --cf none --saliency none --model RUN"),
-    (["--algorithm", "cf_f", "--network", "mlp", "--set", "saliency_of=gradcam"], "--network mlp has no layer of maps"),
-    (["--algorithm", "cf_f", "--network", "mlp", "--set", "saliency_of=logits_sum"], "two logits of --network mlp always sum to 0"),
-    (["--algorithm", "cf_f", "--cf", "folder", "--set", "cf_folder=nowhere"], "there is no folder nowhere/train of ready images")])
+    (["--algorithm", "cf-f", "--network", "mlp", "--set", "saliency_of=gradcam"], "--network mlp has no layer of maps"),
+    (["--algorithm", "cf-f", "--network", "mlp", "--set", "saliency_of=logits_sum"], "two logits of --network mlp always sum to 0"),
+    (["--algorithm", "cf-f", "--cf", "folder", "--set", "cf_folder=nowhere"], "there is no folder nowhere/train of ready images")])
 def test_bad_flags_are_errors_before_anything_is_trained(tmp_path, arguments, message, capsys):
     with pytest.raises(SystemExit):
         run_command(Options, main, options(tmp_path, *arguments))
@@ -231,8 +231,8 @@ def test_bad_flags_are_errors_before_anything_is_trained(tmp_path, arguments, me
 
 def test_data_without_masks(tmp_path):
     rows = Rows(task_of(open_dataset("colourmnist", {"train_digits": 64, "valid_digits": 32, "test_digits": 16})))
-    with pytest.raises(SchemaError, match="--algorithm cf_f needs the foreground's masks or boxes, but colourmnist has none"):
-        Trainer(rows, resolve("cf_f", rows.task.dataset), RunOptions(tmp_path), lambda name: resolve(name, rows.task.dataset)).check()
+    with pytest.raises(SchemaError, match="--algorithm cf-f needs the foreground's masks or boxes, but colourmnist has none"):
+        Trainer(rows, resolve("cf-f", rows.task.dataset), RunOptions(tmp_path), lambda name: resolve(name, rows.task.dataset)).check()
 
 
 def test_masks_that_say_nothing_are_counted_before_training(tmp_path, capsys):
@@ -243,37 +243,37 @@ def test_masks_that_say_nothing_are_counted_before_training(tmp_path, capsys):
         rows.check(CounterfactualAndFactual, SmallCNN)
     told = capsys.readouterr().err
     assert told.count("warning: ") == 1
-    assert "training masks that --algorithm cf_f needs, 3 are empty, " in told and ", and 2 are full, " in told
+    assert "training masks that --algorithm cf-f needs, 3 are empty, " in told and ", and 2 are full, " in told
     other = Rows(task_of(open_dataset("photo-backgrounds", {"train_digits": 64, "valid_digits": 32, "test_digits": 16})))
     other.check(CounterfactualAndFactual, SmallCNN)
     assert not capsys.readouterr().err
 
 
 def test_flags_are_settings_and_set_wins():
-    asked = Options(cf="mean", factual="none", saliency="mask", saliency_weight=2.5, set=("cf_f.cf=shuffle", "cf_weight=3"),
-                    algorithm="cf_f")
-    assert asked.settings == ("cf=mean", "factual=none", "saliency=mask", "saliency_weight=2.5", "cf_f.cf=shuffle", "cf_weight=3")
+    asked = Options(cf="mean", factual="none", saliency="mask", saliency_weight=2.5, set=("cf-f.cf=shuffle", "cf_weight=3"),
+                    algorithm="cf-f")
+    assert asked.settings == ("cf=mean", "factual=none", "saliency=mask", "saliency_weight=2.5", "cf-f.cf=shuffle", "cf_weight=3")
     dataset = open_dataset("photo-backgrounds")
     expected = CFFSettings(cf="shuffle", cf_weight=3.0, factual="none", saliency="mask", saliency_weight=2.5)
-    assert resolve("cf_f", dataset, settings=asked.settings).settings == expected
+    assert resolve("cf-f", dataset, settings=asked.settings).settings == expected
     assert "needs masks" in describe(dataset, asked)
     assert "needs nothing but labels" in describe(dataset, replace(asked, saliency="none", set=("cf=none",)))
 
 
 # ---------------------------------------------------------------------------------------------------- trainings
 def test_end_to_end_from_the_command_line(tmp_path, capsys):
-    arguments = ["--algorithm", "erm,cf_f", "--cf", "tile", "--factual", "shuffle", "--saliency", "bbox", "--saliency-weight", "10"]
+    arguments = ["--algorithm", "erm,cf-f", "--cf", "tile", "--factual", "shuffle", "--saliency", "bbox", "--saliency-weight", "10"]
     run_command(Options, main, options(tmp_path, *arguments))
     told = capsys.readouterr().out
-    assert "saliency bbox (flag), saliency-of gradient" in told and "| cf_f " in told and "| erm " in told
-    kept = load(tmp_path / "run" / "classifiers" / "cf_f" / "seed-0" / "mechanism.pt", "classifier")
+    assert "saliency bbox (flag), saliency-of gradient" in told and "| cf-f " in told and "| erm " in told
+    kept = load(tmp_path / "run" / "classifiers" / "cf-f" / "seed-0" / "mechanism.pt", "classifier")
     assert kept["settings"]["cf"] == "tile" and kept["settings"]["saliency_weight"] == 10.0
 
 
 def test_a_models_counterfactuals_from_the_command_line(tmp_path, capsys):
-    asked = ("--algorithm", "cf_f", "--truth", "--factual", "dscm", "--cf", "none", "--saliency", "none")
+    asked = ("--algorithm", "cf-f", "--truth", "--factual", "dscm", "--cf", "none", "--saliency", "none")
     run_command(Options, main, options(tmp_path, *asked))
-    assert "| cf_f " in capsys.readouterr().out
+    assert "| cf-f " in capsys.readouterr().out
 
 
 BARS = '''
@@ -312,12 +312,12 @@ def test_images_of_another_class_from_the_command_line(tmp_path, capsys):
     """What shows the class changes, the rest stays; without a source they are refused."""
     (tmp_path / "bars.py").write_text(BARS)
     asked = ["--dataset", str(tmp_path / "bars.py"), "--network", "mlp", "--hidden", "8"]
-    asked += options(tmp_path, "--algorithm", "cf_f", "--cf", "dscm", "--factual", "none", "--saliency", "none")[len(DATA):]
+    asked += options(tmp_path, "--algorithm", "cf-f", "--cf", "dscm", "--factual", "none", "--saliency", "none")[len(DATA):]
     with pytest.raises(SystemExit):
         run_command(Options, main, asked)
     assert "nothing makes them: give --model RUN" in capsys.readouterr().err
     run_command(Options, main, [*asked, "--truth"])
-    assert "| cf_f " in capsys.readouterr().out
+    assert "| cf-f " in capsys.readouterr().out
     kept = load(next((tmp_path / "run" / "classifiers").glob("relabelled-*.pt")), "counterfactuals")
     rows = open_dataset(str(tmp_path / "bars.py")).split("train")
     assert kept["key"]["names"] == ["stands", "light"] and kept["images"].shape == (64, 1, 1, 16, 16)
@@ -335,7 +335,7 @@ def test_ready_images_from_a_folder(tmp_path):
         Image.new("RGB", (32, 32), (row, 7, 9)).save(folder / f"{row:04d}.png")
     rows = Rows(task_of(dataset))
     settings = ["cf=folder", f"cf_folder={folder.parent}", "factual=none", "saliency=none"]
-    plan = resolve("cf_f", dataset, TrainingFlags(steps=2, batch_size=16, device="cpu"), settings)
+    plan = resolve("cf-f", dataset, TrainingFlags(steps=2, batch_size=16, device="cpu"), settings)
     trainer = Trainer(rows, plan, RunOptions(tmp_path / "run"), lambda name: resolve(name, dataset))
     trainer.check()
     trainer.learn()
@@ -355,9 +355,9 @@ def test_interrupted_and_resumed_is_the_same_bit_for_bit(tmp_path, monkeypatch):
     flags = TrainingFlags(network="smallcnn", hidden=8, steps=5, batch_size=16, validations=1, device="cpu", checkpoint_seconds=0.0)
 
     def learn(run: Path, resume: bool = False) -> dict[str, Tensor]:
-        plan = resolve("cf_f", dataset, flags, settings)
+        plan = resolve("cf-f", dataset, flags, settings)
         Trainer(rows, plan, RunOptions(run, resume=resume), lambda name: resolve(name, dataset)).learn()
-        return load(run / "classifiers" / "cf_f" / "seed-0" / "checkpoint.pt", "training")["model"]
+        return load(run / "classifiers" / "cf-f" / "seed-0" / "checkpoint.pt", "training")["model"]
 
     whole = learn(tmp_path / "whole")
     update, count = training.update, [0]

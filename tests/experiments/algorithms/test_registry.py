@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import os
 import subprocess
@@ -117,11 +118,17 @@ def test_unknown_algorithms_are_listed():
         algorithm("erm2")
 
 
+def test_words_of_a_name_are_joined_by_hyphens_and_underscores_are_accepted():
+    assert not any("_" in name for name in ALGORITHMS)
+    assert all(algorithm(name.replace("-", "_")) is kind for name, kind in ALGORITHMS.items()) and algorithm("cf_f").name == "cf-f"
+
+
 @pytest.mark.parametrize("name, settings, message", [
     ("irm", {"penalty": -1.0}, "penalty=-1.0 must not be negative"), ("vrex", {"anneal": 1.5}, "anneal=1.5 must lie in"),
+    ("fishr", {"memory": 1.0}, "memory=1.0 must lie in"),
     ("groupdro", {"eta": float("nan")}, "eta=nan"), ("mixup", {"alpha": 0.0}, "alpha=0.0 must be positive"),
     ("lisa", {"within_label": 2.0}, "within_label=2.0"), ("jtt", {"share": 0.0}, "share=0.0"), ("jtt", {"weight": 0.5}, "weight=0.5"),
-    ("dfr", {"updates": 0}, "updates=0"), ("cf-augmentation", {"share": 1.1}, "share=1.1"),
+    ("dfr", {"samplings": 0}, "samplings=0"), ("dfr", {"strength": -1.0}, "strength=-1"), ("cf-augmentation", {"share": 1.1}, "share=1.1"),
     ("cf-consistency", {"weight": -1.0}, "weight=-1"), ("label-smoothing", {"smoothing": 1.0}, "smoothing=1.0 must lie in"),
     ("gridmask", {"shortest": 2.0}, "shortest=2.0 must be positive and not exceed longest"), ("gridmask", {"ratio": -0.1}, "ratio=-0.1"),
 ])
@@ -170,14 +177,23 @@ def test_slope_is_the_derivative_of_each_row():
 
 
 def test_vrex_is_the_variance_of_risks():
-    model, batch, terms = parts("vrex")
+    model, batch, terms = parts("vrex", unbiased=False)
     risks = np.array([F.cross_entropy(model.network(batch["image"])[rows], batch["label"][rows]).item() for rows in by_environment(batch)])
     assert terms["penalty"].item() == pytest.approx(risks.var(), rel=1e-3, abs=1e-9) and terms["risk"].item() == pytest.approx(risks.mean())
 
 
+def test_vrex_on_mini_batches_multiplies_deviations_of_two_halves():
+    model, batch, terms = parts("vrex")
+    losses = cross_entropy(model.network(batch["image"]), batch["label"])
+    first, second = (np.array([losses[rows[half::2]].mean().item() for rows in by_environment(batch)]) for half in (0, 1))
+    expected = ((first - first.mean()) * (second - second.mean())).mean()
+    assert terms["penalty"].item() == pytest.approx(expected, rel=1e-3, abs=1e-9) and expected != pytest.approx(terms["risk"].item())
+
+
 @on_every_toy
 def test_fishr_is_the_variance_of_single_gradients(toy):
-    model, batch, terms = parts("fishr", toy=toy)
+    model, batch, summed = parts("fishr", toy=toy, memory=0.0, summed=True)
+    terms = parts("fishr", toy=toy, memory=0.0)[2]
     head, features, variances = model.network.head, model.network.features(batch["image"]).float().detach(), []
     for rows in by_environment(batch):
         gradients = []
@@ -187,7 +203,36 @@ def test_fishr_is_the_variance_of_single_gradients(toy):
         variances.append(torch.stack(gradients).var(0, unbiased=False))
     centre = torch.stack(variances).mean(0)
     expected = torch.stack([(v - centre).square().sum() for v in variances]).mean()
-    torch.testing.assert_close(terms["penalty"], expected, rtol=1e-3, atol=1e-9)
+    torch.testing.assert_close(summed["penalty"], expected, rtol=1e-3, atol=1e-9)
+    mean = torch.stack([(v - centre).square().mean() for v in variances]).mean()
+    torch.testing.assert_close(terms["penalty"], mean, rtol=1e-3, atol=1e-9)
+
+
+def test_fishr_remembers_variances_over_updates():
+    """Two batches, m = .9: running means a₁ = .1·v₁, a₂ = .9·a₁ + .1·v₂, compared as a / .1; the gradient is that of v₂ alone."""
+    toy, other = TOYS[TOY][1:], toy_batch(*TOYS[TOY][1:], seed=1)
+    model, batch, first = parts("fishr", memory=0.9)
+
+    def variances(rows: dict[str, Tensor]) -> Tensor:
+        features = model.network.features(rows["image"]).float()
+        gradients = by_outputs(model.network.logits(features), rows["label"], model.network.head.out_features)
+        return gradient_variances(features, gradients, rows["environment"], torch.tensor([ROWS / 2, ROWS / 2]))
+
+    def penalty(of: Tensor) -> Tensor:
+        return (of - of.mean(0)).square().mean()
+
+    other = {n: v.double() if n == "image" else v for n, v in other.items()}
+    one, two = variances(batch).detach(), variances(other)
+    torch.testing.assert_close(first["penalty"], penalty(one), rtol=1e-4, atol=1e-9, check_dtype=False)
+    found, expected = model.objective(other, 1.0, Noise(0))["penalty"], penalty(0.9 * one + two)
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-9, check_dtype=False)
+    torch.testing.assert_close(model.variances.float(), (0.09 * one + 0.1 * two).detach(), rtol=1e-4, atol=1e-7)
+    ours, theirs = (torch.autograd.grad(p, model.network.head.weight, retain_graph=True)[0] for p in (found, expected))
+    torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-7)
+    one_sided = {n: v[batch["environment"] == 0] for n, v in toy_batch(*toy, seed=2).items()}
+    kept = model.variances[1].clone()
+    model.objective({n: v.double() if n == "image" else v for n, v in one_sided.items()}, 1.0, Noise(0))
+    assert torch.equal(model.variances[1], kept)  # of an environment without rows
 
 
 def test_coral_compares_means_and_covariances():
@@ -202,9 +247,10 @@ def test_coral_compares_means_and_covariances():
 
 @pytest.mark.parametrize("name", ["irm", "vrex", "fishr", "coral"])
 def test_penalties_anneal_and_rescale(name):
-    _, _, early = parts(name, progress=0.29, penalty=50.0, anneal=0.3)
-    model, batch, late = parts(name, progress=0.3, penalty=50.0, anneal=0.3)
-    _, _, raw = parts(name, progress=0.3, penalty=50.0, anneal=0.3, rescale=False)
+    given = {"penalty": 50.0, "anneal": 0.3, **({"memory": 0.0} if name == "fishr" else {})}
+    _, _, early = parts(name, progress=0.29, **given)
+    model, batch, late = parts(name, progress=0.3, **given)
+    _, _, raw = parts(name, progress=0.3, **given, rescale=False)
     torch.testing.assert_close(early["loss"], early["risk"] + early["penalty"], check_dtype=False)
     torch.testing.assert_close(raw["loss"], raw["risk"] + 50 * raw["penalty"], check_dtype=False)
     torch.testing.assert_close(late["loss"], raw["loss"] / 50, check_dtype=False)
@@ -215,11 +261,62 @@ def test_penalties_anneal_and_rescale(name):
 
 
 def test_the_optimiser_restarts_where_the_penalty_sets_in():
-    model = built("irm", TOY, algorithm("irm").settings(reset=True, anneal=190 / 501))
-    assert model.restarts(501) == (190,) and model.weight(190 / 501) == 100 and model.weight(189 / 501) == 1
-    assert built("irm", TOY).restarts(501) == ()
-    with pytest.raises(UserError, match="irm: reset needs to know the update .* give --steps or --epochs"):
-        model.restarts(None)
+    model = built("irm", TOY, algorithm("irm").settings(anneal=190 / 501))
+    assert model.restarts() == (190 / 501,) and model.weight(190 / 501) == 100 and model.weight(189 / 501) == 1
+    assert built("irm", TOY, algorithm("irm").settings(reset=False)).restarts() == () == built("erm", TOY).restarts()
+
+
+@pytest.mark.parametrize("name, weight", [("irm", 100), ("vrex", 10), ("fishr", 1000)])
+def test_penalties_are_by_default_for_mini_batches(name, weight):
+    settings = algorithm(name).settings()
+    assert settings.penalty == weight and settings.reset
+    assert (settings.memory, settings.summed) == (0.95, False) if name == "fishr" else settings.unbiased
+
+
+POPULATION = torch.tensor([[1.5, -0.5, 0.2], [-1.0, 0.4, 0.1], [0.3, 0.9, -2.0]])  # logits of the only three rows there are
+
+
+@pytest.mark.parametrize("unbiased", [True, False])
+def test_irm_is_the_populations_penalty_on_average_over_all_batches(unbiased):
+    """All 3⁴ batches of four rows drawn from three, and the square of the mean slope over the three."""
+    model, labels = built("irm", TOY, algorithm("irm").settings(unbiased=unbiased)), torch.tensor([0, 2, 1])
+    model.sizes = Sizes(3, 1, 9)
+    found = []
+    for drawn in itertools.product(range(3), repeat=4):
+        batch = {"label": labels[list(drawn)], "environment": torch.zeros(4, dtype=torch.long)}
+        found.append(model.penalty(None, POPULATION[list(drawn)], batch, None, torch.tensor([4.0])).item())
+    slopes = slope(POPULATION, labels)
+    excess = 0.0 if unbiased else slopes.var(unbiased=False).item() / 4
+    assert slopes.var(unbiased=False) > 0.03
+    assert np.mean(found) == pytest.approx(slopes.mean().item() ** 2 + excess, rel=1e-4)
+
+
+def test_irm_is_the_u_statistic_on_average_over_all_splits_of_a_batch():
+    """Of four rows into two halves of two: mean over the orders of the rows = Σ_{i≠j} d_i·d_j / (4·3)."""
+    model, logits, labels = built("irm", TOY), torch.cat([POPULATION, torch.tensor([[2.0, 0.0, 1.0]])]), torch.tensor([0, 2, 1, 2])
+    model.sizes = Sizes(3, 1, 9)
+    environment, counts = torch.zeros(4, dtype=torch.long), torch.tensor([4.0])
+    found = [model.penalty(None, logits[list(order)], {"label": labels[list(order)], "environment": environment}, None, counts).item()
+             for order in itertools.permutations(range(4))]
+    slopes = slope(logits, labels)
+    assert np.mean(found) == pytest.approx(((slopes.sum() ** 2 - slopes.square().sum()) / 12).item(), rel=1e-4)
+
+
+@pytest.mark.parametrize("unbiased", [True, False])
+def test_vrex_is_the_populations_penalty_on_average_over_all_batches(unbiased):
+    """All batches of two rows of each of two environments of three: the variance of their risks, ((R₀ − R₁)/2)²."""
+    settings = algorithm("vrex").settings(unbiased=unbiased)
+    model, labels = built("vrex", TOY, settings), torch.tensor([[0, 2, 1], [1, 1, 2]])
+    found, environment = [], torch.tensor([0, 1, 0, 1])
+    for drawn in itertools.product(range(3), repeat=4):
+        label, rows = labels[environment, list(drawn)], torch.tensor(drawn)
+        batch = {"label": label, "environment": environment}
+        risks, counts = means_by(cross_entropy(POPULATION[rows], label), environment, 2)
+        found.append(model.penalty(None, POPULATION[rows], batch, risks, counts).item())
+    losses = torch.stack([cross_entropy(POPULATION, row) for row in labels])
+    excess = 0.0 if unbiased else losses.var(1, unbiased=False).sum().item() / 2 / 4
+    expected = ((losses[0].mean() - losses[1].mean()) / 2).item() ** 2
+    assert expected > 0.01 and np.mean(found) == pytest.approx(expected + excess, rel=1e-4)
 
 
 def test_the_unbiased_penalty_is_unbiased():
@@ -424,12 +521,12 @@ def test_gradient_variances_of_one_output_are_those_of_the_logistic_loss():
     assert constant.tolist() == [[0, 0, 0]]
 
 
-STILL = {"cf_f": algorithm("cf_f").settings(cf="mean", factual="none")}  # settings that draw no random numbers
+STILL = {"cf-f": algorithm("cf-f").settings(cf="mean", factual="none")}  # settings that draw no random numbers
 
 
 def test_two_processes_compute_what_one_does(tmp_path):
     """Loss and gradients of penalties on halves of a batch, averaged over two gloo processes as data parallelism does."""
-    script, names = tmp_path / "halves.py", ["erm", "irm", "vrex", "fishr", "coral", "groupdro", "label-smoothing", "cf_f"]
+    script, names = tmp_path / "halves.py", ["erm", "irm", "vrex", "fishr", "coral", "groupdro", "label-smoothing", "cf-f"]
     script.write_text(textwrap.dedent(f"""
         import sys
         sys.path[:0] = [{str(ROOT)!r}, {str(ROOT / "tests")!r}]

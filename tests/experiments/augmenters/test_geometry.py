@@ -116,7 +116,7 @@ def test_training_moves_masks_and_further_images_with_their_image(tmp_path):
 
     dataset = open_dataset("photo-backgrounds", {"train_digits": 32, "valid_digits": 16, "test_digits": 16})
     flags = TrainingFlags(steps=2, batch_size=16, crop=3, flip=True, validations=1)
-    trainer = Trainer(Rows(task_of(dataset)), resolve("cf_f", dataset, flags), RunOptions(tmp_path), None)
+    trainer = Trainer(Rows(task_of(dataset)), resolve("cf-f", dataset, flags), RunOptions(tmp_path), None)
     augment, batch = trainer.augmentation(), trainer.train.batch(slice(0, 8))
     moved = augment({**batch, "counterfactual": batch["image"][:, None]}, torch.Generator().manual_seed(0))
     assert not torch.equal(moved["image"], batch["image"]) and torch.equal(moved["counterfactual"][:, 0], moved["image"])

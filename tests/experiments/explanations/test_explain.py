@@ -186,7 +186,7 @@ def build(shape, classes):
 
 def test_a_classifier_of_the_users_own(run, tmp_path):
     (tmp_path / "mine.py").write_text(OWN)
-    given = ("--classifier", tmp_path / "mine.py:build", "--layer", "conv", "--count", 2)
+    given = ("--classifier", tmp_path / "mine.py:build", "--layer", "conv", "--count", 2, "--outputs", "logits")
     draw("--run", run, *given, "--out", tmp_path / "run.png")
     draw("--dataset", "spuriousmnist", *(f"--option={text}" for text in DATA.option), *given, "--out", tmp_path / "data.png")
     first, second = (matplotlib.image.imread(tmp_path / name) for name in ("run.png", "data.png"))
@@ -202,8 +202,8 @@ def test_any_method(run, tmp_path, drawn, method):
     assert not torch.equal(before.heat, after.heat) and before.heat.abs().max() <= 1 and (before.heat.min() < 0) == seen["signed"]
     assert ATTRIBUTIONS[method].title in seen["notes"][1] and seen["signed"] == ATTRIBUTIONS[method].signed
     (tmp_path / "mine.py").write_text(OWN)
-    layer = ("--layer", "conv") if ATTRIBUTIONS[method].layered else ()
-    draw("--run", run, "--method", method, "--classifier", tmp_path / "mine.py:build", *layer, "--count", 2, "--out", tmp_path / "own.png")
+    more = ("--outputs", "logits", "--out", tmp_path / "own.png", *(("--layer", "conv") if ATTRIBUTIONS[method].layered else ()))
+    draw("--run", run, "--method", method, "--classifier", tmp_path / "mine.py:build", "--count", 2, *more)
     assert drawn[1]["panels"][1].heading == "mine" and drawn[1]["panels"][1].heat.abs().sum() > 0
     assert all(matplotlib.image.imread(tmp_path / name).std() > 0.05 for name in ("run.png", "own.png"))
 
@@ -255,6 +255,7 @@ def test_the_foreground_is_outlined_and_its_share_told(tmp_path, drawn):
     ("--layer nowhere", "unknown layer 'nowhere'; SmallCNN has"),
     ("--method gradcan", "invalid choice"),
     ("--method lime --layer conv", "--method lime reads no layer, only gradcam and xgradcam do"),
+    ("--outputs logits", "--outputs logits is about a --classifier of your own"),
     ("--weights w.pt", "--weights are for a --classifier of your own"),
     ("--classifier mine.py:build", "--classifier with --method xgradcam needs --layer NAME"),
     ("--classifier mine.pt2 --layer conv", "an exported program has no layers"),

@@ -17,7 +17,8 @@ from torch import nn
 
 from datasets.registry import open_dataset
 from datasets.task import task_of
-from experiments.networks.own import as_logits, load_weights, open_own
+from experiments.networks.outputs import as_logits
+from experiments.networks.own import load_weights, open_own
 from mechanisms.runs.files import RunError
 
 NET = """
@@ -104,12 +105,13 @@ def test_weights_of_every_kind(task, file, built, tmp_path):
     state, images = built.state_dict(), torch.rand(4, 1, 32, 32)
     save_file(state, tmp_path / "w.safetensors")
     for name, held in {"plain.pt": state, "trainer.pt": {"epoch": 3, "state_dict": state}, "nested.ckpt": {"model": {"state_dict": state}},
-                       "parallel.pt": {f"module.{k}": v for k, v in state.items()}}.items():
+                       "parallel.pt": {f"module.{k}": v for k, v in state.items()},
+                       "lightning.ckpt": {"state_dict": {f"model._orig_mod.{k}": v for k, v in state.items()}}}.items():
         torch.save(held, tmp_path / name)
     for path in sorted(tmp_path.glob("*.[psc][tak]*")):
         own = open_own(f"{file}:plain", task, path, "net")
         assert torch.equal(own.predict(images), built(images).detach()) and own.name == "net"
-    assert len(list(tmp_path.glob("*.[psc][tak]*"))) == 5
+    assert len(list(tmp_path.glob("*.[psc][tak]*"))) == 6
 
 
 def test_exported_program(task, built, tmp_path):
@@ -222,6 +224,105 @@ def test_two_classes_from_one_number():
         torch.testing.assert_close(logits.softmax(1)[:, 1], number.sigmoid())
     with pytest.raises(RunError, match=r"it returns shape \(3,\) for 3 images; expected logits \(3, 10\)"):
         as_logits(number, 3, 10, "it")
+
+
+# ---------------------------------------------------------------------------------------------------- logits or probabilities
+ENDS = """
+    import torch
+    from torch import nn
+
+    class End(nn.Module):
+        def __init__(self, end, classes):
+            super().__init__()
+            self.end, self.head = end, nn.Linear(4, classes)
+            torch.manual_seed(0)
+            nn.init.normal_(self.head.weight)
+            nn.init.zeros_(self.head.bias)
+
+        def forward(self, images):
+            parts = [part.mean((1, 2, 3)) for part in (images, images[..., ::2], images[..., 14:18, :], images[..., 14:18])]
+            parts = torch.stack(parts, 1)
+            return self.end(20 * self.head(parts - parts.mean(0)))
+
+    def end(name, classes):
+        ends = {"logit": lambda l: l, "single": lambda l: l[:, 0], "column": lambda l: l[:, :1], "sigmoid": torch.sigmoid,
+                "sigmoid_of_one": lambda l: l[:, 0].sigmoid(), "sigmoid_column": lambda l: l[:, :1].sigmoid(),
+                "log_sigmoid_of_one": lambda l: nn.functional.logsigmoid(l[:, 0]), "softmax": lambda l: l.softmax(1),
+                "double": lambda l: l.softmax(1).double(), "half": lambda l: l.softmax(1).half(), "percent": lambda l: 100 * l.softmax(1),
+                "log_softmax": lambda l: l.log_softmax(1), "zero": lambda l: 0 * l, "hard": lambda l: (l > 0).float()[:, 0],
+                "argmax": lambda l: l.argmax(1), "truth": lambda l: l[:, 0] > 0, "two": lambda l: (l, l), "named": lambda l: {"logits": l},
+                "nan": lambda l: l.softmax(1) / 0 * 0}
+        return lambda shape, k: End(ends[name], classes)
+"""
+SHAPES = ("single", "column", "sigmoid_of_one", "sigmoid_column", "log_sigmoid_of_one", "hard", "argmax", "truth")
+
+
+@pytest.fixture(scope="module")
+def two_classes(session_cache):
+    return task_of(open_dataset("spuriousmnist", {"train_digits": 96, "valid_digits": 32, "test_digits": 32}))
+
+
+@pytest.fixture
+def ends(tmp_path):
+    path = tmp_path / "ends.py"
+    names = ("logit", "sigmoid", "softmax", "double", "half", "percent", "log_softmax", "zero", "two", "named", "nan", *SHAPES)
+    path.write_text(textwrap.dedent(ENDS) + "".join(f"{name}_2 = end({name!r}, 2)\n{name}_10 = end({name!r}, 10)\n" for name in names))
+    return path
+
+
+@pytest.mark.parametrize("name", ["sigmoid_2", "sigmoid_of_one_2", "sigmoid_column_2", "softmax_2", "double_2", "half_2", "percent_2",
+                                  "zero_2", "hard_2", "softmax_10", "sigmoid_10", "percent_10"])
+def test_probabilities_are_asked_about(task, two_classes, ends, name):
+    with pytest.raises(RunError, match=rf"ends.py:{name} returns numbers from .* to .*: .*--outputs probabilities, or --outputs logits"):
+        open_own(f"{ends}:{name}", two_classes if name.endswith("_2") else task)
+
+
+@pytest.mark.parametrize("name", ["logit_2", "single_2", "column_2", "log_softmax_2", "logit_10", "log_softmax_10"])
+def test_logits_are_not(task, two_classes, ends, name):
+    of = two_classes if name.endswith("_2") else task
+    images = of.split("train").batch(range(6))["image"]
+    own, told = open_own(f"{ends}:{name}", of), open_own(f"{ends}:{name}", of, outputs="logits")
+    assert torch.equal(own.predict(images), told.predict(images))
+
+
+@pytest.mark.parametrize("name, outputs, logits", [
+    ("sigmoid_of_one_2", "probabilities", "single_2"), ("sigmoid_column_2", "probabilities", "column_2"),
+    ("log_sigmoid_of_one_2", "log-probabilities", "single_2"), ("softmax_2", "probabilities", "logit_2"),
+    ("double_2", "probabilities", "logit_2"), ("softmax_10", "probabilities", "logit_10"),
+    ("log_softmax_10", "log-probabilities", "logit_10"), ("zero_10", "logits", "zero_10")])
+def test_what_outputs_says_is_what_they_are(task, two_classes, ends, name, outputs, logits):
+    """The same class probabilities as by the logits, also by the network that is looked into, before and after it was."""
+    of = two_classes if name.endswith("_2") else task
+    images = of.split("train").batch(range(24))["image"]
+    own, same = open_own(f"{ends}:{name}", of, outputs=outputs), open_own(f"{ends}:{logits}", of, outputs="logits")
+    expected = same.predict(images).softmax(1)
+    torch.testing.assert_close(own.predict(images).softmax(1), expected, atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(own.module()(images).detach().float().softmax(1), expected, atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(own.predict(images).softmax(1), expected, atol=1e-5, rtol=1e-4)
+    if "zero" not in name:
+        assert len(expected.argmax(1).unique()) > 1
+
+
+@pytest.mark.parametrize("name, outputs, told", [
+    ("logit_2", "probabilities", "none of the probabilities that --outputs says"), ("percent_2", "probabilities", "none of the prob"),
+    ("logit_10", "log-probabilities", "none of the log-probabilities"), ("sigmoid_10", "probabilities", "add up to .*not to 1"),
+    ("softmax_10", "log-probabilities", "none of the log-probabilities"), ("argmax_2", "auto", "returns int64 numbers"),
+    ("truth_2", "logits", "returns bool numbers"), ("two_10", "auto", r"returns a tuple; expected a tensor of logits \(2, 10\)"),
+    ("named_10", "auto", r"returns a dict \(logits\)"), ("nan_2", "probabilities", "not finite, for 2 of 2"),
+    ("nan_10", "auto", "not finite"),
+    ("single_10", "probabilities", r"shape \(2,\) for 2 images; expected logits \(2, 10\)"),
+    ("logit_10", "probabilities", "none of the probabilities")])
+def test_answers_that_are_not_what_they_should_be(task, two_classes, ends, name, outputs, told):
+    with pytest.raises(RunError, match=told):
+        open_own(f"{ends}:{name}", two_classes if name.endswith("_2") else task, outputs=outputs)
+
+
+def test_probabilities_of_0_and_1_have_finite_logits():
+    for answer, outputs in ((torch.tensor([0.0, 1.0]), "probabilities"), (torch.tensor([-torch.inf, 0.0]), "log-probabilities"),
+                            (torch.tensor([[1.0, 0.0], [0.0, 1.0]]), "probabilities")):
+        logits = as_logits(answer, 2, 2, "it", outputs)
+        assert logits.isfinite().all() and logits.argmax(1).tolist() == [0, 1]
+        torch.testing.assert_close(logits.softmax(1), torch.eye(2))
 
 
 @pytest.mark.parametrize(("function", "told"), [

@@ -16,6 +16,7 @@ from experiments.attribution.xgradcam import xgradcam
 from experiments.networks import torchvision as backbones
 from experiments.networks.base import at_once
 from experiments.networks.config import ClassifierConfig
+from experiments.networks.own import load_weights
 from experiments.networks.registry import ALIASES, build_network, fresh, rebuild
 from experiments.networks.torchvision import Backbone, backbone, load_pretrained, names
 from experiments.training.options import Options
@@ -94,6 +95,29 @@ def test_the_body_is_torchvisions_on_normalised_images(weights):
     published = models.ResNet18_Weights.DEFAULT.transforms()
     mean, std = (torch.tensor(v)[:, None, None] for v in (published.mean, published.std))
     torch.testing.assert_close(network.features(images()), theirs((images() - mean) / std), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("wrap", [
+    lambda s: {f"module.{n}": v for n, v in s.items()}, lambda s: {f"model.{n}": v for n, v in s.items()},
+    lambda s: {f"_orig_mod.{n}": v for n, v in s.items()}, lambda s: {f"module._orig_mod.{n}": v for n, v in s.items()},
+    lambda s: {f"model.module.{n}": v for n, v in s.items()},
+    lambda s: {"state_dict": {f"module.{n}": v for n, v in s.items()}, "epoch": 3},
+    lambda s: {"model_state_dict": s}])
+def test_what_wrappers_put_before_names_is_left_out(weights, tmp_path, wrap):
+    """As of a user's own classifier: one function for both."""
+    state = torch.load(weights, weights_only=True)
+    torch.save(wrap(state), tmp_path / "w.pt")
+    own, ours, theirs = models.resnet18(), load_pretrained(built(), str(tmp_path / "w.pt")), load_pretrained(built(), str(weights))
+    load_weights(own, tmp_path / "w.pt")
+    assert all(torch.equal(v, state[n]) for n, v in own.state_dict().items())
+    assert ours.body_fingerprint() == theirs.body_fingerprint() and ours.pretrained == theirs.pretrained
+
+
+def test_a_prefix_of_some_names_only_is_told_of(weights, tmp_path):
+    state = torch.load(weights, weights_only=True)
+    torch.save({n if n == "conv1.weight" else f"module.{n}": v for n, v in state.items()}, tmp_path / "w.pt")
+    with pytest.raises(RunError, match="it has the unknown module.bn1"):
+        load_pretrained(built(), str(tmp_path / "w.pt"))
 
 
 def test_grey_images_are_repeated_to_three_channels():

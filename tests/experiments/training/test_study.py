@@ -58,7 +58,7 @@ def test_masks_and_counterfactuals_stay_with_their_rows(tmp_path):
     dataset = open_dataset("photo-backgrounds", DIGITS)
     part = Rows(task_of(dataset), lambda: torch.arange(80, dtype=torch.uint8).view(80, 1, 1, 1, 1).expand(80, 1, 3, 32, 32), "themselves",
                 Study(data_fraction=0.25))
-    train = trainer(part, tmp_path, "cf_f").train
+    train = trainer(part, tmp_path, "cf-f").train
     assert torch.equal(train.attributes["mask"], dataset.masks("train")[part.kept])
     train = trainer(part, tmp_path, "cf-augmentation").train
     assert torch.equal(train.attributes["counterfactual"][:, 0, 0, 0, 0].long(), part.kept)
@@ -67,7 +67,7 @@ def test_masks_and_counterfactuals_stay_with_their_rows(tmp_path):
 def test_images_that_are_not_in_memory(tmp_path):
     dataset = open_dataset("cameratraps", {"data_dir": TREES["cameratraps"](tmp_path), "size": 32})
     part = Rows(task_of(dataset), study=Study(data_fraction=0.75, box_noise=0.2))
-    train, row = trainer(part, tmp_path, "cf_f").train, int(part.kept[-1])
+    train, row = trainer(part, tmp_path, "cf-f").train, int(part.kept[-1])
     assert isinstance(train.images, Kept) and len(train) == 3
     batch = train.batch([2])
     assert torch.equal(batch["image"][0], torch.as_tensor(dataset.split("train").images[row]) / 255)
@@ -125,7 +125,7 @@ def test_empty_masks_stay_empty():
 
 def test_noise_changes_masks_of_algorithms_that_need_them(tmp_path):
     noisy, plain = rows(box_noise=0.2), rows()
-    boxes, masks = (trainer(of, tmp_path, "cf_f").train.attributes["mask"] for of in (noisy, plain))
+    boxes, masks = (trainer(of, tmp_path, "cf-f").train.attributes["mask"] for of in (noisy, plain))
     assert boxes.dtype == torch.bool and boxes.shape == masks.shape and not torch.equal(boxes, masks)
     assert torch.equal(boxes[3], NoisyBoxes(masks, 0.2)[3])
     assert "mask" not in trainer(noisy, tmp_path, "erm").train.attributes
@@ -135,18 +135,18 @@ def test_noise_changes_masks_of_algorithms_that_need_them(tmp_path):
 def test_description_tells_studies_apart(tmp_path):
     told = {}
     for label, study in {"plain": {}, "part": {"data_fraction": 0.5}, "noisy": {"box_noise": 0.0}}.items():
-        for name in ("erm", "cf_f"):
+        for name in ("erm", "cf-f"):
             one = trainer(rows(**study), tmp_path, name)
             told[label, name] = one.describe(one.build())
     assert told["part", "erm"]["data_fraction"] == 0.5 and "data_fraction" not in told["plain", "erm"]
-    assert told["noisy", "cf_f"]["box_noise"] == 0.0 and told["noisy", "erm"] == told["plain", "erm"]  # which looks at no masks
+    assert told["noisy", "cf-f"]["box_noise"] == 0.0 and told["noisy", "erm"] == told["plain", "erm"]  # which looks at no masks
 
 
 def test_from_the_command_line(tmp_path, capsys):
-    asked = [*DATA, "--run", str(tmp_path / "run"), "--algorithm", "cf_f", "--seeds", "1", "--steps", "2", "--batch-size", "16", "--device",
+    asked = [*DATA, "--run", str(tmp_path / "run"), "--algorithm", "cf-f", "--seeds", "1", "--steps", "2", "--batch-size", "16", "--device",
              "cpu", "--hidden", "8", "--data-fraction", "0.5"]
     run_command(Options, main, [*asked, "--box-noise", "0.2"])
-    state = load(tmp_path / "run" / "classifiers" / "cf_f" / "seed-0" / "mechanism.pt", "classifier")
+    state = load(tmp_path / "run" / "classifiers" / "cf-f" / "seed-0" / "mechanism.pt", "classifier")
     assert (state["data_fraction"], state["box_noise"]) == (0.5, 0.2)
     assert "data-fraction 0.5 (flag), box-noise 0.2 (flag)" in capsys.readouterr().out
     table = (tmp_path / "run" / "classifiers" / "results.tsv").read_text().splitlines()

@@ -300,6 +300,18 @@ def test_an_idle_expert_becomes_a_copy_of_the_busiest():
     assert torch.equal(weights[2], kept) and model.rest > 0  # it is left alone for a while
 
 
+@pytest.mark.parametrize("broken", [float("nan"), float("inf")])
+@pytest.mark.parametrize("progress", [0.0, 0.31])  # in the identity phase and after it
+def test_a_broken_batch_does_not_end_the_identity_phase(broken, progress):
+    model = made(replace(SMALL, expert="cnn", identity_error=0.0025))
+    model.identity_error.fill_(0.5)
+    bad = batch()
+    bad["image"] = torch.full_like(bad["image"], broken)
+    model(bad, Noise(0), progress)
+    assert model.identity_error == 0.5 and model.usage.isfinite().all() and model.favour.isfinite().all()
+    assert model(batch(), Noise(0), 0.0)["experts"].max() < 0.5 and model.identity_error < 0.5  # it goes on
+
+
 def test_others_first_reproduce_their_input():
     model = made(replace(SMALL, expert="cnn", identity_error=0.0025))
     first = model(batch(), Noise(0), 0.0)["experts"]

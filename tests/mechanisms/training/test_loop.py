@@ -490,6 +490,29 @@ def test_broken_rows_do_not_destroy_the_weights(tmp_path):
     assert last["skipped"] == 10 and 0 < model.weight.item() < 4 and last["valid"]["loss"] < 9  # one batch in four
 
 
+def test_broken_rows_do_not_destroy_what_is_remembered(tmp_path):
+    """Batch norm's statistics, and a running mean that guards nothing itself: as if the broken batches had never been."""
+    class Norm(Toy):
+        def __init__(self) -> None:
+            super().__init__()
+            self.norm = nn.BatchNorm1d(1)
+            self.register_buffer("mean", torch.zeros(()))
+
+        def forward(self, batch, noise, progress=1.0):
+            self.norm(batch["x"][:, None])
+            if self.training:
+                self.mean.lerp_(batch["x"].mean(), 0.1)
+            return super().forward(batch, noise, progress)
+
+    split = rows()
+    split.attributes["x"][7] = float("nan")
+    model = fit(Norm(), split, rows(), CONFIG, tmp_path, DESCRIPTION)
+    assert MetricsLog.read(tmp_path / "metrics.jsonl")[-1]["skipped"] == 10
+    state = load(tmp_path / "checkpoint.pt")["model"]
+    assert all(value.isfinite().all() for value in state.values()) and int(state["norm.num_batches_tracked"]) == 30
+    assert state["mean"] == pytest.approx(float(model.norm.running_mean), rel=1e-4) and abs(state["mean"]) > 0.1
+
+
 def test_divergence_says_what_to_do_and_keeps_the_checkpoint(tmp_path):
     train(tmp_path)
     kept = (tmp_path / "checkpoint.pt").read_bytes()
