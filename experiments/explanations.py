@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -26,7 +27,7 @@ from experiments.networks import rebuild
 from experiments.own_classifier import PROGRAM, open_own
 from experiments.xgradcam import evaluating
 from mechanisms.bookkeeping import WEIGHTS
-from mechanisms.checkpoint import RunError, load
+from mechanisms.checkpoint import RunError, load, rebuilt
 from mechanisms.devices import find_device
 from mechanisms.noise import seeded
 from mechanisms.runs import dataset_of
@@ -135,8 +136,7 @@ def _masks(options: Options, trained: Trained, before: nn.Module, images: Split)
     networks = [before]
     for number in range(1, settings.iterations):
         state = load(folder / stage_name(number) / WEIGHTS, "classifier")
-        network = rebuild(state)
-        network.load_state_dict(state["weights"])
+        network = rebuilt(folder / stage_name(number) / WEIGHTS, partial(rebuild, state), state.get("weights"))
         networks.append(network.to(next(before.parameters()).device).eval())
     if options.split == "train" and not options.shift:
         if (used := load_masks(folder / f"masks-{settings.iterations}.pt")) is None:

@@ -205,7 +205,7 @@ class Trainer:
         self.rows.trained.add(folder)
         self._only_read &= done
         self._elsewhere += time.perf_counter() - began
-        self.seconds += MetricsLog.read(folder / METRICS)[-1]["seconds"]
+        self.seconds += MetricsLog.last(folder / METRICS)["seconds"]
         return model.eval()
 
     def augmentation(self) -> GeometricTransform | None:

@@ -8,7 +8,7 @@ from typing import Any
 
 from datasets.errors import UserError
 from datasets.schema import Graph
-from mechanisms.checkpoint import check_finite, load
+from mechanisms.checkpoint import check_finite, load, rebuilt
 from mechanisms.hvae import HVAE
 from mechanisms.image_mechanism import ImageMechanism
 from mechanisms.image_options import ImageConfig
@@ -43,7 +43,7 @@ def load_image_mechanism(path: Path) -> ImageMechanism:
     state = load(path)
     if state.get("kind") not in IMAGE_MECHANISMS:
         raise UserError(f"{path} holds a {state.get('kind')!r}; image mechanisms are {', '.join(IMAGE_MECHANISMS)}")
-    model = build(state["kind"], Graph.from_dict(state["graph"]), ImageConfig(**state["config"]))
-    model.load_state_dict(state["weights"])
+    model = rebuilt(path, lambda: build(state["kind"], Graph.from_dict(state["graph"]), ImageConfig(**state["config"])),
+                    state.get("weights"))
     check_finite(model, path, "Train it anew with a smaller --learning-rate")
     return model.eval()

@@ -26,11 +26,11 @@ from datasets.base import Split
 from mechanisms.augment import Augmentation
 from mechanisms.batches import epoch_of
 from mechanisms.bookkeeping import CHECKPOINT, CONFIG, WEIGHTS, Average, Log, Meter, Position, Stop
-from mechanisms.checkpoint import RunError, load, locked, save, write_json
+from mechanisms.checkpoint import RunError, load, locked, save, understanding, write_json
 from mechanisms.devices import agree, make_accelerator
 from mechanisms.noise import Noise, seeded
 from mechanisms.options import RunOptions, TrainingConfig
-from mechanisms.resuming import check_same, find_training, finished_training
+from mechanisms.resuming import BEGIN_ANEW, check_same, find_training, finished_training
 
 Criterion = Callable[[Mapping[str, float]], float]  # of a validation's means of terms; the less the better
 _REWIND = 5  # skipped updates in a row before weights go back to their average
@@ -84,8 +84,9 @@ def fit(
     total = updates_of(config, len(train), world)
     if options.resume and not options.overwrite and (state := finished_training(folder, config, total)):
         check_same(state, folder / CHECKPOINT, config, total, description)
-        model.to(device).load_state_dict(state["model"])
-        kept.load_state_dict(load(folder / WEIGHTS)["weights"])
+        with understanding(folder / CHECKPOINT, BEGIN_ANEW):
+            model.to(device).load_state_dict(state["model"])
+        take_weights(kept, folder / WEIGHTS)
         return kept.eval()
 
     with locked(folder) if rank == 0 else nullcontext():
@@ -96,11 +97,12 @@ def fit(
         noise = Noise(config.seed, device, rank, world)
         at, best, selected, good = Position(), None, {}, {}
         if resumed:
-            model.load_state_dict(resumed["model"])
-            optimizer.load_state_dict(resumed["optimizer"])
-            average.load(resumed["average"])
-            at, best, selected = Position(**resumed["position"]), resumed["best"], resumed.get("selected", {})
-            noise.restore(resumed["noise"], at.step)
+            with understanding(folder / CHECKPOINT, BEGIN_ANEW):
+                model.load_state_dict(resumed["model"])
+                optimizer.load_state_dict(resumed["optimizer"])
+                average.load(resumed["average"])
+                at, best, selected = Position(**resumed["position"]), resumed["best"], resumed.get("selected", {})
+                noise.restore(resumed["noise"], at.step)
         wrapped, optimizer = accelerator.prepare(model, optimizer)
         accelerator.wait_for_everyone()  # nobody writes before everybody has read
         if rank == 0 and not resumed:
@@ -200,8 +202,15 @@ def fit(
         print(f"stopped at step {at.step}; the same command with --resume continues", file=sys.stderr)
         raise KeyboardInterrupt
     accelerator.unwrap_model(wrapped, keep_fp32_wrapper=False)  # so that the model computes as it will when it is loaded
-    kept.load_state_dict(load(folder / WEIGHTS)["weights"])
+    take_weights(kept, folder / WEIGHTS)
     return kept.eval()
+
+
+def take_weights(module: nn.Module, path: Path) -> None:
+    """Give a module the weights of its file; raises RunError where they do not fit."""
+    state = load(path)
+    with understanding(path, BEGIN_ANEW):
+        module.load_state_dict(state["weights"])
 
 
 def make_optimizer(model: nn.Module, config: TrainingConfig, device: torch.device) -> torch.optim.Optimizer:

@@ -17,7 +17,7 @@ from dscm.evaluate import Options, main
 from dscm.evaluation import Evaluation
 from dscm.evaluation_options import EvaluationConfig
 from dscm.questions import Questions, draw_questions
-from mechanisms.checkpoint import RunError
+from mechanisms.checkpoint import RunError, save
 from mechanisms.command import run_command
 from mechanisms.runs import dataset_of
 
@@ -111,14 +111,13 @@ def test_a_diverged_checkpoint_is_refused_by_name(run, folder):
     state = torch.load(path, weights_only=True)
     name = list(state["weights"])[-1]
     state["weights"][name].view(-1)[0] = math.nan
-    torch.save(state, path)
+    save(path, state)
     with pytest.raises(RunError, match=f"mechanism.pt.*{name}"):
         main(options(run))
     assert not (run / "metrics.json").exists()
 
 
 def test_predictors_of_another_graph_are_refused(run, tmp_path):
-    from mechanisms.checkpoint import save
     from mechanisms.predictor import FOLDER, Predictors, describe
 
     graph = open_run(run, "cpu")[1].graph

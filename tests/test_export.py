@@ -92,7 +92,7 @@ def test_goes_on_where_it_stopped(export, tmp_path):
     shards = sorted(tmp_path.rglob("*.csv"))
     shards[2].unlink()  # killed before its shard was complete
     kept = shards[0].with_suffix(".pt").stat().st_mtime_ns
-    with pytest.raises(RunError, match=r"1 of 6 shards are missing.*goes on where it stopped"):
+    with pytest.raises(RunError, match=r"shard 3 of 6, is missing.*goes on where it stopped"):
         open_export(tmp_path)
     assert export().write(tmp_path) == (1, 5)
     assert same(open_export(tmp_path), before) and shards[0].with_suffix(".pt").stat().st_mtime_ns == kept
@@ -242,13 +242,26 @@ def test_damage_is_noticed_and_mended(export, tmp_path, form):
     assert export(form=form).write(tmp_path) == (1, 5) and len(open_export(tmp_path)) == 40
 
 
+@pytest.mark.parametrize("change, named", [
+    ({"folders": "thickness"}, "folders is a str"), ({"count": None}, "count is a NoneType"), ({"count": -1}, "count -1"),
+    ({"shard_size": 0}, "shard_size 0"), ({"draws": 0}, "draws 0"), ({"files": "exe"}, "files exe"), ({"shape": [1, -2, 3]}, "shape"),
+    ({"folders": ["../other"]}, "'../other'"), ({"attributes": []}, "attributes is a list"), ({"truth": "yes"}, "truth is a str"),
+    ({"split": 3}, "split is a int"), ({"count": 10**12}, "00002.csv, shard 3 of 500,000,000,000, is missing")])
+def test_a_damaged_record_is_refused(export, tmp_path, change, named):
+    export(truth=False, draws=None, count=8).write(tmp_path)
+    path = tmp_path / PROVENANCE
+    path.write_text(json.dumps({**json.loads(path.read_text()), **change}))
+    with pytest.raises(RunError, match=named):
+        open_export(tmp_path)
+
+
 def test_what_cannot_be_written_or_read_is_said(export, tmp_path):
     export(truth=False).write(tmp_path / "out")
     assert open_export(tmp_path / "out").truth is None
     with pytest.raises(RunError, match="provenance.json does not exist"):
         open_export(tmp_path)
     (tmp_path / PROVENANCE).write_text("[]")
-    with pytest.raises(RunError, match="is not the record of an export"):
+    with pytest.raises(RunError, match="provenance.json is damaged or from another version: it holds a list"):
         open_export(tmp_path)
     shard = next((tmp_path / "out").rglob("*.pt"))
     shard.write_bytes(shard.read_bytes()[:100])

@@ -25,7 +25,7 @@ from dscm.finetune import RECORD, Options, finetune
 from dscm.finetune_options import FinetuneConfig
 from dscm.metrics import Score
 from mechanisms import training
-from mechanisms.checkpoint import MetricsLog, RunError, load, read_json
+from mechanisms.checkpoint import MetricsLog, RunError, load, read_json, save
 from mechanisms.image_options import ImageConfig
 from mechanisms.images import IMAGE_MECHANISMS, build
 from mechanisms.noise import Noise
@@ -341,7 +341,7 @@ def test_existing_results_need_a_word(source, trained, tmp_path):
     with pytest.raises(RunError, match="holds no fine-tuning; choose another --into"):
         finetune(options(source, other, overwrite=True))
     state = torch.load(other / "image" / "mechanism.pt", weights_only=True)
-    torch.save({**state, "step": 1}, other / "image" / "mechanism.pt")
+    save(other / "image" / "mechanism.pt", {**state, "step": 1})
     with pytest.raises(RunError, match="has changed since: its image "):
         finetune(options(other, trained, resume=True))
     with pytest.raises(RunError, match="this one has another slack 0.0 → 0.5. Choose another --into"):
@@ -364,7 +364,7 @@ def test_predictors_of_another_graph(source, tmp_path):
     shutil.copytree(source, run)
     state = torch.load(run / "predictors" / "mechanism.pt", weights_only=True)
     next(v for v in state["graph"]["variables"] if v["name"] == "thickness")["statistics"]["mean"] += 1
-    torch.save(state, run / "predictors" / "mechanism.pt")
+    save(run / "predictors" / "mechanism.pt", state)
     with pytest.raises(RunError, match="another graph or training split"):
         finetune(options(run, tmp_path / "result"))
 

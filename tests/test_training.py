@@ -27,7 +27,7 @@ from torch import Tensor, nn
 from datasets import Split
 from datasets.errors import UserError
 from mechanisms.bookkeeping import Average, Meter, Position, Stop
-from mechanisms.checkpoint import MetricsLog, RunError, load, read_json
+from mechanisms.checkpoint import MetricsLog, RunError, load, read_json, save
 from mechanisms.command import run_command
 from mechanisms.devices import bf16_pays, make_accelerator
 from mechanisms.noise import Noise
@@ -290,7 +290,7 @@ def test_weights_that_were_not_written_in_the_end_are(tmp_path):
     """Killed between the last checkpoint and its weights."""
     weight = train(tmp_path).weight.item()
     state = load(tmp_path / "mechanism.pt")
-    torch.save({**state, "step": 36, "weights": {"weight": torch.tensor(0.0)}}, tmp_path / "mechanism.pt")
+    save(tmp_path / "mechanism.pt", {**state, "step": 36, "weights": {"weight": torch.tensor(0.0)}})
     assert train(tmp_path, options=RESUME).weight.item() == weight and load(tmp_path / "mechanism.pt")["step"] == 40
 
 
