@@ -27,7 +27,7 @@ from torch import Tensor, nn
 from datasets.base import Split
 from datasets.schema import Graph, SchemaError
 from dscm.finetune_options import FinetuneConfig
-from mechanisms.devices import make_accelerator
+from mechanisms.devices import make_accelerator, prepared
 from mechanisms.image_mechanism import ImageMechanism
 from mechanisms.noise import Noise
 from mechanisms.options import TrainingConfig
@@ -167,12 +167,9 @@ def _means(module: nn.Module, split: Split, count: int, config: TrainingConfig, 
     """Means of terms over the first ``count`` rows, as a training with this configuration on ``rows`` rows validates."""
     accelerator = make_accelerator(config.device, config.precision)
     rank, world, device = accelerator.process_index, accelerator.num_processes, accelerator.device
-    wrapped = accelerator.prepare(module.to(device).eval())
-    noise = Noise(config.seed + 1, device, rank, world)
-    size = global_batch(config, rows, world)
-    means = evaluate(wrapped, split, min(len(split), count), size, noise, accelerator)
-    accelerator.unwrap_model(wrapped, keep_fp32_wrapper=False)
-    return means
+    noise, size = Noise(config.seed + 1, device, rank, world), global_batch(config, rows, world)
+    with prepared(accelerator, module.to(device).eval()) as (wrapped,):
+        return evaluate(wrapped, split, min(len(split), count), size, noise, accelerator)
 
 
 def _everywhere(values: Tensor) -> Tensor:

@@ -12,7 +12,7 @@ import math
 import sys
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
-from contextlib import nullcontext
+from contextlib import ExitStack, nullcontext
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -27,7 +27,7 @@ from mechanisms.augment import Augmentation
 from mechanisms.batches import epoch_of
 from mechanisms.bookkeeping import CHECKPOINT, CONFIG, WEIGHTS, Average, Log, Meter, Position, Stop
 from mechanisms.checkpoint import RunError, load, locked, save, understanding, write_json
-from mechanisms.devices import agree, make_accelerator
+from mechanisms.devices import agree, make_accelerator, prepared
 from mechanisms.noise import Noise, seeded
 from mechanisms.options import RunOptions, TrainingConfig
 from mechanisms.resuming import BEGIN_ANEW, check_same, find_training, finished_training
@@ -89,7 +89,7 @@ def fit(
         take_weights(kept, folder / WEIGHTS)
         return kept.eval()
 
-    with locked(folder) if rank == 0 else nullcontext():
+    with locked(folder) if rank == 0 else nullcontext(), ExitStack() as undo:
         resumed = find_training(folder, config, total, description, options)
         model.to(device)
         optimizer = make_optimizer(model, config, device)
@@ -103,7 +103,7 @@ def fit(
                 average.load(resumed["average"])
                 at, best, selected = Position(**resumed["position"]), resumed["best"], resumed.get("selected", {})
                 noise.restore(resumed["noise"], at.step)
-        wrapped, optimizer = accelerator.prepare(model, optimizer)
+        wrapped, optimizer = undo.enter_context(prepared(accelerator, model, optimizer))
         accelerator.wait_for_everyone()  # nobody writes before everybody has read
         if rank == 0 and not resumed:
             for name in (CHECKPOINT, WEIGHTS):  # a kill before the first checkpoint must not bring the old training back
@@ -201,7 +201,6 @@ def fit(
     if interrupted:
         print(f"stopped at step {at.step}; the same command with --resume continues", file=sys.stderr)
         raise KeyboardInterrupt
-    accelerator.unwrap_model(wrapped, keep_fp32_wrapper=False)  # so that the model computes as it will when it is loaded
     take_weights(kept, folder / WEIGHTS)
     return kept.eval()
 

@@ -26,6 +26,7 @@ from dscm.finetune_options import FinetuneConfig
 from dscm.metrics import Score
 from mechanisms import training
 from mechanisms.checkpoint import MetricsLog, RunError, load, read_json, save
+from mechanisms.devices import make_accelerator, prepared
 from mechanisms.image_options import ImageConfig
 from mechanisms.images import IMAGE_MECHANISMS, build
 from mechanisms.noise import Noise
@@ -287,20 +288,55 @@ def test_the_result_says_where_it_comes_from(source, trained):
     assert not any(name.startswith(("attributes", "predictors")) for name in state) and state["bounds"].min() > 0
 
 
-def test_interrupted_and_resumed_is_uninterrupted(source, trained, tmp_path, monkeypatch, capsys):
+@pytest.fixture(scope="module")
+def trained16(source: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Like :func:`trained`, in bfloat16."""
+    into = tmp_path_factory.mktemp("finetuned16") / "result"
+    finetune(options(source, into, precision="bf16"))
+    return into
+
+
+def test_training_is_in_the_precision_that_was_asked_for(source, trained, trained16):
+    """What is measured before training is prepared too; training must not then go without its autocast."""
+    one, two = (load(folder / "image" / "checkpoint.pt")["model"] for folder in (trained, trained16))
+    assert not all(torch.equal(one[name], two[name]) for name in one)
+    dtypes = []
+
+    class Seeing(CounterfactualTraining):
+        def forward(self, batch, noise, progress=1.0):
+            dtypes.append(torch.is_autocast_enabled("cpu"))
+            return super().forward(batch, noise, progress)
+
+    dscm, dataset = open_run(source, "cpu")
+    module = Seeing(dscm.image, dscm.attributes, load_predictors(source))
+    config = options(source, Path(), precision="bf16").training
+    accelerator = make_accelerator("cpu", "bf16")
+    module.measure(dataset.split("train"), dataset.split("valid"), config)
+    batch = dataset.split("train").batch(slice(0, 4))
+    with prepared(accelerator, module) as (wrapped,):
+        wrapped(batch, Noise(0))
+    assert len(dtypes) >= 2 and all(dtypes)
+    assert not {"forward", "_is_accelerate_prepared"} & (vars(module).keys() | vars(module.image).keys())
+    module(batch, Noise(0))
+    assert dtypes[-1] is False
+
+
+@pytest.mark.parametrize("precision, stop", [("fp32", 6), ("bf16", 6), ("bf16", 1)])
+def test_interrupted_and_resumed_is_uninterrupted(source, tmp_path, monkeypatch, capsys, request, precision, stop):
+    trained = request.getfixturevalue("trained" if precision == "fp32" else "trained16")
     agree, calls = training.agree, []
 
     def interrupt(values, world, device):
         calls.append(values)
         progress, _, overdue = agree(values, world, device)
-        return progress, len(calls) > 6, overdue
+        return progress, len(calls) > stop, overdue
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(training, "agree", interrupt)
-        finetune(options(source, tmp_path / "result"))
-    assert load(tmp_path / "result" / "image" / "checkpoint.pt")["position"]["step"] == 6
+        finetune(options(source, tmp_path / "result", precision=precision))
+    assert load(tmp_path / "result" / "image" / "checkpoint.pt")["position"]["step"] == stop
     assert read_json(tmp_path / "result" / RECORD)["after"] is None
-    finetune(options(source, tmp_path / "result", resume=True))
+    finetune(options(source, tmp_path / "result", resume=True, precision=precision))
     for name in ("mechanism.pt", "checkpoint.pt"):
         left, right = (load(folder / "image" / name) for folder in (tmp_path / "result", trained))
         left, right = ((s["weights"] if "weights" in s else s["model"]) for s in (left, right))
