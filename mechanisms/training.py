@@ -35,6 +35,8 @@ from mechanisms.resuming import BEGIN_ANEW, check_same, find_training, finished_
 Criterion = Callable[[Mapping[str, float]], float]  # of a validation's means of terms; the less the better
 _REWIND = 5  # skipped updates in a row before weights go back to their average
 _MAX_SKIPPED = 50
+_LARGEST = torch.finfo(torch.float32).max ** 0.5  # of a weight whose square is finite
+MILDER = "lower --learning-rate or raise --warmup"
 
 
 def fit(
@@ -95,7 +97,7 @@ def fit(
         optimizer = make_optimizer(model, config, device)
         average = Average(model, config.ema)
         noise = Noise(config.seed, device, rank, world)
-        at, best, selected, good = Position(), None, {}, {}
+        at, best, selected, good, healthy = Position(), None, {}, {}, True
         if resumed:
             with understanding(folder / CHECKPOINT, BEGIN_ANEW):
                 model.load_state_dict(resumed["model"])
@@ -124,7 +126,7 @@ def fit(
             save(folder / WEIGHTS, {**description, "weights": weights, "step": at.step, **({"selected": selected} if rules else {})})
 
         def validate() -> None:
-            nonlocal best
+            nonlocal best, healthy
             model.eval()
             with average:
                 count, fixed = min(len(valid), config.validation_rows), Noise(config.seed + 1, device, rank, world)
@@ -133,10 +135,11 @@ def fit(
                 if (score := criterion(scores)) < at.best:
                     at.best, at.waited = score, 0
                     best = copy_state(kept) if config.keep == "best" else None
-                if math.isfinite(scores["loss"]):
+                healthy = math.isfinite(scores["loss"]) and sound(model, average)
+                if healthy:
                     good.update(step=at.step, weights=copy_state(kept))
                 for name, rule in (rules or {}).items():
-                    if name not in selected or rule(scores) < selected[name]["score"]:
+                    if name not in selected or math.isnan(selected[name]["score"]) or rule(scores) < selected[name]["score"]:
                         selected[name] = {"step": at.step, "score": rule(scores), "weights": copy_state(kept)}
             model.train()
             if log:
@@ -145,6 +148,13 @@ def fit(
                            "learning_rate": optimizer.param_groups[0]["lr"], "gradient_norm": at.norm,
                            "skipped": at.skipped, "train": meter.flush(), "valid": scores})
             bar.set_postfix(valid=f"{scores['loss']:.4g}", refresh=False)
+
+        def keep_sound() -> str:
+            """What is left of a training that diverged, in words; what came after the last sound weights may be finite and broken."""
+            if good and rank == 0 and not (folder / WEIGHTS).exists():
+                save(folder / WEIGHTS, {**description, **good, "diverged": at.step})
+                return f". Weights of step {good['step']}, the last that validation found sound, are in {folder / WEIGHTS}"
+            return ". The last checkpoint is kept" if (folder / CHECKPOINT).exists() else ". No state was sound, so none is kept"
 
         meter, saved = Meter(**resumed["meter"]) if resumed else Meter(), time.monotonic()
         began = saved - at.elapsed
@@ -169,7 +179,7 @@ def fit(
                         at.validated = due
                     if progress >= 1 or interrupted or at.gives_up(config.patience):
                         break
-                    if overdue and not at.in_a_row:  # weights that make every update fail are not worth keeping
+                    if overdue and not at.in_a_row and sound(model, average):  # others make every update fail, and are not worth keeping
                         checkpoint()
                         saved = time.monotonic()
                     batch = {name: value.to(device, non_blocking=True) for name, value in batch.items()}
@@ -185,17 +195,16 @@ def fit(
                     try:
                         update(accelerator, model, optimizer, config, at, average)
                     except RunError as error:
-                        kept_at = ". The last checkpoint is kept" if (folder / CHECKPOINT).exists() else ""
-                        if good and rank == 0 and not (folder / WEIGHTS).exists():  # what came after may be finite and broken
-                            save(folder / WEIGHTS, {**description, **good, "diverged": at.step})
-                            kept_at = f". Weights of step {good['step']}, the last that validation found sound, are in {folder / WEIGHTS}"
-                        raise RunError(f"{folder}: {error}{kept_at}") from None
+                        raise RunError(f"{folder}: {error}{keep_sound()}") from None
                     meter.add(terms)
                     at.step += 1
                     bar.update(1 if total else min(100, int(100 * progress)) - bar.n)
             if not interrupted and at.validated < config.validations and not at.gives_up(config.patience):
                 validate()
                 at.validated = config.validations
+        if not sound(model, average) or not (healthy or interrupted):
+            broken = "the loss on validation is not finite" if sound(model, average) else "weights are not finite, or not their squares"
+            raise RunError(f"{folder}: training has diverged by step {at.step}: {broken}; {MILDER}{keep_sound()}")
         checkpoint()
         accelerator.wait_for_everyone()
     if interrupted:
@@ -273,7 +282,13 @@ def update(accelerator: Accelerator, model: nn.Module, optimizer: torch.optim.Op
                     state[name].zero_()
     if at.in_a_row >= _MAX_SKIPPED:
         raise RunError(f"training diverged at step {at.step} (gradient norm {norm:g}, {at.in_a_row} updates skipped in a row); "
-                       "lower --learning-rate or raise --warmup")
+                       f"{MILDER}")
+
+
+@torch.no_grad()
+def sound(model: nn.Module, average: Average) -> bool:
+    """Whether all weights and their averages are finite, and so small that their squares are too."""
+    return all(bool((value.abs() < _LARGEST).all()) for value in (*model.parameters(), *average.values) if value.is_floating_point())
 
 
 @torch.no_grad()

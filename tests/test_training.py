@@ -6,6 +6,7 @@ already, so that each takes a fraction of a second.
 
 from __future__ import annotations
 
+import math
 import multiprocessing
 import os
 import runpy
@@ -498,8 +499,56 @@ def test_divergence_says_what_to_do_and_keeps_the_checkpoint(tmp_path):
     assert (tmp_path / "checkpoint.pt").read_bytes() == kept and "diverged" not in load(tmp_path / "mechanism.pt")
 
 
+@pytest.mark.parametrize("rate", [1e30, float("inf"), 1e19])
+@pytest.mark.parametrize("changes", [{}, {"keep": "best"}, {"patience": 2}, {"optimizer": "sgd"}, {"ema": 0.0}], ids=str)
+def test_a_training_that_has_diverged_at_its_end_fails(tmp_path, rate, changes):
+    """Fewer updates than would be skipped in a row until the loop gives up."""
+    with pytest.raises(RunError, match=f"{tmp_path}: training has diverged by step .*lower --learning-rate.*none is kept"):
+        train(tmp_path, learning_rate=rate, warmup=0, steps=30, **changes)
+    assert not (tmp_path / "checkpoint.pt").exists() and not (tmp_path / "mechanism.pt").exists()
+
+
+def test_no_checkpoint_is_written_of_weights_that_are_not_sound(tmp_path):
+    with pytest.raises(RunError, match="training has diverged by step 30.*The last checkpoint is kept"):
+        train(tmp_path, learning_rate=math.inf, warmup=0, steps=30, checkpoint_seconds=0.0)
+    state = load(tmp_path / "checkpoint.pt")
+    assert state["position"]["step"] == 0 and state["model"]["weight"] == load(tmp_path / "mechanism.pt")["weights"]["weight"] == 0
+
+
+@pytest.mark.parametrize("seconds", [0.0, 30.0])
+def test_of_a_training_that_diverges_late_the_last_sound_state_is_kept(tmp_path, seconds):
+    class Late(Toy):
+        looks = 0
+
+        def forward(self, batch, noise, progress=1.0):
+            self.looks += not self.training
+            return {"loss": super().forward(batch, noise, progress)["loss"] * (math.nan if self.looks > 9 else 1)}
+
+    with pytest.raises(RunError, match="diverged by step 40: the loss on validation is not finite"):
+        train(tmp_path, model=Late(), valid=rows(count=16), checkpoint_seconds=seconds)
+    kept = load(tmp_path / "mechanism.pt")
+    assert 0 < kept["weights"]["weight"] < 3 and (kept["step"], kept.get("diverged")) == ((39, None) if seconds == 0 else (36, 40))
+    assert (tmp_path / "checkpoint.pt").exists() == (seconds == 0)
+
+
+def test_a_resumed_training_that_diverges_keeps_its_checkpoint(tmp_path):
+    train(tmp_path)
+    kept = files(tmp_path)
+    with pytest.raises(RunError, match="diverged by step 60.*the loss on validation is not finite.*The last checkpoint is kept"):
+        train(tmp_path, options=RESUME, valid=rows(math.nan), steps=60)
+    assert all(files(tmp_path)[name] == kept[name] for name in ("checkpoint.pt", "mechanism.pt"))
+
+
+@both
+def test_a_command_that_diverges_fails(tmp_path, folder):
+    command = Command(folder, tmp_path).start("--learning-rate", "1e30", "--steps", "30")
+    assert command.end() == 2
+    assert "has diverged by step" in command.stderr and "Traceback" not in command.stderr
+    assert not (command.run / folder / "mechanism.pt").exists()
+
+
 def test_divergence_before_a_checkpoint_promises_none(tmp_path):
-    with pytest.raises(RunError, match="raise --warmup$"):
+    with pytest.raises(RunError, match="raise --warmup. No state was sound, so none is kept$"):
         train(tmp_path, train=rows(float("nan")), steps=200, validations=1)
     assert not (tmp_path / "checkpoint.pt").exists() and not (tmp_path / "mechanism.pt").exists()
 
