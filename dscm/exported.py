@@ -12,7 +12,6 @@ import hashlib
 import json
 import os
 import re
-import threading
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from datasets.atomic import sweep, temporary_beside
 from datasets.base import CausalDataset, Split, fingerprint
 from datasets.images import ImageFiles
 from datasets.schema import DISCRETE
@@ -182,6 +182,8 @@ def claim(out: Path, provenance: Mapping[str, Any]) -> None:
     """
     if out.exists() and not out.is_dir():
         raise RunError(f"--out {out} is a file; choose a folder")
+    if out.is_dir():
+        sweep(out)
     # listed before provenance is looked for: no process writes a shard before there is one
     there = [path.name for path in out.iterdir() if not path.name.startswith(".")] if out.is_dir() else []
     if not (out / PROVENANCE).exists():
@@ -202,9 +204,9 @@ def _created(path: Path, value: Any) -> bool:
     Raises:
         RunError: if it cannot be written.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.{threading.get_ident()}.tmp")
+    temporary = None
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = temporary_beside(path)
         with open(temporary, "w", encoding="utf-8") as file:
             file.write(json.dumps(value, indent=2, default=str) + "\n")
             synced(file)
@@ -214,7 +216,8 @@ def _created(path: Path, value: Any) -> bool:
     except OSError as error:
         raise RunError(f"cannot write {path}: {error}. Free some space or choose another place") from error
     finally:
-        temporary.unlink(missing_ok=True)
+        if temporary is not None:
+            temporary.unlink(missing_ok=True)
     return True
 
 

@@ -20,6 +20,7 @@ from typing import IO, Any, BinaryIO, TypeVar
 
 import torch
 
+from datasets.atomic import temporary_beside
 from datasets.errors import UserError
 
 FORMAT = 1
@@ -42,9 +43,9 @@ def replacing(path: Path) -> Iterator[Path]:
     Raises:
         RunError: if the place cannot be written or the disk is full; an earlier file is kept.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = None
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = temporary_beside(path)
         yield temporary
         os.replace(temporary, path)
     except (OSError, RuntimeError) as error:
@@ -54,8 +55,8 @@ def replacing(path: Path) -> Iterator[Path]:
         kept = "; the earlier file is kept" if path.exists() else ""
         raise RunError(f"cannot write {path}: {error}{kept}. Free some space or choose another place") from error
     finally:
-        if temporary.exists():
-            temporary.unlink()
+        if temporary is not None:
+            temporary.unlink(missing_ok=True)
 
 
 _MARK, _DIGEST = b"otherwise-sha256:", 64  # before the digest, and its length in hexadecimal letters

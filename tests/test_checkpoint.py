@@ -9,12 +9,14 @@ import pickle
 import subprocess
 import sys
 import textwrap
+import threading
 from importlib.metadata import version
 from pathlib import Path
 
 import pytest
 import torch
 
+from datasets.atomic import temporary_beside
 from mechanisms import checkpoint
 from mechanisms.checkpoint import MetricsLog, RunError, load, locked, read_json, rebuilt, save, seal, write_json
 
@@ -129,6 +131,25 @@ def test_other_checkpoints_are_refused(tmp_path, state, message):
     sealed(tmp_path / "checkpoint.pt")
     with pytest.raises(RunError, match=message):
         load(tmp_path / "checkpoint.pt", "toy")
+
+
+# ---------------------------------------------------------------------------------------------------- what dead processes leave
+def test_what_a_dead_process_has_left_goes_and_what_a_living_one_writes_stays(tmp_path):
+    dead = subprocess.Popen([sys.executable, "-c", ""])
+    dead.wait()
+    host = temporary_beside(tmp_path / "elsewhere" / "x").name.split(".")[2]
+    mine = threading.Thread(target=threading.Event().wait, daemon=True)
+    mine.start()
+    stay = [f".run.json.{host}.{os.getppid()}-1.tmp", f".run.json.{host}.{os.getpid()}-{mine.ident}.tmp", ".run.json.another.3-1.tmp",
+            ".own.tmp", "run.tmp", f".x.y.{host}.words.tmp"]
+    go = [f".run.json.{host}.{dead.pid}-1.tmp", f".a.b.c.{host}.{dead.pid}-77.tmp", f".run.json.{host}.{os.getpid()}-1.tmp"]
+    for name in (*stay, *go):
+        (tmp_path / name).write_text("half")
+    write_json(tmp_path / "config.json", {})
+    assert {path.name for path in tmp_path.iterdir()} == {*stay, "config.json", "elsewhere"}
+    (tmp_path / go[0]).write_text("half")
+    write_json(tmp_path / "config.json", {})  # a folder is looked through once: it may hold very many files
+    assert (tmp_path / go[0]).exists()
 
 
 # ---------------------------------------------------------------------------------------------------- what does not fit

@@ -6,6 +6,7 @@ import csv
 import json
 import multiprocessing
 import os
+import signal
 import subprocess
 import sys
 import threading
@@ -96,6 +97,36 @@ def test_goes_on_where_it_stopped(export, tmp_path):
         open_export(tmp_path)
     assert export().write(tmp_path) == (1, 5)
     assert same(open_export(tmp_path), before) and shards[0].with_suffix(".pt").stat().st_mtime_ns == kept
+
+
+def _killed(export, out: str, form: str, function: str, number: int) -> None:
+    """Write, and be killed at the ``number``-th call of ``os.function``, when a temporary file is there."""
+    real, calls = getattr(os, function), []
+
+    def kill(*arguments):
+        calls.append(arguments)
+        if len(calls) == number:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return real(*arguments)
+
+    setattr(os, function, kill)
+    torch.set_num_threads(1)
+    export(form=form).write(Path(out))
+
+
+@pytest.mark.parametrize("form, function, number", [("pt", "replace", 1), ("pt", "replace", 4), ("npz", "replace", 3),
+                                                    ("png", "replace", 2), ("png", "replace", 30), ("pt", "link", 1), ("pt", "unlink", 1)])
+def test_a_killed_export_leaves_no_litter_once_it_is_done(export, tmp_path, form, function, number):
+    """It has the same files with the same content as one that was not killed."""
+    export(form=form).write(tmp_path / "whole")
+    process = multiprocessing.get_context("fork").Process(target=_killed, args=(export, str(tmp_path / "out"), form, function, number))
+    process.start()
+    process.join(60)
+    assert process.exitcode == -signal.SIGKILL and len(list((tmp_path / "out").rglob(".*.tmp"))) == 1
+    export(form=form).write(tmp_path / "out")
+    whole, resumed = ({p.relative_to(out): p.is_file() and p.read_bytes() for p in out.rglob("*")} for out in (
+        tmp_path / "whole", tmp_path / "out"))
+    assert resumed.keys() == whole.keys() and (form == "npz" or resumed == whole)  # a ZIP archive of numpy tells the time
 
 
 @pytest.mark.parametrize("form", ["npz", "png"])
