@@ -62,6 +62,7 @@ def finetune(options: Options) -> dict[str, Any] | None:
     from mechanisms.bookkeeping import CHECKPOINT, WEIGHTS
     from mechanisms.checkpoint import RunError, load, read_json, write_json
     from mechanisms.devices import make_accelerator
+    from mechanisms.hooks import Hooks
     from mechanisms.images import FOLDER, describe
     from mechanisms.predictor import load_predictors
     from mechanisms.training import fit
@@ -96,8 +97,8 @@ def finetune(options: Options) -> dict[str, Any] | None:
         module.measure(train, valid, training)
     kind = load(source / FOLDER / WEIGHTS)["kind"]
     description = {**describe(kind, dscm.image), "finetuned": {**origin, **config}}
-    fit(module, train, valid, training, into / FOLDER, description, replace(options.run, run=into), kept=dscm.image,
-        criterion=module.criterion)
+    fit(module, train, valid, training, into / FOLDER, description, replace(options.run, run=into),
+        Hooks(kept=dscm.image, criterion=module.criterion))
     if not accelerator.is_main_process:
         return None
     record["after"] = _scores(dscm, dataset, questions, predictors)

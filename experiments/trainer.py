@@ -24,6 +24,7 @@ from experiments.rows import Rows, with_columns
 from experiments.selection import criteria
 from mechanisms.bookkeeping import CHECKPOINT, METRICS
 from mechanisms.checkpoint import MetricsLog, RunError, weights_fingerprint
+from mechanisms.hooks import Hooks, check_average
 from mechanisms.options import RunOptions, TrainingConfig
 from mechanisms.resuming import difference, finished_training
 from mechanisms.training import fit, updates_of
@@ -72,9 +73,8 @@ class Trainer:
                 "leave --frozen out, or take one that has pretrained weights, as --network resnet18 --weights default")
             self.rows.warn(f"--frozen with --weights none: the features of --network {network.name} are those of random weights; {mend}",
                            "frozen")
-        if ema and not network.frozen and any(True for _ in network.buffers()):
-            raise RunError(f"--ema {ema} averages weights, but not the statistics of --network {network.name}'s batch norm, which then are "
-                           "of other weights; take --ema 0")
+        if not network.frozen:
+            check_average(network, ema, f"--network {network.name}")
 
     # ------------------------------------------------------------------------------------------------ data
     @cached_property
@@ -201,7 +201,7 @@ class Trainer:
         done = not overwrite and finished_training(folder, config, total) is not None
         fit(model, train, valid, config, folder, self.describe(model, stage),
             replace(self.options, resume=self.options.resume or done, overwrite=overwrite),
-            self.augmentation(), kept=model.network, rules=criteria(valid, self.rows.sizes), restarts=model.restarts(total))
+            Hooks(model.network, rules=criteria(valid, self.rows.sizes), restarts=model.restarts(total), augment=self.augmentation()))
         self.rows.trained.add(folder)
         self._only_read &= done
         self._elsewhere += time.perf_counter() - began

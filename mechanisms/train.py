@@ -46,6 +46,7 @@ def train_image(dataset: CausalDataset, options: Options) -> ImageMechanism:
 
     from datasets.errors import UserError, valid_are
     from mechanisms.augment import augmentation
+    from mechanisms.hooks import Hooks
     from mechanisms.images import FOLDER, build, describe
     from mechanisms.runs import claim
     from mechanisms.training import fit
@@ -59,7 +60,7 @@ def train_image(dataset: CausalDataset, options: Options) -> ImageMechanism:
     claim(options.run.run, dataset, options.data)
     train, valid = dataset.split("train"), dataset.split("valid")
     return fit(model, train, valid, training, options.run.run / FOLDER, describe(options.mechanism, model), options.run,
-               augmentation(options.shift, options.flip))
+               Hooks(augment=augmentation(options.shift, options.flip)))
 
 
 def main(options: Options) -> None:

@@ -31,6 +31,7 @@ from mechanisms.bookkeeping import Average, Meter, Position, Stop
 from mechanisms.checkpoint import MetricsLog, RunError, load, read_json, save
 from mechanisms.command import run_command
 from mechanisms.devices import bf16_pays, make_accelerator
+from mechanisms.hooks import Hooks, check_average, has_statistics
 from mechanisms.noise import Noise
 from mechanisms.options import RunOptions, TrainingConfig
 from mechanisms.training import fit, update
@@ -426,7 +427,7 @@ def test_patience_outlasts_an_interruption(tmp_path, monkeypatch):
 def test_a_criterion_decides_which_weights_are_best(tmp_path):
     """Of weights on their way from 0 to 3, those are kept whose loss on rows that say 1 is nearest to a half."""
     weight = fit(Toy(), rows(), rows(1.0), replace(CONFIG, keep="best", validations=40, ema=0.5, learning_rate=0.2), tmp_path, DESCRIPTION,
-                 criterion=lambda means: abs(means["loss"] - 0.5)).weight.item()
+                 hooks=Hooks(criterion=lambda means: abs(means["loss"] - 0.5))).weight.item()
     losses = [row["valid"]["loss"] for row in MetricsLog.read(tmp_path / "metrics.jsonl")]
     assert load(tmp_path / "checkpoint.pt")["position"]["best"] == min(abs(loss - 0.5) for loss in losses)
     assert abs((weight - 1) ** 2 + 0.01 - 0.5) < 0.2
@@ -443,7 +444,7 @@ def test_a_part_of_the_model_can_be_what_is_kept(tmp_path, keep):
             return {"loss": self.inner(batch, noise)["loss"] + self.other.square()}
 
     outer = Outer()
-    kept = fit(outer, rows(), rows(), replace(CONFIG, keep=keep), tmp_path, DESCRIPTION, kept=outer.inner)
+    kept = fit(outer, rows(), rows(), replace(CONFIG, keep=keep), tmp_path, DESCRIPTION, hooks=Hooks(outer.inner))
     assert kept is outer.inner and not kept.training and kept.weight.item() > 1
     assert load(tmp_path / "mechanism.pt")["weights"] == {"weight": kept.weight}
     assert load(tmp_path / "checkpoint.pt")["model"].keys() == {"inner.weight", "other"}
@@ -676,3 +677,25 @@ def test_run_folder_belongs_to_one_data_set(uninterrupted, capsys):
         run_command(options, main, [*DATA[:2], "--option", "size=100", "--run", str(run), "--steps", "1"])
     told = capsys.readouterr().err
     assert "belongs to another graph or training split: it was begun with" in told and "size=100" in told and not (run / "image").exists()
+
+
+def test_averages_do_not_go_with_statistics_of_other_weights():
+    plain, normed = nn.Linear(2, 2), nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2))
+    assert has_statistics(normed) and not has_statistics(plain)
+    for model, ema in ((plain, 0.9), (plain, 0.0), (normed, 0.0)):
+        check_average(model, ema, "--network x")
+    with pytest.raises(UserError, match="--ema 0.9 .*--network x.*--ema 0$"):
+        check_average(normed, 0.9, "--network x")
+
+
+def test_a_training_asks_its_hooks(tmp_path):
+    seen, asked = [], []
+
+    def augment(batch, generator, rank, world):
+        asked.append((float(torch.rand(1, generator=generator)), rank, world))
+        return {**batch, "x": batch["x"] + 1}
+
+    hooks = Hooks(rules={"first": lambda means: len(seen)}, watch=seen.append, augment=augment)
+    weight = fit(Toy(), rows(), rows(), CONFIG, tmp_path, DESCRIPTION, hooks=hooks).weight.item()
+    assert len(seen) == 10 and len(set(asked)) == 40 and {a[1:] for a in asked} == {(0, 1)} and weight > 3
+    assert load(tmp_path / "mechanism.pt")["selected"]["first"]["step"] == 4

@@ -24,6 +24,7 @@ from mechanisms.experts.figures import confusion_figure, curves, grid, write
 from mechanisms.experts.metrics import IDLE_BELOW
 from mechanisms.experts.model import FOLDER, Experts, folder_of
 from mechanisms.experts.options import DEFAULT_STEPS, Options
+from mechanisms.hooks import Hooks
 from mechanisms.options import TrainingConfig
 from mechanisms.predictor import Predictors
 from mechanisms.runs import claim
@@ -63,7 +64,8 @@ def train_experts(options: Options) -> dict[str, Any]:
         torch.manual_seed(one.seed)
         model = Experts(dataset.schema.image.shape, options.config, dataset.margin)
         folder = folder_of(run, one.seed)
-        fit(Competition(model), train, valid, one, folder, model.describe(), options.run, kept=model, watch=warn_if_won)
+        fit(Competition(model), train, valid, one, folder, model.describe(), options.run,
+            Hooks(kept=model, watch=warn_if_won))
         judge = judge or classifier(run, dataset, training.device)
         if PartialState().is_main_process:
             evaluated(run, one.seed, dataset, judge)
