@@ -697,5 +697,6 @@ def test_a_training_asks_its_hooks(tmp_path):
 
     hooks = Hooks(rules={"first": lambda means: len(seen)}, watch=seen.append, augment=augment)
     weight = fit(Toy(), rows(), rows(), CONFIG, tmp_path, DESCRIPTION, hooks=hooks).weight.item()
-    assert len(seen) == 10 and len(set(asked)) == 40 and {a[1:] for a in asked} == {(0, 1)} and weight > 3
+    assert len(seen) == 10 and len(set(asked)) == 40 and {a[1:] for a in asked} == {(0, 1)}
+    assert weight > train(tmp_path / "without").weight.item()
     assert load(tmp_path / "mechanism.pt")["selected"]["first"]["step"] == 4
