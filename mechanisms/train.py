@@ -48,6 +48,7 @@ def train_image(dataset: CausalDataset, options: Options) -> ImageMechanism:
     from mechanisms.image.registry import FOLDER, build, describe
     from mechanisms.runs.folder import claim
     from mechanisms.training.augment import augmentation
+    from mechanisms.training.hooks import Hooks
     from mechanisms.training.loop import fit
 
     training = options.training.or_budget(minutes=DEFAULT_MINUTES)
@@ -59,7 +60,7 @@ def train_image(dataset: CausalDataset, options: Options) -> ImageMechanism:
     claim(options.run.run, dataset, options.data)
     train, valid = dataset.split("train"), dataset.split("valid")
     return fit(model, train, valid, training, options.run.run / FOLDER, describe(options.mechanism, model), options.run,
-               augmentation(options.shift, options.flip))
+               Hooks(augment=augmentation(options.shift, options.flip)))
 
 
 def main(options: Options) -> None:

@@ -11,7 +11,6 @@ import hashlib
 import json
 import os
 import sys
-import tempfile
 import warnings
 import zipfile
 import zlib
@@ -20,6 +19,8 @@ from functools import cache
 from pathlib import Path
 
 import numpy as np
+
+from datasets.files.atomic import temporary_beside
 
 FORMAT = 1  # raise it when the meaning of stored arrays changes; older files are then never read
 _DAMAGED = (ValueError, EOFError, KeyError, zipfile.BadZipFile, zlib.error, NotImplementedError)
@@ -73,14 +74,13 @@ def _read(path: Path) -> dict[str, np.ndarray] | None:
 def _write(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
     temporary = None
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=path.stem, suffix=".tmp", delete=False) as file:
-            temporary = file.name
+        temporary = temporary_beside(path)
+        with open(temporary, "wb") as file:
             np.savez(file, **arrays)
         os.replace(temporary, path)
     except OSError as error:
-        if temporary and os.path.exists(temporary):
-            os.unlink(temporary)
+        if temporary is not None:
+            temporary.unlink(missing_ok=True)
         _warn_unwritable(str(path.parent), str(error))
 
 

@@ -12,7 +12,7 @@ from mechanisms.image.config import ImageConfig
 from mechanisms.image.hvae import HVAE
 from mechanisms.image.latent import ImageMechanism
 from mechanisms.image.vae import VAE
-from mechanisms.runs.files import check_finite, load
+from mechanisms.runs.files import check_finite, load, rebuilt
 
 IMAGE_MECHANISMS: dict[str, type[ImageMechanism]] = {"vae": VAE, "hvae": HVAE}  # the names of image_options.MechanismName
 FOLDER = "image"
@@ -43,7 +43,7 @@ def load_image_mechanism(path: Path) -> ImageMechanism:
     state = load(path)
     if state.get("kind") not in IMAGE_MECHANISMS:
         raise UserError(f"{path} holds a {state.get('kind')!r}; image mechanisms are {', '.join(IMAGE_MECHANISMS)}")
-    model = build(state["kind"], Graph.from_dict(state["graph"]), ImageConfig(**state["config"]))
-    model.load_state_dict(state["weights"])
+    model = rebuilt(path, lambda: build(state["kind"], Graph.from_dict(state["graph"]), ImageConfig(**state["config"])),
+                    state.get("weights"))
     check_finite(model, path, "Train it anew with a smaller --learning-rate")
     return model.eval()
