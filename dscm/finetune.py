@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 RECORD, KIND = "finetune.json", "finetuning"
 COUNT = 500
+_AGAIN = "Restore a copy of it, or choose another --into"
 DEFAULTS = TrainingConfig(batch_size=32, learning_rate=1e-4, beta2=0.99, warmup=50, weight_decay=0.01, ema=0.99, keep="best")
 DEFAULT_MINUTES = 10.0
 
@@ -63,6 +64,7 @@ def finetune(options: Options) -> dict[str, Any] | None:
     from mechanisms.image.registry import FOLDER, describe
     from mechanisms.runs.files import RunError, read_json, write_json
     from mechanisms.training.devices import make_accelerator
+    from mechanisms.training.hooks import Hooks
     from mechanisms.training.loop import fit
     from mechanisms.training.state import CHECKPOINT
 
@@ -87,7 +89,7 @@ def finetune(options: Options) -> dict[str, Any] | None:
 
     module.to(accelerator.device)
     if resumes:
-        record["before"] = read_json(into / RECORD)["before"]
+        record["before"] = read_json(into / RECORD, {"before": list}, _AGAIN)["before"]
     elif accelerator.is_main_process:
         record["before"] = _scores(dscm, dataset, questions, predictors)
         write_json(into / RECORD, record)
@@ -96,8 +98,8 @@ def finetune(options: Options) -> dict[str, Any] | None:
     if not (resumes and (into / FOLDER / CHECKPOINT).exists()):  # which has the bounds
         module.measure(train, valid, training)
     description = {**describe(dscm.image), "finetuned": {**origin, **config}}
-    fit(module, train, valid, training, into / FOLDER, description, replace(options.run, run=into), kept=dscm.image,
-        criterion=module.criterion)
+    fit(module, train, valid, training, into / FOLDER, description, replace(options.run, run=into),
+        Hooks(kept=dscm.image, criterion=module.criterion))
     if not accelerator.is_main_process:
         return None
     record["after"] = _scores(dscm, dataset, questions, predictors)
@@ -143,12 +145,13 @@ def _check_target(into: Path, record: Mapping[str, Any], options: RunOptions) ->
         raise RunError(f"--into {into} is the run itself, which is left as it is; choose another folder")
     if not into.exists() or (into.is_dir() and not any(p.is_dir() or p.suffix == ".json" for p in into.iterdir())):
         return False  # nothing of a run; a log may lie there
-    if not (into / RECORD).exists() or (earlier := read_json(into / RECORD)).get("kind") != KIND:
+    if not (into / RECORD).exists() or (earlier := read_json(into / RECORD, {}, _AGAIN)).get("kind") != KIND:
         raise RunError(f"{into} already exists and holds no fine-tuning; choose another --into")
     if options.overwrite:
         return False
     if not options.resume:
         raise RunError(f"{into} already holds a fine-tuning; --resume continues it, --overwrite begins anew")
+    earlier = read_json(into / RECORD, dict.fromkeys(("origin", "config", "questions"), dict), _AGAIN)
     for part in ("origin", "config", "questions"):
         now, then = record[part], earlier[part]
         if changed := [f"{name} {then.get(name)} → {now[name]}" for name in now if now[name] != then.get(name)]:

@@ -17,6 +17,7 @@ The readings are the data set's measurement, or a predictor's where there is non
 from __future__ import annotations
 
 import hashlib
+import math
 import warnings
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
@@ -28,7 +29,7 @@ import torch
 from torch import Tensor
 
 from datasets.schema import Graph, Variable
-from mechanisms.runs.files import RunError, read_json, write_json
+from mechanisms.runs.files import RunError, damaged, read_json, write_json
 from mechanisms.training.state import WEIGHTS
 
 FILE = "calibration.json"
@@ -78,9 +79,14 @@ class Calibration:
         """
         if not (run / FILE).exists():
             return None
-        state = read_json(run / FILE)
-        if not isinstance(state, dict) or state.get("kind") != "calibration" or state.get("format") != FORMAT:
+        again = f"Remove {run / FILE}; python -m dscm.calibrate --run {run} makes it anew"
+        state = read_json(run / FILE, {"kind": str, "format": int}, again)
+        if state["kind"] != "calibration" or state["format"] != FORMAT:
             raise RunError(f"{run / FILE} is not a calibration (format {FORMAT}); python -m dscm.calibrate --run {run} writes one")
+        read_json(run / FILE, {"mechanism": str, "spread": dict, "about": dict}, again)
+        for name, spread in state["spread"].items():
+            if not isinstance(spread, dict) or not all(isinstance(s, int | float) and 0 <= s < math.inf for s in spread.values()):
+                raise damaged(run / FILE, f"the spread of {name} is not attribute → number", again)
         if state["mechanism"] != mechanism:
             warnings.warn(f"{run / FILE} is of another image mechanism than {run} holds now, so draws vary by their latents alone; "
                           f"python -m dscm.calibrate --run {run} makes it anew", stacklevel=3)

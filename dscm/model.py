@@ -20,7 +20,7 @@ from dscm.jitter import Calibration, mechanism_hash
 from mechanisms.image.base import Draw, ImageMechanism, ImageNoise
 from mechanisms.image.registry import FOLDER as IMAGE_FOLDER
 from mechanisms.image.registry import load_image_mechanism
-from mechanisms.runs.files import RunError, check_finite, load
+from mechanisms.runs.files import RunError, check_finite, load, rebuilt
 from mechanisms.runs.folder import recorded
 from mechanisms.runs.placement import check_single_precision, usable
 from mechanisms.training.noise import drawing, reproducible
@@ -136,10 +136,10 @@ class DSCM:
             if not (run / folder / WEIGHTS).exists():
                 raise RunError(f"{run} has no {folder} mechanism yet; train it first: python -m {command} --run {run}")
         state = load(run / ATTRIBUTES_FOLDER / WEIGHTS, "attributes")
-        config = state["config"]
-        attributes = AttributeSCM(Graph.from_dict(state["graph"]), AttributeConfig(config["bins"], tuple(config["hidden"])))
-        attributes.load_state_dict(state["weights"])
-        check_finite(attributes, run / ATTRIBUTES_FOLDER / WEIGHTS, "Train it anew with a smaller --learning-rate")
+        path = run / ATTRIBUTES_FOLDER / WEIGHTS
+        attributes = rebuilt(path, lambda: AttributeSCM(Graph.from_dict(state["graph"]), AttributeConfig(
+            state["config"]["bins"], tuple(state["config"]["hidden"]))), state.get("weights"))
+        check_finite(attributes, path, "Train it anew with a smaller --learning-rate")
         image = load_image_mechanism(run / IMAGE_FOLDER / WEIGHTS)
         return cls(attributes, image, Calibration.load(run, mechanism_hash(run / IMAGE_FOLDER))).to(device)
 

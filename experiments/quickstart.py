@@ -205,7 +205,7 @@ def compose(dataset: CausalDataset, options: Options, figures: dict[str, Path], 
     labels = [label for label, _ in interventions]
     example = {name: float(value) for _, do in interventions for name, value in do.items() if not callable(value)}
     asked = asdict(options)
-    configs = {name: read_json(options.folder / name / CONFIG) for name in MECHANISMS}
+    configs = {name: read_json(options.folder / name / CONFIG, {"training": dict, "config": dict}) for name in MECHANISMS}
     memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)  # KiB on Linux
     settings = {
         "This run": {**asked.pop("data"), **asked, "it took": f"{minutes:.1f} minutes", "largest memory": f"{memory / 2**30:.2f} GiB",

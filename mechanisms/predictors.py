@@ -57,6 +57,7 @@ def train_predictors(dataset: CausalDataset, options: Options) -> Predictors:
     from mechanisms.runs.fitting import fitting
     from mechanisms.runs.folder import claim
     from mechanisms.training.augment import augmentation
+    from mechanisms.training.hooks import Hooks
     from mechanisms.training.loop import fit
 
     training = options.training.or_budget(steps=DEFAULT_STEPS)
@@ -71,8 +72,9 @@ def train_predictors(dataset: CausalDataset, options: Options) -> Predictors:
     both = {name: joined(dataset.split(name), made.split, training.seed) for name, made in independent.items() if name != "test"}
     description = {**describe(model), "data": {"renderings": options.renderings, "shift": options.shift}}
     folder = options.run.run / FOLDER
-    model = fit(model, both["train"], both["valid"], training, folder, description, options.run, augmentation(options.shift),
-                criterion=lambda means: sum(means[term_of(name)] for name in model.names))  # the likelihood; the loss is a weighted one
+    model = fit(model, both["train"], both["valid"], training, folder, description, options.run, Hooks(
+        augment=augmentation(options.shift),
+        criterion=lambda means: sum(means[term_of(name)] for name in model.names)))  # the likelihood; the loss is a weighted one
     if PartialState().is_main_process:
         results = score(model, dataset.split("test"), independent["test"])
         write_json(folder / TEST, results)

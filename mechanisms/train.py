@@ -50,6 +50,7 @@ def train_image(dataset: CausalDataset, options: Options) -> ImageMechanism:
     from mechanisms.runs.fitting import fitting
     from mechanisms.runs.folder import claim
     from mechanisms.training.augment import augmentation
+    from mechanisms.training.hooks import Hooks
     from mechanisms.training.loop import fit
 
     training = options.training.or_budget(minutes=DEFAULT_MINUTES)
@@ -63,7 +64,7 @@ def train_image(dataset: CausalDataset, options: Options) -> ImageMechanism:
     claim(options.run.run, dataset, options.data)
     train, valid = dataset.split("train"), dataset.split("valid")
     return fit(model, train, valid, training, options.run.run / FOLDER, describe(model), options.run,
-               augmentation(options.shift, options.flip))
+               Hooks(augment=augmentation(options.shift, options.flip)))
 
 
 def main(options: Options) -> None:

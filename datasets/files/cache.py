@@ -13,7 +13,6 @@ import json
 import os
 import stat
 import sys
-import tempfile
 import warnings
 import zipfile
 import zlib
@@ -22,6 +21,8 @@ from functools import cache
 from pathlib import Path
 
 import numpy as np
+
+from datasets.files.atomic import temporary_beside
 
 FORMAT = 2  # raise it when the meaning of stored arrays changes; older files are then never read
 _HASH = "sha256"  # the entry's own array beside the stored ones
@@ -92,13 +93,13 @@ def _write(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
     temporary = None
     try:
         _make_private(path.parent)
-        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=path.stem, suffix=".tmp", delete=False) as file:
-            temporary = file.name
+        temporary = temporary_beside(path)
+        with open(temporary, "wb") as file:
             np.savez(file, **arrays, **{_HASH: np.array(_hash(path, arrays))})
         os.replace(temporary, path)
     except OSError as error:
-        if temporary and os.path.exists(temporary):
-            os.unlink(temporary)
+        if temporary is not None:
+            temporary.unlink(missing_ok=True)
         _warn_unwritable(str(path.parent), str(error))
 
 

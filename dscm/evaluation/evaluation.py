@@ -73,11 +73,11 @@ class Evaluation:
         Raises:
             RunError: for a file that is missing, damaged or no evaluation.
         """
-        state = read_json(path)
-        if not isinstance(state, dict) or state.get("kind") != KIND or state.get("format") != FORMAT:
+        again = "Make it again: python -m dscm.evaluate"
+        state = read_json(path, {}, again)
+        if state.get("kind") != KIND or state.get("format") != FORMAT:
             raise RunError(f"{path} is no evaluation of format {FORMAT}; make it again: python -m dscm.evaluate")
-        if absent := [key for key in (*_KEYS, "scores", "missing") if key not in state]:
-            raise RunError(f"{path} lacks {', '.join(absent)}; make it again: python -m dscm.evaluate")
+        read_json(path, {**dict.fromkeys(_KEYS, object), "scores": list, "missing": dict}, again)
         scores = tuple(Score.from_dict(score, f"{path}, score {k}") for k, score in enumerate(state["scores"]))
         return cls(scores, state["missing"], {key: state[key] for key in _KEYS})
 

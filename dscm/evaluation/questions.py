@@ -15,7 +15,7 @@ from torch import Tensor
 
 from datasets.base import CausalDataset, fingerprint
 from datasets.schema import SchemaError, Variable
-from mechanisms.runs.files import RunError, read_json, write_json
+from mechanisms.runs.files import RunError, damaged, read_json, understanding, write_json
 from mechanisms.training.noise import seeded
 
 FORMAT = 1
@@ -82,17 +82,18 @@ class Questions:
                 another split than ``split``, or of other images.
             SchemaError: for variables or values that the graph does not have.
         """
-        state = read_json(path)
-        if not isinstance(state, dict) or state.get("kind") != "interventions" or state.get("format") != FORMAT:
+        again = "Draw new interventions into another file"
+        state = read_json(path, {}, again)
+        if state.get("kind") != "interventions" or state.get("format") != FORMAT:
             raise RunError(f"{path} is not a file of interventions (format {FORMAT}); dscm.evaluate --interventions FILE writes one")
-        if absent := [key for key in ("dataset", "split", "seed", "fingerprint", "index", "interventions") if key not in state]:
-            raise RunError(f"{path} lacks {', '.join(absent)}: it is damaged. Draw new interventions into another file")
+        read_json(path, {"dataset": str, "split": str, "seed": int, "fingerprint": str, "index": list, "interventions": list}, again)
         if state["dataset"] != dataset.title:
             raise RunError(f"{path} asks about {state['dataset']}, not about {dataset.title}; choose another file")
         if split is not None and state["split"] != split:
             raise RunError(f"{path} asks about the {state['split']} split, not the {split} split; choose another file or --split")
         rows = dataset.split(state["split"])
-        index = torch.tensor(state["index"], dtype=torch.long)
+        with understanding(path, again):
+            index = torch.tensor(state["index"], dtype=torch.long).view(len(state["index"]))
         if not len(index) or int(index.min()) < 0 or int(index.max()) >= len(rows):
             raise RunError(f"{path} asks about rows that the {state['split']} split of {dataset.title} (it has {len(rows)}) does not have")
         if fingerprint(rows, index) != state["fingerprint"]:
@@ -100,8 +101,8 @@ class Questions:
                            "renderings, folder) have changed since. Draw new interventions into another file")
         questions = []
         for asked in state["interventions"]:
-            if not isinstance(asked, dict) or not {"variable", "values"} <= asked.keys():
-                raise RunError(f"{path} holds an intervention without variable or values: it is damaged. Draw new ones into another file")
+            if not isinstance(asked, dict) or not isinstance(asked.get("variable"), str) or not isinstance(asked.get("values"), list):
+                raise damaged(path, "it holds an intervention without variable or values", again)
             variable = dataset.schema[asked["variable"]]
             questions.append(Question(variable.name, index, variable.check(asked["values"], str(path))))
             if len(questions[-1].values) != len(index):

@@ -14,16 +14,17 @@ import math
 import os
 import re
 import shutil
-import threading
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath, PureWindowsPath
+from types import NoneType
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from datasets.base import CausalDataset, Split, fingerprint
+from datasets.files.atomic import sweep, temporary_beside
 from datasets.files.images import ImageFiles
 from datasets.memory import size_of
 from datasets.schema import DISCRETE
@@ -44,7 +45,7 @@ from dscm.exports.files import (
     shards,
     synced,
 )
-from mechanisms.runs.files import RunError, read_json, replacing, versions, weights_fingerprint
+from mechanisms.runs.files import RunError, damaged, read_json, replacing, versions, weights_fingerprint
 from mechanisms.training.noise import seeded
 
 if TYPE_CHECKING:
@@ -52,6 +53,7 @@ if TYPE_CHECKING:
 
 PROVENANCE, FORMAT = "provenance.json", 3
 _LONGEST = 80  # characters of a folder's name: file systems take 255 bytes
+_AGAIN = "Restore a copy of it, or remove the folder and give its dscm.export command again"
 _BLOCK = 64  # rows that share a stream of noise, whatever the shards and processes
 _MAY_DIFFER = ("versions",)
 
@@ -221,6 +223,8 @@ def claim(out: Path, provenance: Mapping[str, Any]) -> None:
     """
     if out.exists() and not out.is_dir():
         raise RunError(f"--out {out} is a file; choose a folder")
+    if out.is_dir():
+        sweep(out)
     # listed before provenance is looked for: no process writes a shard before there is one
     there = [path.name for path in out.iterdir() if not _passing(path.name)] if out.is_dir() else []
     if not (out / PROVENANCE).exists():
@@ -229,8 +233,7 @@ def claim(out: Path, provenance: Mapping[str, Any]) -> None:
             raise RunError(f"--out {out} is not empty ({named}) and has no {PROVENANCE}; nothing was touched. Choose an empty folder")
         if _created(out / PROVENANCE, provenance):
             return
-    found = read_json(out / PROVENANCE)
-    found = found if isinstance(found, dict) else {}
+    found = read_json(out / PROVENANCE, {}, _AGAIN)
     if changed := [key for key in provenance if key not in _MAY_DIFFER and found.get(key) != provenance[key]]:
         told = "; ".join(f"{key}: {_short(found.get(key))} there, {_short(provenance[key])} asked for" for key in changed)
         raise RunError(f"--out {out} holds images of other provenance ({told}); nothing was touched. Choose another folder")
@@ -250,9 +253,9 @@ def _created(path: Path, value: Any) -> bool:
     Raises:
         RunError: if it cannot be written.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.{threading.get_ident()}.tmp")
+    temporary = None
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = temporary_beside(path)
         with open(temporary, "w", encoding="utf-8") as file:
             file.write(json.dumps(value, indent=2, default=str) + "\n")
             synced(file)
@@ -262,7 +265,8 @@ def _created(path: Path, value: Any) -> bool:
     except OSError as error:
         raise RunError(f"cannot write {path}: {error}. Free some space or choose another place") from error
     finally:
-        temporary.unlink(missing_ok=True)
+        if temporary is not None:
+            temporary.unlink(missing_ok=True)
     return True
 
 
@@ -298,6 +302,20 @@ class Exported(Split):
     provenance: Mapping[str, Any] = field(default_factory=dict)
 
 
+def _checked(path: Path, about: dict[str, Any]) -> dict[str, Any]:
+    """The record of an export; raises RunError for one that cannot be what :meth:`Export.provenance` told."""
+    read_json(path, {"folders": list, "count": int, "shard_size": int, "draws": (int, NoneType), "truth": bool, "attributes": dict,
+                     "files": str, "shape": list, "split": str}, _AGAIN)
+    wrong = [f"{name} {about[name]}" for name in ("count", "shard_size") if about[name] < 1]
+    wrong += [f"draws {about['draws']}"] if about["draws"] is not None and about["draws"] < 1 else []
+    wrong += [f"files {about['files']}"] if about["files"] not in WRITERS else []
+    wrong += [f"folder {name!r}" for name in about["folders"] if not isinstance(name, str) or Path(name).name != name]
+    wrong += [f"shape {about['shape']}"] if len(about["shape"]) != 3 or not all(type(n) is int and n > 0 for n in about["shape"]) else []
+    if wrong:
+        raise damaged(path, f"there is no export of {', '.join(wrong)}", _AGAIN)
+    return about
+
+
 def open_export(out: Path | str) -> Exported:
     """What :meth:`Export.write` wrote; PNGs are read one by one as they are asked for.
 
@@ -305,16 +323,17 @@ def open_export(out: Path | str) -> Exported:
         RunError: for a folder that holds no export, one that is not complete, or a damaged file.
     """
     out = Path(out)
-    about = read_json(out / PROVENANCE)
-    if not isinstance(about, dict) or about.get("kind") != KIND or about.get("format") != FORMAT:
+    about = read_json(out / PROVENANCE, {}, _AGAIN)
+    if about.get("kind") != KIND or about.get("format") != FORMAT:
         raise RunError(f"{out / PROVENANCE} is not the record of an export (format {FORMAT}); python -m dscm.export --out {out} writes one")
-    wanted = len(about["folders"]) * -(-about["count"] // about["shard_size"])
-    present = sum(len(list((out / folder).glob("*.csv"))) for folder in about["folders"])
-    first = next((shard for shard in shards(out, about["folders"], about["count"], about["shard_size"]) if not shard.complete), None)
-    if first is not None:  # which is found after as many steps as there are shards, however many the record promises
-        raise RunError(f"{out} is not complete: {wanted - present} of {wanted} shards are missing, {first.csv} first. The same "
-                       "dscm.export command goes on where it stopped")
-    parts = list(shards(out, about["folders"], about["count"], about["shard_size"]))
+    about = _checked(out / PROVENANCE, about)
+    parts = []
+    for shard in shards(out, about["folders"], about["count"], about["shard_size"]):
+        if not shard.complete:  # at once, since a damaged record may ask for any number of them
+            due = len(about["folders"]) * -(-about["count"] // about["shard_size"])
+            raise RunError(f"{out} is not complete: {shard.csv}, shard {len(parts) + 1:,} of {due:,}, is missing. The same dscm.export "
+                           "command goes on where it stopped")
+        parts.append(shard)
     each, header = about["draws"] or 1, [*COLUMNS, *about["attributes"]]
     read = [(shard, read_table(shard, header, len(shard.rows) * each)) for shard in parts]
     lines = [line for _, table in read for line in table]

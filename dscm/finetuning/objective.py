@@ -31,7 +31,7 @@ from dscm.finetuning.config import FinetuneConfig
 from mechanisms.anticausal.model import Predictors
 from mechanisms.image.base import ImageMechanism
 from mechanisms.training.config import TrainingConfig
-from mechanisms.training.devices import make_accelerator
+from mechanisms.training.devices import make_accelerator, prepared
 from mechanisms.training.loop import evaluate, global_batch
 from mechanisms.training.noise import Noise
 from pgm.scm import AttributeSCM
@@ -168,12 +168,9 @@ def _means(module: nn.Module, split: Split, count: int, config: TrainingConfig, 
     """Means of terms over the first ``count`` rows, as a training with this configuration on ``rows`` rows validates."""
     accelerator = make_accelerator(config.device, config.precision)
     rank, world, device = accelerator.process_index, accelerator.num_processes, accelerator.device
-    wrapped = accelerator.prepare(module.to(device).eval())
-    noise = Noise(config.seed + 1, device, rank, world)
-    size = global_batch(config, rows, world)
-    means = evaluate(wrapped, split, min(len(split), count), size, noise, accelerator)
-    accelerator.unwrap_model(wrapped, keep_fp32_wrapper=False)
-    return means
+    noise, size = Noise(config.seed + 1, device, rank, world), global_batch(config, rows, world)
+    with prepared(accelerator, module.to(device).eval()) as (wrapped,):
+        return evaluate(wrapped, split, min(len(split), count), size, noise, accelerator)
 
 
 def _everywhere(values: Tensor) -> Tensor:

@@ -89,7 +89,7 @@ def claim_study(options: Options, dataset: CausalDataset) -> None:
            **{f"mechanism, {key}": value for key, value in asdict(options.config).items()}}
     path = options.run / RECORD
     if path.exists() and not options.overwrite:
-        then = read_json(path)
+        then = read_json(path, {}, "Choose another --run, or --overwrite")
         if changed := [f"{key} {then[key]} → {value}" for key, value in now.items() if key in then and then[key] != value]:
             raise RunError(f"{options.run} holds a comparison under other conditions ({'; '.join(changed)}), whose figures do not belong "
                            "into one table with these; choose another --run, or --overwrite")
@@ -235,7 +235,7 @@ def _seed_of(path: Path) -> int:
 
 
 def _training(folder: Path) -> Trained:
-    last = MetricsLog.read(folder / METRICS)[-1]
+    last = MetricsLog.last(folder / METRICS)
     return Trained(last["step"], last["seconds"], sum(w.numel() for w in load(folder / WEIGHTS)["weights"].values()))
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -25,7 +26,7 @@ from experiments.networks.base import evaluating
 from experiments.networks.own import PROGRAM, open_own
 from experiments.networks.registry import rebuild
 from experiments.training.store import Trained, check_base, folder_of, is_finished, list_trained, load_trained, trained_task
-from mechanisms.runs.files import RunError, load
+from mechanisms.runs.files import RunError, load, rebuilt
 from mechanisms.training.devices import find_device
 from mechanisms.training.noise import seeded
 from mechanisms.training.state import WEIGHTS
@@ -125,8 +126,7 @@ def _masks(options: Options, trained: Trained, before: nn.Module, images: Split)
     networks = [before]
     for number in range(1, settings.iterations):
         state = load(folder / stage_name(number) / WEIGHTS, "classifier")
-        network = rebuild(state)
-        network.load_state_dict(state["weights"])
+        network = rebuilt(folder / stage_name(number) / WEIGHTS, partial(rebuild, state), state.get("weights"))
         networks.append(network.to(next(before.parameters()).device).eval())
     if options.split == "train" and not options.shift:
         if (used := load_masks(folder / f"masks-{settings.iterations}.pt")) is None:

@@ -191,7 +191,7 @@ def training(curves: Iterable[Path], folders: Iterable[Path]) -> Section:
     """How far each training got, and how it went there."""
     rows = []
     for folder in folders:
-        last = MetricsLog.read(folder / METRICS)[-1]
+        last = MetricsLog.last(folder / METRICS)
         rows.append((folder.name, f"{last['step']:,}", f"{last['epoch']:.1f}", f"{last['seconds'] / 60:.1f}",
                      f"{last['valid']['loss']:.4g}"))
     return Section("Training", (

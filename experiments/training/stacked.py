@@ -31,6 +31,7 @@ from experiments.training.store import forget
 from experiments.training.trainer import Trainer
 from mechanisms.runs.files import MetricsLog, load, locked, save, write_json
 from mechanisms.training.devices import find_device
+from mechanisms.training.hooks import Hooks, has_statistics
 from mechanisms.training.loop import fit
 from mechanisms.training.noise import Noise
 from mechanisms.training.resume import finished_training
@@ -80,7 +81,7 @@ def can_stack(trainer: Trainer) -> bool:
     if not trainer.plan.kind.stackable_with(trainer.settings):
         return False
     config, network = trainer.config, trainer.network()
-    alike = bool(network.pretrained) if trainer.reads_features else not any(True for _ in network.buffers())
+    alike = bool(network.pretrained) if trainer.reads_features else not has_statistics(network)
     return (alike and PartialState().num_processes == 1 and trainer.augmentation() is None
             and config.minutes is None and config.patience is None and min(config.clip, config.skip) >= NEVER and trainer.train.in_memory
             and (trainer.overwrites(trainer.folder) or not (trainer.folder / CHECKPOINT).exists()))
@@ -114,8 +115,8 @@ def learn_stacked(trainers: Sequence[Trainer]) -> list[int]:
     stacked = Stacked(models, seeds)
     for one in together:
         forget(one.options.run, one.plan.kind.name, one.seed)
-    fit(stacked, first.train, first.valid, config, folder, {**first.describe(models[0]), "seeds": seeds}, options, rules=rules,
-        restarts=models[0].restarts(), seeds=seeds)
+    fit(stacked, first.train, first.valid, config, folder, {**first.describe(models[0]), "seeds": seeds}, options,
+        Hooks(rules=rules, restarts=models[0].restarts(), seeds=seeds))
     for k, (one, model) in enumerate(zip(together, models, strict=True)):
         _take_out(k, one, model, len(seeds), folder)
         one.rows.trained.add(one.folder)

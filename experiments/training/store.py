@@ -17,12 +17,13 @@ from datasets.task import Task, task_of
 from experiments.networks.base import Network, at_once
 from experiments.networks.registry import rebuild
 from experiments.training.rules import RULES
-from mechanisms.runs.files import MetricsLog, RunError, check_finite, load, replacing, waiting, weights_fingerprint
+from mechanisms.runs.files import MetricsLog, RunError, check_finite, load, rebuilt, replacing, waiting, weights_fingerprint
 from mechanisms.runs.folder import dataset_of
 from mechanisms.training.state import WEIGHTS
 
 FOLDER = "classifiers"
 RESULTS, LOCK = "results.jsonl", ".results.lock"
+_ROW = {"algorithm": str, "seed": int, "steps": int, "seconds": (int, float), "rows": int, "majority": (int, float), "rules": dict}
 
 
 @dataclass(frozen=True)
@@ -122,9 +123,9 @@ def load_trained(run: Path, algorithm: str, seed: int, rule: str = "last", devic
     if rule not in kept:
         raise RunError(f"{path} has no weights by the rule {rule!r}, only by {', '.join(kept)}: its data set has no named shift with true "
                        "images on validation")
-    network = rebuild(state)
-    network.load_state_dict(kept[rule]["weights"])
-    check_finite(network, path, f"Train it again: {_train(run, algorithm)} --overwrite")
+    again = f"Train it again: {_train(run, algorithm)} --overwrite"
+    network = rebuilt(path, lambda: rebuild(state), kept[rule].get("weights"), again)
+    check_finite(network, path, again)
     return Trained(algorithm, seed, rule, network.eval().requires_grad_(False).to(device), kept[rule]["step"],
                    {name: value for name, value in state.items() if name not in ("weights", "selected")})
 
@@ -139,7 +140,7 @@ def check_base(run: Path, trained: Trained, base: Trained) -> None:
 
 def results(run: Path) -> list[dict[str, Any]]:
     """Rows of ``results.jsonl``, one for each finished ``(algorithm, seed)``; see :func:`experiments.train.train_classifiers`."""
-    return MetricsLog.read(Path(run) / FOLDER / RESULTS)
+    return MetricsLog.read(Path(run) / FOLDER / RESULTS, _ROW)
 
 
 def record(run: Path, row: Mapping[str, Any]) -> None:

@@ -34,6 +34,7 @@ from experiments.training.selection import criteria
 from experiments.training.store import folder_of, forget, record
 from mechanisms.runs.files import RunError, weights_fingerprint
 from mechanisms.training.config import RunOptions, TrainingConfig
+from mechanisms.training.hooks import Hooks, check_average
 from mechanisms.training.loop import fit, updates_of
 from mechanisms.training.resume import difference, finished_training
 from mechanisms.training.state import CHECKPOINT
@@ -83,9 +84,8 @@ class Trainer:
                 "leave --frozen out, or take one that has pretrained weights, as --network resnet18 --weights default")
             self.rows.warn(f"--frozen with --weights none: the features of --network {network.name} are those of random weights; {mend}",
                            "frozen")
-        if ema and not network.frozen and any(True for _ in network.buffers()):
-            raise RunError(f"--ema {ema} averages weights, but not the statistics of --network {network.name}'s batch norm, which then are "
-                           "of other weights; take --ema 0")
+        if not network.frozen:
+            check_average(network, ema, f"--network {network.name}")
 
     # ------------------------------------------------------------------------------------------------ data
     @cached_property
@@ -216,11 +216,11 @@ class Trainer:
         done = not overwrite and finished_training(folder, config, total) is not None
         fit(model, train, valid, config, folder, self.describe(model, stage),
             replace(self.options, resume=self.options.resume or done, overwrite=overwrite),
-            self.augmentation(), kept=model.network, rules=criteria(valid, self.rows.sizes), restarts=model.restarts())
+            Hooks(model.network, rules=criteria(valid, self.rows.sizes), restarts=model.restarts(), augment=self.augmentation()))
         self.rows.trained.add(folder)
         self._only_read &= done
         self._elsewhere += time.perf_counter() - began
-        self.seconds += MetricsLog.read(folder / METRICS)[-1]["seconds"]
+        self.seconds += MetricsLog.last(folder / METRICS)["seconds"]
         return model.eval()
 
     def augmentation(self) -> GeometricTransform | None:

@@ -22,8 +22,8 @@ from datasets.schema import Graph, SchemaError, Variable
 from mechanisms.anticausal.config import PredictorConfig
 from mechanisms.base import term_of
 from mechanisms.image.likelihood import soft_bound
-from mechanisms.runs.files import RunError, check_finite, load
-from mechanisms.runs.folder import recorded
+from mechanisms.runs.files import RunError, check_finite, load, rebuilt, understanding
+from mechanisms.runs.folder import graph_of
 from mechanisms.training.noise import Noise
 from mechanisms.training.state import WEIGHTS
 
@@ -202,15 +202,15 @@ def load_predictors(run: Path, device: str | torch.device = "cpu") -> Predictors
         RunError: for a folder without predictors, a damaged file, broken weights, or predictors of another graph.
     """
     run = Path(run)
-    record, path, again = recorded(run), run / FOLDER / WEIGHTS, f"python -m mechanisms.predictors --run {run}"
+    theirs, path, again = graph_of(run), run / FOLDER / WEIGHTS, f"python -m mechanisms.predictors --run {run}"
     if not path.exists():
         raise RunError(f"{run} has no predictors yet; train them first: {again}, with the same data set")
     state = load(path, FOLDER)
-    graph = Graph.from_dict(state["graph"])
-    if difference := graph.difference(Graph.from_dict(record["graph"])):
+    with understanding(path):
+        graph, config = Graph.from_dict(state["graph"]), PredictorConfig(**state["config"])
+    if difference := graph.difference(theirs):
         raise RunError(f"the predictors in {path} are of another graph or training split than {run} ({difference}); "
                        f"train them again: {again} --overwrite")
-    model = Predictors(graph, PredictorConfig(**state["config"]))
-    model.load_state_dict(state["weights"])
+    model = rebuilt(path, lambda: Predictors(graph, config), state.get("weights"))
     check_finite(model, path, f"Train the predictors again: {again} --overwrite")
     return model.eval().requires_grad_(False).to(device)

@@ -66,11 +66,11 @@ def apply(run: Path, folder: Path, out: Path, seed: int | None = None, device: s
 def _undoes(run: Path, seed: int) -> dict[str, str]:
     """expert → mechanism that it has found; warns where the training has not ended."""
     folder = folder_of(run, seed)
-    step, asked = load(folder / WEIGHTS, FOLDER)["step"], read_json(folder / CONFIG)["training"]["steps"]
+    step, asked = load(folder / WEIGHTS, FOLDER)["step"], read_json(folder / CONFIG, {"training": dict})["training"].get("steps")
     if asked and step < asked:
         warnings.warn(f"the experts of {folder} were stopped after {step:,} of {asked:,} updates; train them to the end with --resume",
                       stacklevel=2)
-    return read_json(folder / RESULT).get("found", {}) if (folder / RESULT).exists() else {}
+    return read_json(folder / RESULT, {}).get("found", {}) if (folder / RESULT).exists() else {}
 
 
 def _brought(paths: list[Path], model: Experts, run: Path) -> Tensor:

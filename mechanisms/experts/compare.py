@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -17,6 +18,7 @@ from mechanisms.training.state import CONFIG
 
 RESULT = "result.json"
 _ASIDE = ("seed", "device", "workers", "checkpoint_seconds")  # of a training: what does not tell two runs apart
+_RESULT = {"figures": dict, "usage": list, "seconds": (int, float)}  # what is read of it
 _OF = {"width": "residual", "reach": "residual", "latent": "vae", "beta": "vae"}  # what only one kind of expert heeds
 _COLUMNS = {"purity": "{:.3f}", "hungarian": "{:.3f}", "error_restored": "{:.1f}", "accuracy_restored": "{:.3f}"}
 
@@ -24,7 +26,11 @@ _COLUMNS = {"purity": "{:.3f}", "hungarian": "{:.3f}", "error_restored": "{:.1f}
 def results_of(run: Path, seeds: Sequence[int]) -> dict[int, dict[str, Any]]:
     """Seed → what its ``result.json`` holds, of those of these seeds that were evaluated."""
     found = {seed: folder_of(run, seed) / RESULT for seed in seeds}
-    return {seed: read_json(path) for seed, path in found.items() if path.exists()}
+    return {seed: read_json(path, _RESULT, _again(run)) for seed, path in found.items() if path.exists()}
+
+
+def _again(run: Path) -> str:
+    return f"Remove it; python -m mechanisms.experts --run {shlex.quote(str(run))} --resume, with the same flags, makes it anew"
 
 
 def alike(run: Path, seed: int) -> list[int]:
@@ -35,7 +41,7 @@ def alike(run: Path, seed: int) -> list[int]:
 
 def settings_of(run: Path, seed: int) -> dict[str, Any]:
     """What a training was asked for, flag → value, but for what makes no difference between two runs."""
-    stored = read_json(folder_of(run, seed) / CONFIG)
+    stored = read_json(folder_of(run, seed) / CONFIG, {"training": dict, "config": dict}, _again(run))
     return {name: value for name, value in {**stored["training"], **stored["config"]}.items() if name not in _ASIDE}
 
 

@@ -15,7 +15,7 @@ from torch.func import functional_call, stack_module_state
 from datasets.errors import UserError
 from mechanisms.experts.networks import EXPERTS, Discriminator, Shape, check_shape
 from mechanisms.experts.options import ExpertsConfig
-from mechanisms.runs.files import RunError, check_finite, load
+from mechanisms.runs.files import RunError, check_finite, load, rebuilt
 from mechanisms.training.state import WEIGHTS
 
 FOLDER = "experts"
@@ -115,8 +115,8 @@ class Experts(nn.Module):
             raise RunError(f"{run} has no experts of seed {seed}, but of {', '.join(map(str, seeds))}; name one of these")
         path = folder_of(Path(run), seed) / WEIGHTS
         state = load(path, FOLDER)
-        model = cls(tuple(state["shape"]), ExpertsConfig(**state["config"]), state.get("margin", 0))
-        model.load_state_dict(state["weights"])
+        model = rebuilt(path, lambda: cls(tuple(state["shape"]), ExpertsConfig(**state["config"]), state.get("margin", 0)),
+                        state.get("weights"))
         check_finite(model, path, "Train them again with a smaller --learning-rate or a larger --penalty")
         return model.eval().requires_grad_(False).to(device)
 

@@ -28,6 +28,7 @@ from mechanisms.runs.files import MetricsLog, read_json, replacing, write_json
 from mechanisms.runs.fitting import fitting
 from mechanisms.runs.folder import claim
 from mechanisms.training.config import TrainingConfig
+from mechanisms.training.hooks import Hooks
 from mechanisms.training.loop import fit
 from mechanisms.training.state import CONFIG, METRICS
 
@@ -65,7 +66,8 @@ def train_experts(options: Options) -> dict[str, Any]:
         with fitting(f"--experts {options.config.experts} --expert {options.config.expert}"):
             model = Experts(dataset.schema.image.shape, options.config, dataset.margin)
         folder = folder_of(run, one.seed)
-        fit(Competition(model), train, valid, one, folder, model.describe(), options.run, kept=model, watch=warn_if_won)
+        fit(Competition(model), train, valid, one, folder, model.describe(), options.run,
+            Hooks(kept=model, watch=warn_if_won))
         judge = judge or classifier(run, dataset, training.device)
         if PartialState().is_main_process:
             evaluated(run, one.seed, dataset, judge)
@@ -104,8 +106,8 @@ def _budget(options: Options) -> TrainingConfig:
     """The training with a budget: the one given, or that of the training that is resumed, or the usual one."""
     given, path = options.training, folder_of(options.run.run, options.training.seed) / CONFIG
     if options.run.resume and path.exists() and not (given.steps or given.epochs or given.minutes):
-        begun = read_json(path)["training"]
-        return replace(given, **{name: begun[name] for name in ("steps", "epochs", "minutes")})
+        begun = read_json(path, {"training": dict}, "Give a budget: --steps")["training"]
+        return replace(given, **{name: begun.get(name) for name in ("steps", "epochs", "minutes")})
     return given.or_budget(steps=DEFAULT_STEPS)
 
 
@@ -114,7 +116,7 @@ def evaluated(run: Path, seed: int, dataset: UnpairedDataset, judge: Predictors 
     folder = folder_of(run, seed)
     model = Experts.load(run, seed)
     result = evaluate_on(model, dataset, "test", judge)
-    result["seconds"] = MetricsLog.read(folder / METRICS)[-1]["seconds"]
+    result["seconds"] = MetricsLog.last(folder / METRICS)["seconds"]
     result["warnings"] = warnings_of(folder, result["usage"])
     for warning in result["warnings"]:
         print(f"warning: seed {seed}: {warning}", file=sys.stderr)

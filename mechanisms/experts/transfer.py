@@ -11,7 +11,6 @@ import torch
 from torch import Tensor
 
 from datasets.files.elsewhere import AT_MOST, another_hand, images_from
-from datasets.schema import Graph
 from datasets.unpaired import UnpairedDataset, unpaired
 from mechanisms.experts.classifier import classifier
 from mechanisms.experts.compare import alike
@@ -20,7 +19,7 @@ from mechanisms.experts.figures import grid, write
 from mechanisms.experts.metrics import over_seeds
 from mechanisms.experts.model import FOLDER, Experts, some_seeds
 from mechanisms.runs.files import RunError, write_json
-from mechanisms.runs.folder import dataset_of, recorded
+from mechanisms.runs.folder import dataset_of, graph_of
 from mechanisms.training.devices import find_device
 
 
@@ -87,5 +86,5 @@ def _digits_of(run: Path, dataset: UnpairedDataset) -> Tensor | None:
     """The digits that a run was trained on, ``(K,)``; None if its label is another one."""
     if not dataset.label or dataset.schema[dataset.label].classes != tuple("0123456789"):
         return None
-    counts = Graph.from_dict(recorded(run)["graph"])[dataset.label].statistics.counts  # of the training split
+    counts = graph_of(run)[dataset.label].statistics.counts  # of the training split
     return torch.tensor([digit for digit, count in enumerate(counts) if count])

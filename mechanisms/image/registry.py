@@ -9,7 +9,7 @@ from __future__ import annotations
 import importlib
 import pkgutil
 from collections.abc import Mapping
-from dataclasses import asdict, fields
+from dataclasses import asdict
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ import mechanisms.image
 from datasets.errors import UserError, valid_are
 from datasets.schema import Graph
 from mechanisms.image.base import ImageMechanism
-from mechanisms.runs.files import RunError, check_finite, load
+from mechanisms.runs.files import RunError, check_finite, load, rebuilt
 
 FOLDER = "image"
 
@@ -67,28 +67,25 @@ def describe(model: ImageMechanism) -> dict[str, Any]:
     return {"kind": model.name, "graph": model.graph.to_dict(), "config": asdict(model.config)}
 
 
-def rebuild(state: Mapping[str, Any], where: str) -> ImageMechanism:
-    """The mechanism that :func:`describe` described, freshly initialised; settings younger than it take their defaults.
+def image_mechanism_of(state: Mapping[str, Any], where: str) -> type[ImageMechanism]:
+    """The class of the mechanism that :func:`describe` described.
 
     Raises:
-        RunError: for another kind of file, or settings that the mechanism has not.
+        RunError: for another kind of file.
     """
     if state.get("kind") not in (known := image_mechanisms()):
         raise RunError(f"{where} holds a {state.get('kind')!r}; image mechanisms are {', '.join(known)}")
-    kind = known[state["kind"]]
-    if unknown := sorted(set(state["config"]) - {f.name for f in fields(kind.settings)}):
-        raise RunError(f"{where} is damaged or from another version: the image mechanism {kind.name!r} has no setting {', '.join(unknown)}")
-    return kind(Graph.from_dict(state["graph"]), kind.settings(**state["config"]))
+    return known[state["kind"]]
 
 
 def load_image_mechanism(path: Path) -> ImageMechanism:
-    """The mechanism that ``mechanisms.train`` left in a run folder, in eval mode.
+    """The mechanism that ``mechanisms.train`` left in a run folder, in eval mode; settings younger than it take their defaults.
 
     Raises:
         RunError: for a file that cannot be read, or weights that are not finite.
     """
     state = load(path)
-    model = rebuild(state, str(path))
-    model.load_state_dict(state["weights"])
+    kind = image_mechanism_of(state, str(path))
+    model = rebuilt(path, lambda: kind(Graph.from_dict(state["graph"]), kind.settings(**state["config"])), state.get("weights"))
     check_finite(model, path, "Train it anew with a smaller --learning-rate")
     return model.eval()

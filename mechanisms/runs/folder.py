@@ -11,7 +11,7 @@ from datasets.base import CausalDataset
 from datasets.options import DataOptions
 from datasets.registry import open_dataset
 from datasets.schema import Graph
-from mechanisms.runs.files import RunError, read_json, write_json
+from mechanisms.runs.files import RunError, read_json, understanding, write_json
 
 RUN = "run.json"
 
@@ -27,8 +27,7 @@ def claim(run: Path, dataset: CausalDataset, data: DataOptions) -> None:
     name = str(Path(data.dataset).resolve()) if data.dataset.endswith(".py") else data.dataset
     options = {key: str(value.resolve() if isinstance(value, Path) else value) for key, value in data.as_dict().items()}
     if (run / RUN).exists():
-        record = read_json(run / RUN)
-        stored = Graph.from_dict(record["graph"])
+        record, stored = recorded(run), graph_of(run)
         begun = (f"it was begun with {_named(record['dataset'], record['options'])}, and this is {_named(name, options)}. Give the options "
                  "that it was begun with, or choose another --run")
         if stored.fingerprint() != graph.fingerprint():
@@ -55,7 +54,18 @@ def recorded(run: Path) -> dict[str, Any]:
         raise RunError(f"run folder {run} does not exist; train into it first: python -m pgm.train --run {shlex.quote(str(run))}")
     if not (run / RUN).exists():
         raise RunError(f"{run} is not a run folder: it has no {RUN}")
-    return read_json(run / RUN)
+    return read_json(run / RUN, {"dataset": str, "options": dict, "graph": dict}, _again(run))
+
+
+def graph_of(run: Path) -> Graph:
+    """The graph of a run, with the statistics of its training split; raises RunError as :func:`recorded` does."""
+    record = recorded(run)
+    with understanding(run / RUN, _again(run)):
+        return Graph.from_dict(record["graph"])
+
+
+def _again(run: Path) -> str:
+    return f"Restore a copy of it, or remove it and give the command that trained into {run} again with --resume, which writes it anew"
 
 
 def dataset_of(run: Path) -> CausalDataset:

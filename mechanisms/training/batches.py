@@ -56,6 +56,15 @@ def epoch_of(train: Split, seed: int | Sequence[int], epoch: int, size: int, ran
     yield from batches(train, orders[0] if isinstance(seed, int) else orders, size, rank, world, workers, first)
 
 
+def batches_from(train: Split, seed: int | Sequence[int], step: int, size: int, rank: int, world: int, workers: int,
+                 device: torch.device) -> Iterator[Batch]:
+    """This process's batches of all epochs, from that of update ``step`` on, without an end."""
+    epoch, first = divmod(step, len(train) // size)
+    while True:
+        yield from epoch_of(train, seed, epoch, size, rank, world, workers, first, device)
+        epoch, first = epoch + 1, 0
+
+
 def batches(split: Split, order: Tensor, size: int, rank: int, world: int, workers: int = 0, start: int = 0) -> Iterator[Batch]:
     """This process's rows of each global batch, from batch ``start`` on; read ahead by workers if not in memory.
 

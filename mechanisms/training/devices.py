@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
+from torch import nn
 
 from mechanisms.runs.files import RunError
 
@@ -40,6 +45,23 @@ def make_accelerator(device: str, precision: str) -> Accelerator:
     bf16 = precision == "bf16" or (precision == "auto" and bf16_pays(found))
     AcceleratorState._reset_state(reset_partial_state=True)  # one process may train several mechanisms, each in its precision
     return Accelerator(cpu=found.type == "cpu", mixed_precision="bf16" if bf16 else "no")
+
+
+@contextmanager
+def prepared(accelerator: Accelerator, model: nn.Module, *others: Any) -> Iterator[tuple[Any, ...]]:
+    """What ``accelerator.prepare`` makes of these; in the end ``model`` computes as it did before, and can be prepared anew.
+
+    Accelerate marks what it has prepared, and leaves what bears the mark as it is: a module that was prepared to be measured
+    would afterwards be trained without autocast, in whatever precision was asked for.
+    """
+    made = accelerator.prepare(model, *others)
+    wrapped = made[0] if others else made
+    try:
+        yield made if others else (made,)
+    finally:
+        accelerator.unwrap_model(wrapped, keep_fp32_wrapper=False)
+        for name in ("forward", "_is_accelerate_prepared"):
+            vars(model).pop(name, None)
 
 
 def agree(values: tuple[float, bool, bool], world: int, device: torch.device) -> tuple[float, bool, bool]:

@@ -10,50 +10,36 @@ from __future__ import annotations
 
 import math
 import sys
-import time
-from collections.abc import Callable, Collection, Mapping, Sequence
-from contextlib import nullcontext
+from collections.abc import Mapping
+from contextlib import ExitStack, nullcontext
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import Accelerator
-from torch import Tensor, nn
+from torch import nn
 from tqdm import tqdm
 
 from datasets.base import Split
-from mechanisms.runs.files import RunError, load, locked, save, write_json
-from mechanisms.training.augment import Augmentation
-from mechanisms.training.batches import epoch_of
+from mechanisms.runs.files import RunError, locked, understanding, write_json
+from mechanisms.training.batches import batches_from
+from mechanisms.training.checkpoint import MILDER, State, take_weights
 from mechanisms.training.config import RunOptions, TrainingConfig
-from mechanisms.training.devices import agree, make_accelerator
+from mechanisms.training.devices import agree, make_accelerator, prepared
+from mechanisms.training.hooks import Hooks
 from mechanisms.training.noise import Noise, seeded
-from mechanisms.training.resume import check_same, find_training, finished_training
-from mechanisms.training.state import CHECKPOINT, CONFIG, WEIGHTS, Average, Log, Meter, Position, Remembered, Stop
+from mechanisms.training.resume import BEGIN_ANEW, check_same, find_training, finished_training
+from mechanisms.training.state import CHECKPOINT, CONFIG, WEIGHTS, Average, Log, Position, Remembered, Stop
 
-Criterion = Callable[[Mapping[str, float]], float]  # of a validation's means of terms; the less the better
 _REWIND = 5  # skipped updates in a row before weights go back to their average
 _MAX_SKIPPED = 50
 
 
-def fit(
-    model: nn.Module,
-    train: Split,
-    valid: Split,
-    config: TrainingConfig,
-    folder: Path,
-    description: Mapping[str, Any],
-    options: RunOptions = RunOptions(),
-    augment: Augmentation | None = None,
-    kept: nn.Module | None = None,
-    criterion: Criterion = lambda means: means["loss"],
-    rules: Mapping[str, Criterion] | None = None,
-    restarts: Collection[float] = (),
-    seeds: Sequence[int] = (),
-    watch: Callable[[Mapping[str, float]], None] = lambda means: None,
-) -> nn.Module:
-    """Train ``model`` into ``folder`` and return it with the kept weights, in eval mode.
+def fit(model: nn.Module, train: Split, valid: Split, config: TrainingConfig, folder: Path, description: Mapping[str, Any],
+        options: RunOptions = RunOptions(), hooks: Hooks = Hooks()) -> nn.Module:
+    """Train ``model`` into ``folder`` and return it (or ``hooks.kept``) with the kept weights, in eval mode.
 
     Leaves ``config.json``, ``metrics.jsonl`` (one row per validation), ``checkpoint.pt`` (to resume) and
     ``mechanism.pt`` (to use: ``description`` and the averaged weights; ``diverged``, an update, if it did before its first
@@ -61,150 +47,118 @@ def fit(
 
     Args:
         description: what rebuilds the model, plain values only: ``kind``, ``graph``, ``config``, ….
-        augment: see :mod:`mechanisms.training.augment`; applied to training batches.
-        kept: the part of ``model`` whose weights go to ``mechanism.pt`` and which is returned, if not all of it.
-        criterion: of two validations' means of terms, the one where this is less is the better one.
-        rules: further criteria by name. The averaged weights that each likes best are in ``mechanism.pt`` too, with their
-            step and score: ``selected = {rule: {"step", "score", "weights"}}``.
-        restarts: shares of the training, in [0, 1], at which the optimiser begins anew: where an objective changes abruptly.
-        seeds: of a model that is several at once, see :mod:`experiments.training.stacked`: each batch holds the rows that every one of
-            them would get under its own seed, ``(S, B, …)``; a batch that is the whole split, ``(B, …)``, is the same for all.
-        watch: gets the means of terms of each validation, to warn of a training that goes nowhere while it runs.
 
     Raises:
         RunError: for a folder that is in use, holds another training, or cannot be written; for a diverged training.
         KeyboardInterrupt: after Ctrl-C, once the state is saved.
     """
     config.check()
-    kept = model if kept is None else kept
-    accelerator = make_accelerator(config.device, config.precision)
+    kept, accelerator = hooks.kept or model, make_accelerator(config.device, config.precision)
     rank, world, device = accelerator.process_index, accelerator.num_processes, accelerator.device
-    size = global_batch(config, len(train), world)
-    per_epoch = len(train) // size
-    total = updates_of(config, len(train), world)
-    if options.resume and not options.overwrite and (state := finished_training(folder, config, total)):
-        check_same(state, folder / CHECKPOINT, config, total, description)
-        model.to(device).load_state_dict(state["model"])
-        kept.load_state_dict(load(folder / WEIGHTS)["weights"])
-        return kept.eval()
+    size, total = global_batch(config, len(train), world), updates_of(config, len(train), world)
+    if options.resume and not options.overwrite and (finished := finished_training(folder, config, total)):
+        return _read(model.to(device), kept, folder, finished, config, total, description)
 
-    with locked(folder) if rank == 0 else nullcontext():
+    with locked(folder) if rank == 0 else nullcontext(), ExitStack() as undo:
         resumed = find_training(folder, config, total, description, options)
-        model.to(device)
-        optimizer = make_optimizer(model, config, device)
-        average = Average(model, config.ema)
-        remembered, noise = Remembered(model), Noise(config.seed, device, rank, world)
-        at, best, selected, good = Position(), None, {}, {}
+        optimizer = make_optimizer(model.to(device), config, device)
+        state = State(model, optimizer, config, folder, total, description, hooks, Noise(config.seed, device, rank, world))
         if resumed:
-            model.load_state_dict(resumed["model"])
-            optimizer.load_state_dict(resumed["optimizer"])
-            average.load(resumed["average"])
-            at, best, selected = Position(**resumed["position"]), resumed["best"], resumed.get("selected", {})
-            noise.restore(resumed["noise"], at.step)
-        wrapped, optimizer = accelerator.prepare(model, optimizer)
+            state.restore(resumed)
+        wrapped, state.optimizer = undo.enter_context(prepared(accelerator, model, optimizer))
+        remembered = Remembered(model)
         accelerator.wait_for_everyone()  # nobody writes before everybody has read
-        if rank == 0 and not resumed:
-            for name in (CHECKPOINT, WEIGHTS):  # a kill before the first checkpoint must not bring the old training back
-                (folder / name).unlink(missing_ok=True)
-        log = Log(folder, at.step, options.tensorboard) if rank == 0 else None
-        if log:
-            write_json(folder / CONFIG, {"training": asdict(config), **description})
-
-        def checkpoint() -> None:
-            if rank:
-                return
-            state = {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "average": average.values,
-                     "noise": noise.generator.get_state(), "position": asdict(at), "best": best, "selected": selected,
-                     "meter": {"sums": meter.sums, "count": meter.count}}
-            save(folder / CHECKPOINT, {"kind": "training", "config": asdict(config), "description": dict(description), **state})
-            with average:
-                weights = best if best is not None else copy_state(kept)
-            save(folder / WEIGHTS, {**description, "weights": weights, "step": at.step, **({"selected": selected} if rules else {})})
-
-        def validate() -> None:
-            nonlocal best
-            model.eval()
-            with average:
-                count, fixed = min(len(valid), config.validation_rows), Noise(config.seed + 1, device, rank, world)
-                scores = evaluate(wrapped, valid, count, size, fixed, accelerator)
-                at.waited += 1
-                if (score := criterion(scores)) < at.best:
-                    at.best, at.waited = score, 0
-                    best = copy_state(kept) if config.keep == "best" else None
-                if math.isfinite(scores["loss"]):
-                    good.update(step=at.step, weights=copy_state(kept))
-                for name, rule in (rules or {}).items():
-                    if name not in selected or rule(scores) < selected[name]["score"]:
-                        selected[name] = {"step": at.step, "score": rule(scores), "weights": copy_state(kept)}
-            model.train()
-            if log:
-                watch(scores)
-                log.write({"step": at.step, "epoch": at.step / per_epoch, "seconds": round(at.elapsed, 3),
-                           "learning_rate": optimizer.param_groups[0]["lr"], "gradient_norm": at.norm,
-                           "skipped": at.skipped, "train": meter.flush(), "valid": scores})
-            bar.set_postfix(valid=f"{scores['loss']:.4g}", refresh=False)
-
-        meter, saved = Meter(**resumed["meter"]) if resumed else Meter(), time.monotonic()
-        began = saved - at.elapsed
-        model.train()
-        progress, interrupted = 0.0, False
-        if resumed:  # the budget may have changed
-            progress = at.step / total if total else at.elapsed / (60 * config.minutes)
-            at.validated = min(at.validated, int(progress * config.validations))
+        log = _begun(state, options, anew=not resumed) if rank == 0 else None
+        at, progress, interrupted = state.at, state.progress, False
         bar = tqdm(total=total or 100, initial=at.step if total else 0, unit="step" if total else "%",
                    desc=f"{folder.parent.name}/{folder.name}", disable=rank > 0 or progress >= 1, dynamic_ncols=True, mininterval=0.5)
+        look = partial(_validate, state, wrapped, valid, size, accelerator, log, len(train) // size, bar)
+        model.train()
         with Stop() as stop, bar:
-            while progress < 1 and not interrupted and not at.gives_up(config.patience):
-                epoch, first = divmod(at.step, per_epoch)
-                for batch in epoch_of(train, seeds or config.seed, epoch, size, rank, world, config.workers, first, device):
-                    at.elapsed = time.monotonic() - began
-                    progress = at.step / total if total else at.elapsed / (60 * config.minutes)
-                    overdue = at.elapsed + began - saved > config.checkpoint_seconds
-                    progress, interrupted, overdue = agree((progress, stop.requested, overdue), world, device)
-                    due = min(int(progress * config.validations), config.validations - 1)
-                    if at.validated < due and progress < 1:
-                        validate()
-                        at.validated = due
-                    if progress >= 1 or interrupted or at.gives_up(config.patience):
-                        break
-                    if overdue and not at.in_a_row:  # weights that make every update fail are not worth keeping
-                        checkpoint()
-                        saved = time.monotonic()
-                    batch = {name: value.to(device, non_blocking=True) for name, value in batch.items()}
-                    if augment is not None:
-                        batch = augment(batch, seeded(config.seed, at.step), rank, world)
-                    if (due := sum(progress >= share for share in restarts)) > at.restarted:
-                        optimizer.state.clear()
-                    at.restarted = due
-                    for group in optimizer.param_groups:
-                        group["lr"] = config.learning_rate * min(1.0, (at.step + 1) / max(1, config.warmup)) * fall(config, progress)
-                    remembered.keep()
-                    terms = wrapped(batch, noise, progress)
-                    optimizer.zero_grad(set_to_none=True)
-                    accelerator.backward(terms["loss"].mean())
-                    try:
-                        if not math.isfinite(update(accelerator, model, optimizer, config, at, average)):
-                            remembered.restore()
-                    except RunError as error:
-                        kept_at = ". The last checkpoint is kept" if (folder / CHECKPOINT).exists() else ""
-                        if good and rank == 0 and not (folder / WEIGHTS).exists():  # what came after may be finite and broken
-                            save(folder / WEIGHTS, {**description, **good, "diverged": at.step})
-                            kept_at = f". Weights of step {good['step']}, the last that validation found sound, are in {folder / WEIGHTS}"
-                        raise RunError(f"{folder}: {error}{kept_at}") from None
-                    meter.add(terms)
-                    at.step += 1
-                    bar.update(1 if total else min(100, int(100 * progress)) - bar.n)
+            batches = batches_from(train, hooks.seeds or config.seed, at.step, size, rank, world, config.workers, device)
+            for batch in () if state.over else batches:
+                progress, overdue = state.tick()
+                progress, interrupted, overdue = agree((progress, stop.requested, overdue), world, device)
+                due = min(int(progress * config.validations), config.validations - 1)
+                if at.validated < due and progress < 1:
+                    look(due)
+                if progress >= 1 or interrupted or at.gives_up(config.patience):
+                    break
+                if overdue and not at.in_a_row and rank == 0 and state.sound():  # other weights make every update fail
+                    state.write()
+                batch = {name: value.to(device, non_blocking=True) for name, value in batch.items()}
+                if hooks.augment is not None:
+                    batch = hooks.augment(batch, seeded(config.seed, at.step), rank, world)
+                if (due := sum(progress >= share for share in hooks.restarts)) > at.restarted:
+                    state.optimizer.state.clear()
+                at.restarted = due
+                for group in state.optimizer.param_groups:
+                    group["lr"] = config.learning_rate * min(1.0, (at.step + 1) / max(1, config.warmup)) * fall(config, progress)
+                remembered.keep()
+                terms = wrapped(batch, state.noise, progress)
+                state.optimizer.zero_grad(set_to_none=True)
+                accelerator.backward(terms["loss"].mean())
+                try:
+                    if not math.isfinite(update(accelerator, model, state.optimizer, config, at, state.average)):
+                        remembered.restore()
+                except RunError as error:
+                    raise state.diverged(error, writes=rank == 0) from None
+                state.meter.add(terms)
+                at.step += 1
+                bar.update(1 if total else min(100, int(100 * progress)) - bar.n)
             if not interrupted and at.validated < config.validations and not at.gives_up(config.patience):
-                validate()
-                at.validated = config.validations
-        checkpoint()
+                look(config.validations)
+        try:
+            state.check()
+        except RunError as error:
+            raise state.diverged(error, writes=rank == 0) from None
+        if rank == 0:
+            state.write()
         accelerator.wait_for_everyone()
     if interrupted:
         print(f"stopped at step {at.step}; the same command with --resume continues", file=sys.stderr)
         raise KeyboardInterrupt
-    accelerator.unwrap_model(wrapped, keep_fp32_wrapper=False)  # so that the model computes as it will when it is loaded
-    kept.load_state_dict(load(folder / WEIGHTS)["weights"])
+    take_weights(kept, folder / WEIGHTS)
     return kept.eval()
+
+
+def _read(model: nn.Module, kept: nn.Module, folder: Path, finished: Mapping[str, Any], config: TrainingConfig, total: int | None,
+          description: Mapping[str, Any]) -> nn.Module:
+    """The model of a training whose budget is spent."""
+    check_same(finished, folder / CHECKPOINT, config, total, description)
+    with understanding(folder / CHECKPOINT, BEGIN_ANEW):
+        model.load_state_dict(finished["model"])
+    take_weights(kept, folder / WEIGHTS)
+    return kept.eval()
+
+
+def _begun(state: State, options: RunOptions, anew: bool) -> Log:
+    """The log of a training in its folder, with ``config.json``."""
+    if anew:
+        for name in (CHECKPOINT, WEIGHTS):  # a kill before the first checkpoint must not bring the old training back
+            (state.folder / name).unlink(missing_ok=True)
+    log = Log(state.folder, state.at.step, options.tensorboard)
+    write_json(state.folder / CONFIG, {"training": asdict(state.config), **state.description})
+    return log
+
+
+def _validate(state: State, wrapped: nn.Module, valid: Split, size: int, accelerator: Accelerator, log: Log | None, per_epoch: int,
+              bar: tqdm, number: int) -> None:
+    """The ``number``-th look at the validation split, with averaged weights and the same noise every time."""
+    config, at = state.config, state.at
+    state.model.eval()
+    with state.average:
+        noise = Noise(config.seed + 1, accelerator.device, accelerator.process_index, accelerator.num_processes)
+        means = evaluate(wrapped, valid, min(len(valid), config.validation_rows), size, noise, accelerator)
+        state.judge(means)
+    state.model.train()
+    if log:
+        state.hooks.watch(means)
+        log.write({"step": at.step, "epoch": at.step / per_epoch, "seconds": round(at.elapsed, 3),
+                   "learning_rate": state.optimizer.param_groups[0]["lr"], "gradient_norm": at.norm,
+                   "skipped": at.skipped, "train": state.meter.flush(), "valid": means})
+    bar.set_postfix(valid=f"{means['loss']:.4g}", refresh=False)
+    at.validated = number
 
 
 def make_optimizer(model: nn.Module, config: TrainingConfig, device: torch.device) -> torch.optim.Optimizer:
@@ -268,8 +222,7 @@ def update(accelerator: Accelerator, model: nn.Module, optimizer: torch.optim.Op
                     state[name].zero_()
     if at.in_a_row >= _MAX_SKIPPED:
         raise RunError(f"training diverged at step {at.step} (gradient norm {norm:g}, {at.in_a_row} updates skipped in a row); "
-                       "lower --learning-rate or raise --warmup")
-    return norm
+                       f"{MILDER}")
 
 
 @torch.no_grad()
@@ -287,9 +240,3 @@ def evaluate(model: nn.Module, split: Split, count: int, size: int, noise: Noise
         rows += share * world
     totals = accelerator.reduce(torch.stack([torch.as_tensor(v) for v in sums.values()]), "sum")
     return {name: float(value) / rows for name, value in zip(sums, totals, strict=True)}
-
-
-def copy_state(model: nn.Module) -> dict[str, Tensor]:
-    """A copy of all that training changes; parameters without gradient are shared, so that a file has them once."""
-    fixed = {name for name, value in model.named_parameters() if not value.requires_grad}
-    return {name: value.detach() if name in fixed else value.detach().clone() for name, value in model.state_dict().items()}

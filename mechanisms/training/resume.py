@@ -8,10 +8,11 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from mechanisms.runs.files import RunError, load
+from mechanisms.runs.files import RunError, load, understanding
 from mechanisms.training.config import RunOptions, TrainingConfig
 from mechanisms.training.state import CHECKPOINT, WEIGHTS, Position
 
+BEGIN_ANEW = "Restore a copy of it, or begin anew with --overwrite"
 _READABLE = 40  # letters of a value in a message
 _MAY_CHANGE = {"epochs", "steps", "minutes", "patience", "device", "workers", "checkpoint_seconds"}
 
@@ -45,8 +46,9 @@ def finished_training(folder: Path, config: TrainingConfig, total: int | None) -
     if not (folder / CHECKPOINT).exists() or not (folder / WEIGHTS).exists():
         return None
     state = load(folder / CHECKPOINT, "training")
-    at = Position(**state["position"])
-    spent = at.step >= total if total else at.elapsed >= 60 * config.minutes
+    with understanding(folder / CHECKPOINT, BEGIN_ANEW):
+        at = Position(**state["position"])
+        spent = at.step >= total if total else at.elapsed >= 60 * config.minutes
     if not at.gives_up(config.patience) and not (spent and at.validated >= config.validations):
         return None
     return state if load(folder / WEIGHTS).get("step") == at.step else None
@@ -54,7 +56,9 @@ def finished_training(folder: Path, config: TrainingConfig, total: int | None) -
 
 def check_same(state: Mapping[str, Any], path: Path, config: TrainingConfig, total: int | None, description: Mapping[str, Any]) -> None:
     """Raises RunError for the checkpoint ``path`` of a training that is not the one that is asked for, see :func:`difference`."""
-    if why := difference(state, config, total, description):
+    with understanding(path, BEGIN_ANEW):
+        why = difference(state, config, total, description)
+    if why:
         raise RunError(f"{path} {why}; choose another --run, or --overwrite")
 
 

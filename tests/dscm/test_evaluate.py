@@ -18,7 +18,7 @@ from dscm.evaluation.config import EvaluationConfig
 from dscm.evaluation.evaluation import Evaluation
 from dscm.evaluation.questions import Questions, draw_questions
 from mechanisms.runs.command import run_command
-from mechanisms.runs.files import RunError
+from mechanisms.runs.files import RunError, save
 from mechanisms.runs.folder import dataset_of
 
 
@@ -111,7 +111,7 @@ def test_a_diverged_checkpoint_is_refused_by_name(run, folder):
     state = torch.load(path, weights_only=True)
     name = list(state["weights"])[-1]
     state["weights"][name].view(-1)[0] = math.nan
-    torch.save(state, path)
+    save(path, state)
     with pytest.raises(RunError, match=f"mechanism.pt.*{name}"):
         main(options(run))
     assert not (run / "metrics.json").exists()
@@ -119,7 +119,6 @@ def test_a_diverged_checkpoint_is_refused_by_name(run, folder):
 
 def test_predictors_of_another_graph_are_refused(run, tmp_path):
     from mechanisms.anticausal.model import FOLDER, Predictors, describe
-    from mechanisms.runs.files import save
 
     graph = open_run(run, "cpu")[1].graph
     model = Predictors(type(graph)(replace(v, unit="mm") if v.name == "thickness" else v for v in graph))

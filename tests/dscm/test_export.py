@@ -6,6 +6,7 @@ import csv
 import json
 import multiprocessing
 import os
+import signal
 import subprocess
 import sys
 import threading
@@ -93,10 +94,40 @@ def test_goes_on_where_it_stopped(export, tmp_path):
     shards = sorted(tmp_path.rglob("*.csv"))
     shards[2].unlink()  # killed before its shard was complete
     kept = shards[0].with_suffix(".pt").stat().st_mtime_ns
-    with pytest.raises(RunError, match=r"1 of 6 shards are missing.*goes on where it stopped"):
+    with pytest.raises(RunError, match=r"shard 3 of 6, is missing.*goes on where it stopped"):
         open_export(tmp_path)
     assert export().write(tmp_path) == (1, 5)
     assert same(open_export(tmp_path), before) and shards[0].with_suffix(".pt").stat().st_mtime_ns == kept
+
+
+def _killed(export, out: str, form: str, function: str, number: int) -> None:
+    """Write, and be killed at the ``number``-th call of ``os.function``, when a temporary file is there."""
+    real, calls = getattr(os, function), []
+
+    def kill(*arguments):
+        calls.append(arguments)
+        if len(calls) == number:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return real(*arguments)
+
+    setattr(os, function, kill)
+    torch.set_num_threads(1)
+    export(form=form).write(Path(out))
+
+
+@pytest.mark.parametrize("form, function, number", [("pt", "replace", 1), ("pt", "replace", 4), ("npz", "replace", 3),
+                                                    ("png", "replace", 2), ("png", "replace", 30), ("pt", "link", 1), ("pt", "unlink", 1)])
+def test_a_killed_export_leaves_no_litter_once_it_is_done(export, tmp_path, form, function, number):
+    """It has the same files with the same content as one that was not killed."""
+    export(form=form).write(tmp_path / "whole")
+    process = multiprocessing.get_context("fork").Process(target=_killed, args=(export, str(tmp_path / "out"), form, function, number))
+    process.start()
+    process.join(60)
+    assert process.exitcode == -signal.SIGKILL and len(list((tmp_path / "out").rglob(".*.tmp"))) == 1
+    export(form=form).write(tmp_path / "out")
+    whole, resumed = ({p.relative_to(out): p.is_file() and p.read_bytes() for p in out.rglob("*")} for out in (
+        tmp_path / "whole", tmp_path / "out"))
+    assert resumed.keys() == whole.keys() and (form == "npz" or resumed == whole)  # a ZIP archive of numpy tells the time
 
 
 @pytest.mark.parametrize("form", ["npz", "png"])
@@ -268,13 +299,26 @@ def test_damage_is_noticed_and_mended(export, tmp_path, form):
     assert export(form=form).write(tmp_path) == (1, 5) and len(open_export(tmp_path)) == 40
 
 
+@pytest.mark.parametrize("change, named", [
+    ({"folders": "thickness"}, "folders is a str"), ({"count": None}, "count is a NoneType"), ({"count": -1}, "count -1"),
+    ({"shard_size": 0}, "shard_size 0"), ({"draws": 0}, "draws 0"), ({"files": "exe"}, "files exe"), ({"shape": [1, -2, 3]}, "shape"),
+    ({"folders": ["../other"]}, "'../other'"), ({"attributes": []}, "attributes is a list"), ({"truth": "yes"}, "truth is a str"),
+    ({"split": 3}, "split is a int"), ({"count": 10**12}, "00002.csv, shard 3 of 500,000,000,000, is missing")])
+def test_a_damaged_record_is_refused(export, tmp_path, change, named):
+    export(truth=False, draws=None, count=8).write(tmp_path)
+    path = tmp_path / PROVENANCE
+    path.write_text(json.dumps({**json.loads(path.read_text()), **change}))
+    with pytest.raises(RunError, match=named):
+        open_export(tmp_path)
+
+
 def test_what_cannot_be_written_or_read_is_said(export, tmp_path):
     export(truth=False).write(tmp_path / "out")
     assert open_export(tmp_path / "out").truth is None
     with pytest.raises(RunError, match="provenance.json does not exist"):
         open_export(tmp_path)
     (tmp_path / PROVENANCE).write_text("[]")
-    with pytest.raises(RunError, match="is not the record of an export"):
+    with pytest.raises(RunError, match="provenance.json is damaged or from another version: it holds a list"):
         open_export(tmp_path)
     shard = next((tmp_path / "out").rglob("*.pt"))
     shard.write_bytes(shard.read_bytes()[:100])

@@ -29,9 +29,10 @@ from mechanisms.anticausal.model import load_predictors
 from mechanisms.image.config import ImageConfig
 from mechanisms.image.latent import LatentImageMechanism
 from mechanisms.image.registry import build, image_mechanisms
-from mechanisms.runs.files import MetricsLog, RunError, load, read_json
+from mechanisms.runs.files import MetricsLog, RunError, load, read_json, save
 from mechanisms.training import loop as training
 from mechanisms.training.config import RunOptions
+from mechanisms.training.devices import make_accelerator, prepared
 from mechanisms.training.noise import Noise
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -289,20 +290,55 @@ def test_the_result_says_where_it_comes_from(source, trained):
     assert not any(name.startswith(("attributes", "predictors")) for name in state) and state["bounds"].min() > 0
 
 
-def test_interrupted_and_resumed_is_uninterrupted(source, trained, tmp_path, monkeypatch, capsys):
+@pytest.fixture(scope="module")
+def trained16(source: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Like :func:`trained`, in bfloat16."""
+    into = tmp_path_factory.mktemp("finetuned16") / "result"
+    finetune(options(source, into, precision="bf16"))
+    return into
+
+
+def test_training_is_in_the_precision_that_was_asked_for(source, trained, trained16):
+    """What is measured before training is prepared too; training must not then go without its autocast."""
+    one, two = (load(folder / "image" / "checkpoint.pt")["model"] for folder in (trained, trained16))
+    assert not all(torch.equal(one[name], two[name]) for name in one)
+    dtypes = []
+
+    class Seeing(CounterfactualTraining):
+        def forward(self, batch, noise, progress=1.0):
+            dtypes.append(torch.is_autocast_enabled("cpu"))
+            return super().forward(batch, noise, progress)
+
+    dscm, dataset = open_run(source, "cpu")
+    module = Seeing(dscm.image, dscm.attributes, load_predictors(source))
+    config = options(source, Path(), precision="bf16").training
+    accelerator = make_accelerator("cpu", "bf16")
+    module.measure(dataset.split("train"), dataset.split("valid"), config)
+    batch = dataset.split("train").batch(slice(0, 4))
+    with prepared(accelerator, module) as (wrapped,):
+        wrapped(batch, Noise(0))
+    assert len(dtypes) >= 2 and all(dtypes)
+    assert not {"forward", "_is_accelerate_prepared"} & (vars(module).keys() | vars(module.image).keys())
+    module(batch, Noise(0))
+    assert dtypes[-1] is False
+
+
+@pytest.mark.parametrize("precision, stop", [("fp32", 6), ("bf16", 6), ("bf16", 1)])
+def test_interrupted_and_resumed_is_uninterrupted(source, tmp_path, monkeypatch, capsys, request, precision, stop):
+    trained = request.getfixturevalue("trained" if precision == "fp32" else "trained16")
     agree, calls = training.agree, []
 
     def interrupt(values, world, device):
         calls.append(values)
         progress, _, overdue = agree(values, world, device)
-        return progress, len(calls) > 6, overdue
+        return progress, len(calls) > stop, overdue
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(training, "agree", interrupt)
-        finetune(options(source, tmp_path / "result"))
-    assert load(tmp_path / "result" / "image" / "checkpoint.pt")["position"]["step"] == 6
+        finetune(options(source, tmp_path / "result", precision=precision))
+    assert load(tmp_path / "result" / "image" / "checkpoint.pt")["position"]["step"] == stop
     assert read_json(tmp_path / "result" / RECORD)["after"] is None
-    finetune(options(source, tmp_path / "result", resume=True))
+    finetune(options(source, tmp_path / "result", resume=True, precision=precision))
     for name in ("mechanism.pt", "checkpoint.pt"):
         left, right = (load(folder / "image" / name) for folder in (tmp_path / "result", trained))
         left, right = ((s["weights"] if "weights" in s else s["model"]) for s in (left, right))
@@ -343,7 +379,7 @@ def test_existing_results_need_a_word(source, trained, tmp_path):
     with pytest.raises(RunError, match="holds no fine-tuning; choose another --into"):
         finetune(options(source, other, overwrite=True))
     state = torch.load(other / "image" / "mechanism.pt", weights_only=True)
-    torch.save({**state, "step": 1}, other / "image" / "mechanism.pt")
+    save(other / "image" / "mechanism.pt", {**state, "step": 1})
     with pytest.raises(RunError, match="has changed since: its image "):
         finetune(options(other, trained, resume=True))
     with pytest.raises(RunError, match="this one has another slack 0.0 → 0.5. Choose another --into"):
@@ -366,7 +402,7 @@ def test_predictors_of_another_graph(source, tmp_path):
     shutil.copytree(source, run)
     state = torch.load(run / "predictors" / "mechanism.pt", weights_only=True)
     next(v for v in state["graph"]["variables"] if v["name"] == "thickness")["statistics"]["mean"] += 1
-    torch.save(state, run / "predictors" / "mechanism.pt")
+    save(run / "predictors" / "mechanism.pt", state)
     with pytest.raises(RunError, match="another graph or training split"):
         finetune(options(run, tmp_path / "result"))
 

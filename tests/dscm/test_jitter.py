@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import subprocess
 import sys
@@ -112,7 +113,19 @@ def test_a_mechanism_trained_since_is_not_calibrated(copy):
 
 def test_a_foreign_file_is_refused(copy):
     (copy / FILE).write_text("[1, 2]")
-    with pytest.raises(RunError, match="is not a calibration"):
+    with pytest.raises(RunError, match=rf"{FILE} is damaged .*: it holds a list.*Remove .*{FILE}; python -m dscm.calibrate"):
+        DSCM.load(copy)
+
+
+@pytest.mark.parametrize("change, named", [
+    ({"spread": None}, "spread is a NoneType"), ({"spread": {"thickness": 3}}, "the spread of thickness"),
+    ({"spread": {"thickness": {"thickness": "wide"}}}, "the spread of thickness"), ({"about": []}, "about is a list"),
+    ({"spread": {"thickness": {"thickness": float("nan")}}}, "the spread of thickness"), ({"format": "1"}, "format is a str"),
+    ({"kind": "evaluation"}, "is not a calibration")])
+def test_a_damaged_calibration_is_refused(copy, change, named):
+    calibrate_run(Options(copy, count=8))
+    (copy / FILE).write_text(json.dumps({**json.loads((copy / FILE).read_text()), **change}))
+    with pytest.raises(RunError, match=f"{FILE} .*{named}.*python -m dscm.calibrate"):
         DSCM.load(copy)
 
 

@@ -20,7 +20,7 @@ from dscm.metrics.coverage import Ensemble
 from mechanisms.image.config import ImageConfig
 from mechanisms.image.hvae import HVAE
 from mechanisms.runs.files import RunError, load, save
-from mechanisms.runs.folder import dataset_of
+from mechanisms.runs.folder import dataset_of, graph_of
 from pgm import AttributeSCM, interventions
 
 ROWS = 10
@@ -577,3 +577,36 @@ def test_mechanisms_of_other_graphs_are_refused(dscm):
         DSCM(dscm.attributes, HVAE(other, ImageConfig(z_dim=2, widths="16:8,8:8,4:8,1:8")))
     with pytest.raises(RunError, match="digit is only in the second"):
         DSCM(AttributeSCM(other), dscm.image)
+
+
+@pytest.mark.parametrize("folder", ["pgm", "image"])
+def test_a_flipped_bit_of_a_mechanism_is_noticed(copy, folder):
+    path = copy / folder / "mechanism.pt"
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 4  # among the weights: all would load, and answer
+    path.write_bytes(content)
+    with pytest.raises(RunError, match=f"{path} is damaged.*Restore a copy of it"):
+        DSCM.load(copy)
+
+
+@pytest.mark.parametrize("folder, config", [
+    ("pgm", {"bins": 10**9, "hidden": [32, 32]}), ("pgm", {"bins": 8}), ("pgm", {"bins": "8", "hidden": [32]}), ("pgm", None),
+    ("image", {"z_dim": 10**9}), ("image", {"depth": 3}), ("image", {"widths": 8}), ("image", {"widths": "16:8"}), ("image", [])])
+def test_weights_of_another_configuration_are_refused(copy, folder, config):
+    path = copy / folder / "mechanism.pt"
+    state = load(path)
+    wrong = {**state["config"], **config} if folder == "image" and config else config
+    save(path, {**state, "config": wrong})
+    with pytest.raises(RunError, match=f"{path} is damaged or from another version"):
+        DSCM.load(copy)
+
+
+@pytest.mark.parametrize("content, named", [
+    ("[]", "it holds a list"), ("{}", "it lacks dataset, options, graph"), ("[" * 50_000, "nested too deep"),
+    ('{"dataset": 1, "options": {}, "graph": {}}', "dataset is a int"),
+    ('{"dataset": "morphomnist", "options": {}, "graph": {"variables": [1]}}', ""),
+    ('{"dataset": "morphomnist", "options": {}, "graph": {"nodes": []}}', "it lacks 'variables'")])
+def test_a_damaged_run_record_is_refused(copy, content, named):
+    (copy / "run.json").write_text(content)
+    with pytest.raises(RunError, match=f"run.json is damaged or from another version: .*{named}.*remove it"):
+        graph_of(copy)

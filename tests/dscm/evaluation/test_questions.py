@@ -127,7 +127,7 @@ def damaged(change: Callable[[dict], object]) -> Callable[[Path], None]:
 
 @pytest.mark.parametrize("damage, error, said", [
     (lambda path: path.write_text("{"), RunError, "cannot be read"),
-    (lambda path: path.write_text("[]"), RunError, "is not a file of interventions"),
+    (lambda path: path.write_text("[]"), RunError, "it holds a list, not an object"),
     (damaged(lambda s: s.update(kind="evaluation")), RunError, "is not a file of interventions"),
     (damaged(lambda s: s["interventions"][0].update(variable="shad")), SchemaError, "unknown variable 'shad'"),
     (damaged(lambda s: s["interventions"][0]["values"].pop()), RunError, "11 values of shade for 12 rows"),

@@ -25,7 +25,7 @@ from experiments.training.options import TrainingFlags
 from experiments.training.plan import resolve
 from experiments.training.rows import Rows
 from experiments.training.trainer import Trainer
-from mechanisms.runs.files import MetricsLog, RunError, load, weights_fingerprint
+from mechanisms.runs.files import MetricsLog, RunError, load, save, weights_fingerprint
 from mechanisms.training import loop as training
 from mechanisms.training.config import RunOptions
 from mechanisms.training.noise import seeded
@@ -205,7 +205,7 @@ def test_a_learning_rate_may_be_set_and_a_negligible_one_is_warned_about(learned
     state["optimizer"]["param_groups"][0]["lr"] = 1e-9
     other = make(rows, tmp_path)
     folders(other)[0].mkdir(parents=True)
-    torch.save(state, folders(other)[0] / CHECKPOINT)
+    save(folders(other)[0] / CHECKPOINT, state)
     assert last_learning_rate(other) == 1e-9 and "tune_learning_rate" in capsys.readouterr().err
 
 
@@ -264,7 +264,7 @@ def test_a_masktune_of_another_erm_is_refused(rows, tmp_path):
     path = folders(trainer)[0] / WEIGHTS
     state = load(path)
     state["weights"]["head.bias"] += 1
-    torch.save(state, path)
+    save(path, state)
     with pytest.raises(RunError, match="begun_from, base differ"):
         make(rows, tmp_path).learn()
 

@@ -33,6 +33,7 @@ from mechanisms.experts.transfer import _digits_of
 from mechanisms.runs.command import run_command
 from mechanisms.runs.files import MetricsLog, RunError, load, read_json, write_json
 from mechanisms.training.config import RunOptions, TrainingConfig
+from mechanisms.training.hooks import Hooks
 from mechanisms.training.loop import fit
 
 DIGITS = ["--option", "train_digits=60", "--option", "valid_digits=20", "--option", "test_digits=20"]
@@ -177,7 +178,8 @@ def test_interrupted_and_resumed_is_uninterrupted(tmp_path, expert):
         torch.manual_seed(0)
         model = Experts((1, 32, 32), config)
         settings = TrainingConfig(**{**vars(training), **changes})
-        return fit(kind(model), rows, rows, settings, tmp_path / name, model.describe(), options, kept=model).state_dict()
+        return fit(kind(model), rows, rows, settings, tmp_path / name, model.describe(), options,
+                   Hooks(kept=model)).state_dict()
 
     whole = run("whole", Competition, RunOptions())
     with pytest.raises(KeyboardInterrupt):
@@ -519,6 +521,6 @@ def test_weights_that_are_not_finite_stop_the_training_and_keep_the_state(tmp_pa
 
     settings = TrainingConfig(**{**vars(DEFAULTS), "steps": 100, "batch_size": 4, "device": "cpu", "validations": 50, "validation_rows": 8})
     with pytest.raises(RunError, match="diverged at step 55.*lower --learning-rate.*Weights of step"):
-        fit(Broken(model), rows, rows, settings, tmp_path / "x" / "seed0", model.describe(), RunOptions(), kept=model)
+        fit(Broken(model), rows, rows, settings, tmp_path / "x" / "seed0", model.describe(), RunOptions(), Hooks(kept=model))
     kept = load(tmp_path / "x" / "seed0" / "mechanism.pt", "experts")
     assert kept["diverged"] == 55 and all(torch.isfinite(v).all() for v in kept["weights"].values())

@@ -6,6 +6,7 @@ already, so that each takes a fraction of a second.
 
 from __future__ import annotations
 
+import math
 import multiprocessing
 import os
 import runpy
@@ -27,9 +28,10 @@ from torch import Tensor, nn
 from datasets import Split
 from datasets.errors import UserError
 from mechanisms.runs.command import run_command
-from mechanisms.runs.files import MetricsLog, RunError, load, read_json
+from mechanisms.runs.files import MetricsLog, RunError, load, read_json, save
 from mechanisms.training.config import RunOptions, TrainingConfig
 from mechanisms.training.devices import bf16_pays, make_accelerator
+from mechanisms.training.hooks import Hooks, check_average, has_statistics
 from mechanisms.training.loop import fit, update
 from mechanisms.training.noise import Noise
 from mechanisms.training.state import Average, Meter, Position, Stop
@@ -290,7 +292,7 @@ def test_weights_that_were_not_written_in_the_end_are(tmp_path):
     """Killed between the last checkpoint and its weights."""
     weight = train(tmp_path).weight.item()
     state = load(tmp_path / "mechanism.pt")
-    torch.save({**state, "step": 36, "weights": {"weight": torch.tensor(0.0)}}, tmp_path / "mechanism.pt")
+    save(tmp_path / "mechanism.pt", {**state, "step": 36, "weights": {"weight": torch.tensor(0.0)}})
     assert train(tmp_path, options=RESUME).weight.item() == weight and load(tmp_path / "mechanism.pt")["step"] == 40
 
 
@@ -425,7 +427,7 @@ def test_patience_outlasts_an_interruption(tmp_path, monkeypatch):
 def test_a_criterion_decides_which_weights_are_best(tmp_path):
     """Of weights on their way from 0 to 3, those are kept whose loss on rows that say 1 is nearest to a half."""
     weight = fit(Toy(), rows(), rows(1.0), replace(CONFIG, keep="best", validations=40, ema=0.5, learning_rate=0.2), tmp_path, DESCRIPTION,
-                 criterion=lambda means: abs(means["loss"] - 0.5)).weight.item()
+                 hooks=Hooks(criterion=lambda means: abs(means["loss"] - 0.5))).weight.item()
     losses = [row["valid"]["loss"] for row in MetricsLog.read(tmp_path / "metrics.jsonl")]
     assert load(tmp_path / "checkpoint.pt")["position"]["best"] == min(abs(loss - 0.5) for loss in losses)
     assert abs((weight - 1) ** 2 + 0.01 - 0.5) < 0.2
@@ -442,7 +444,7 @@ def test_a_part_of_the_model_can_be_what_is_kept(tmp_path, keep):
             return {"loss": self.inner(batch, noise)["loss"] + self.other.square()}
 
     outer = Outer()
-    kept = fit(outer, rows(), rows(), replace(CONFIG, keep=keep), tmp_path, DESCRIPTION, kept=outer.inner)
+    kept = fit(outer, rows(), rows(), replace(CONFIG, keep=keep), tmp_path, DESCRIPTION, hooks=Hooks(outer.inner))
     assert kept is outer.inner and not kept.training and kept.weight.item() > 1
     assert load(tmp_path / "mechanism.pt")["weights"] == {"weight": kept.weight}
     assert load(tmp_path / "checkpoint.pt")["model"].keys() == {"inner.weight", "other"}
@@ -521,8 +523,56 @@ def test_divergence_says_what_to_do_and_keeps_the_checkpoint(tmp_path):
     assert (tmp_path / "checkpoint.pt").read_bytes() == kept and "diverged" not in load(tmp_path / "mechanism.pt")
 
 
+@pytest.mark.parametrize("rate", [1e30, float("inf"), 1e19])
+@pytest.mark.parametrize("changes", [{}, {"keep": "best"}, {"patience": 2}, {"optimizer": "sgd"}, {"ema": 0.0}], ids=str)
+def test_a_training_that_has_diverged_at_its_end_fails(tmp_path, rate, changes):
+    """Fewer updates than would be skipped in a row until the loop gives up."""
+    with pytest.raises(RunError, match=f"{tmp_path}: training has diverged by step .*lower --learning-rate.*none is kept"):
+        train(tmp_path, learning_rate=rate, warmup=0, steps=30, **changes)
+    assert not (tmp_path / "checkpoint.pt").exists() and not (tmp_path / "mechanism.pt").exists()
+
+
+def test_no_checkpoint_is_written_of_weights_that_are_not_sound(tmp_path):
+    with pytest.raises(RunError, match="training has diverged by step 30.*The last checkpoint is kept"):
+        train(tmp_path, learning_rate=math.inf, warmup=0, steps=30, checkpoint_seconds=0.0)
+    state = load(tmp_path / "checkpoint.pt")
+    assert state["position"]["step"] == 0 and state["model"]["weight"] == load(tmp_path / "mechanism.pt")["weights"]["weight"] == 0
+
+
+@pytest.mark.parametrize("seconds", [0.0, 30.0])
+def test_of_a_training_that_diverges_late_the_last_sound_state_is_kept(tmp_path, seconds):
+    class Late(Toy):
+        looks = 0
+
+        def forward(self, batch, noise, progress=1.0):
+            self.looks += not self.training
+            return {"loss": super().forward(batch, noise, progress)["loss"] * (math.nan if self.looks > 9 else 1)}
+
+    with pytest.raises(RunError, match="diverged by step 40: the loss on validation is not finite"):
+        train(tmp_path, model=Late(), valid=rows(count=16), checkpoint_seconds=seconds)
+    kept = load(tmp_path / "mechanism.pt")
+    assert 0 < kept["weights"]["weight"] < 3 and (kept["step"], kept.get("diverged")) == ((39, None) if seconds == 0 else (36, 40))
+    assert (tmp_path / "checkpoint.pt").exists() == (seconds == 0)
+
+
+def test_a_resumed_training_that_diverges_keeps_its_checkpoint(tmp_path):
+    train(tmp_path)
+    kept = files(tmp_path)
+    with pytest.raises(RunError, match="diverged by step 60.*the loss on validation is not finite.*The last checkpoint is kept"):
+        train(tmp_path, options=RESUME, valid=rows(math.nan), steps=60)
+    assert all(files(tmp_path)[name] == kept[name] for name in ("checkpoint.pt", "mechanism.pt"))
+
+
+@both
+def test_a_command_that_diverges_fails(tmp_path, folder):
+    command = Command(folder, tmp_path).start("--learning-rate", "1e30", "--steps", "30")
+    assert command.end() == 2
+    assert "has diverged by step" in command.stderr and "Traceback" not in command.stderr
+    assert not (command.run / folder / "mechanism.pt").exists()
+
+
 def test_divergence_before_a_checkpoint_promises_none(tmp_path):
-    with pytest.raises(RunError, match="raise --warmup$"):
+    with pytest.raises(RunError, match="raise --warmup. No state was sound, so none is kept$"):
         train(tmp_path, train=rows(float("nan")), steps=200, validations=1)
     assert not (tmp_path / "checkpoint.pt").exists() and not (tmp_path / "mechanism.pt").exists()
 
@@ -650,3 +700,26 @@ def test_run_folder_belongs_to_one_data_set(uninterrupted, capsys):
         run_command(options, main, [*DATA[:2], "--option", "size=100", "--run", str(run), "--steps", "1"])
     told = capsys.readouterr().err
     assert "belongs to another graph or training split: it was begun with" in told and "size=100" in told and not (run / "image").exists()
+
+
+def test_averages_do_not_go_with_statistics_of_other_weights():
+    plain, normed = nn.Linear(2, 2), nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2))
+    assert has_statistics(normed) and not has_statistics(plain)
+    for model, ema in ((plain, 0.9), (plain, 0.0), (normed, 0.0)):
+        check_average(model, ema, "--network x")
+    with pytest.raises(UserError, match="--ema 0.9 .*--network x.*--ema 0$"):
+        check_average(normed, 0.9, "--network x")
+
+
+def test_a_training_asks_its_hooks(tmp_path):
+    seen, asked = [], []
+
+    def augment(batch, generator, rank, world):
+        asked.append((float(torch.rand(1, generator=generator)), rank, world))
+        return {**batch, "x": batch["x"] + 1}
+
+    hooks = Hooks(rules={"first": lambda means: len(seen)}, watch=seen.append, augment=augment)
+    weight = fit(Toy(), rows(), rows(), CONFIG, tmp_path, DESCRIPTION, hooks=hooks).weight.item()
+    assert len(seen) == 10 and len(set(asked)) == 40 and {a[1:] for a in asked} == {(0, 1)}
+    assert weight > train(tmp_path / "without").weight.item()
+    assert load(tmp_path / "mechanism.pt")["selected"]["first"]["step"] == 4
