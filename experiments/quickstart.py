@@ -198,7 +198,7 @@ def compose(dataset: CausalDataset, options: Options, figures: dict[str, Path], 
             tested: tuple[Report, dict[str, Path]] | str = "") -> list[Section]:
     """All sections of the report, in order; ``tested`` may be why no classifiers were."""
     from experiments.report.figures import default_do
-    from experiments.report.html import sections
+    from experiments.report import sections
     from mechanisms.runs.files import read_json, versions
     from mechanisms.training.state import CONFIG
 

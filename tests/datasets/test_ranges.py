@@ -9,7 +9,7 @@ from typing import Literal, get_type_hints
 
 import numpy as np
 import pytest
-from test_layout import COMMANDS
+from tests.test_layout import COMMANDS
 
 from datasets.errors import UserError
 from datasets.ranges import Draws, Positive, Range, Share, check_ranges, within
@@ -26,7 +26,7 @@ from mechanisms.training.config import TrainingConfig
 from pgm.scm import AttributeConfig
 
 CONFIGS = (TrainingConfig, ImageConfig, PredictorConfig, AttributeConfig, FinetuneConfig, EvaluationConfig, ExpertsConfig, ClassifierConfig,
-           TrainingFlags, *{kind.settings for kind in ALGORITHMS.values()})
+           TrainingFlags, *dict.fromkeys(kind.settings for kind in ALGORITHMS.values()))
 
 
 @dataclass(frozen=True)
