@@ -64,7 +64,7 @@ class Split:
         """Rows as one observation: attributes ``(B,)`` and the image under its own name, float in [0, 1].
 
         Args:
-            index: whole numbers, from −N to N − 1, in any order, of any shape (several batches at once); or one boolean a row; or a slice.
+            index: whole numbers, from −N to N − 1, in any order; or one boolean a row; or a slice.
 
         Raises:
             SchemaError: for anything else, naming the first row that there is not.
@@ -79,7 +79,7 @@ class Split:
             rows = torch.as_tensor(index)
         except (TypeError, ValueError, RuntimeError):
             raise SchemaError(f"rows {index!r} are no row numbers; {where}: give a list such as [0, 3]") from None
-        if rows.ndim == 0 or rows.is_complex() or rows.is_floating_point() and len(rows):
+        if rows.ndim != 1 or rows.is_complex() or rows.is_floating_point() and len(rows):
             given = index if rows.numel() < 10 else f"{rows.dtype} of shape {tuple(rows.shape)}"
             raise SchemaError(f"rows {given} are no list of whole numbers; {where}: give a list such as [0, 3]")
         if rows.dtype == torch.bool:
