@@ -139,7 +139,7 @@ def check_base(run: Path, trained: Trained, base: Trained) -> None:
 
 
 def results(run: Path) -> list[dict[str, Any]]:
-    """Rows of ``results.jsonl``, one for each finished ``(algorithm, seed)``; see :func:`experiments.train.train_classifiers`."""
+    """Rows of ``results.jsonl``, one for each finished ``(algorithm, seed)``; see :func:`experiments.training.run.train_classifiers`."""
     return MetricsLog.read(Path(run) / FOLDER / RESULTS, _ROW)
 
 

@@ -25,17 +25,19 @@ from datasets.registry import open_dataset
 from datasets.schema import SchemaError
 from datasets.task import Sizes, task_of
 from experiments.algorithms import dfr
-from experiments.algorithms.dfr import DFRSettings
+from experiments.algorithms.dfr import DFRSettings, halved
 from experiments.algorithms.registry import ALGORITHMS, algorithm
+from experiments.metrics.groups import left_out, worst_group
 from experiments.networks.config import ClassifierConfig
 from experiments.networks.registry import build_network
-from experiments.robustness import load_contestants
-from experiments.train import describe, main, train_classifiers
+from experiments.stress.classifiers import load_classifiers
+from experiments.train import main
 from experiments.training.field_help import field_help
 from experiments.training.options import Options, TrainingFlags
 from experiments.training.plan import resolve
 from experiments.training.rows import Rows
-from experiments.training.selection import criteria, halved, left_out, selection_split, shifts_of, worst_group
+from experiments.training.run import describe, rows_for, train_classifiers
+from experiments.training.selection import criteria, selection_split, shifts_of
 from experiments.training.stacked import Stacked, can_stack, learn_stacked, pays
 from experiments.training.store import folder_of, list_trained, load_trained, record, results
 from experiments.training.trainer import Trainer
@@ -188,7 +190,7 @@ def counted(monkeypatch) -> list[str]:
         return result
 
     for module in ("trainer", "stacked"):
-        monkeypatch.setattr(f"experiments.{module}.fit", fit)
+        monkeypatch.setattr(f"experiments.training.{module}.fit", fit)
     return begun
 
 
@@ -222,7 +224,7 @@ def test_another_configuration_is_refused(trained, toy, capsys):
     (["--set", "irm.eta=1"], "irm has no setting 'eta'; valid are penalty, anneal, rescale, reset, unbiased"),
     (["--set", "temperature=1"], "no algorithm has a setting 'temperature'; valid are "),
     (["--set", "penalty"], "--set 'penalty' is not KEY=VALUE"),
-    (["--algorithm", "irm", "--set", "penalty=big"], "--set penalty=big: 'big' is no float"),
+    (["--algorithm", "irm", "--set", "penalty=big"], "--set penalty=big: 'big' is no number"),
     (["--algorithm", "irm", "--set", "penalty=-1"], "irm: penalty=-1.0 must not be negative"),
     (["--network", "smallcnn", "--ema", "0.9"], "not the statistics of --network smallcnn's batch norm"),
     (["--seeds", "0"], "--seeds 0 must be at least 1"), (["--l2", "-1"], "--l2 -1.0 must not be negative"),
@@ -240,7 +242,7 @@ def test_groups_are_needed_where_they_are(tmp_path):
     path = tmp_path / "plain.py"
     path.write_text(TOY.replace('spurious = ("light",)', "spurious = ()"))
     with pytest.raises(SchemaError, match="--algorithm groupdro needs groups, but Toy names no spurious attribute.*--spurious NAME"):
-        train_classifiers(open_dataset(str(path)), Options(algorithm="groupdro", run=RunOptions(tmp_path / "run"), training=FLAGS))
+        train_classifiers(rows_for(open_dataset(str(path))), ["groupdro"], [0], FLAGS, (), RunOptions(tmp_path / "run"), Options().data)
 
 
 def test_a_network_of_ours_takes_no_pretrained_weights_from_a_recipe(tmp_path):
@@ -267,7 +269,7 @@ def test_an_empty_environment_is_named(tmp_path):
     path = tmp_path / "gap.py"
     path.write_text(TOY.replace("torch.arange(self.size) % 2 if", "torch.arange(self.size) % 2 * 2 if"))
     with pytest.raises(SchemaError, match="environment 1 of Toy is empty in training"):
-        train_classifiers(open_dataset(str(path)), Options(algorithm="vrex", run=RunOptions(tmp_path / "run"), training=FLAGS))
+        train_classifiers(rows_for(open_dataset(str(path))), ["vrex"], [0], FLAGS, (), RunOptions(tmp_path / "run"), Options().data)
 
 
 def test_other_images_of_the_same_statistics_are_refused(toy, tmp_path, capsys):
@@ -304,7 +306,7 @@ def test_describe_trains_nothing_and_tells_all(toy, capsys, tmp_path):
     assert "vrex: V-REx" in out and "--set vrex.penalty=9.0: Weight λ of the penalty once it is annealed." in out
     assert "--set irm.penalty=7.0" in out and "needs environments" in out and not (tmp_path / "run").exists()
     assert all(line.split(": ", 1)[1] for line in out.splitlines() if line.startswith("  --set"))
-    assert describe(open_dataset(toy), Options(algorithm="erm")).startswith("erm: ERM\n  assumes that ")
+    assert describe(open_dataset(toy), ["erm"]).startswith("erm: ERM\n  assumes that ")
 
 
 def test_a_learned_model_makes_the_counterfactuals(tiny_run, tmp_path, capsys):
@@ -711,7 +713,7 @@ def test_names_are_taken_with_underscores_everywhere(toy, tmp_path, capsys):
     command(toy, tmp_path, "--algorithm", "label_smoothing", "--seeds", "1", "--steps", "2", "--set", "label_smoothing.smoothing=0.25")
     assert "label-smoothing: network mlp" in (out := capsys.readouterr().out) and "smoothing 0.25 (flag)" in out
     assert list_trained(tmp_path) == [("label-smoothing", 0)]
-    (found,) = load_contestants(tmp_path, "label_smoothing", "last", "cpu")
+    (found,) = load_classifiers(tmp_path, ["label_smoothing"], "last", "cpu")
     assert found.algorithm == "label-smoothing"
     dataset = open_dataset(toy)
     dataset.recipes = {**dataset.recipes, "label_smoothing": {"smoothing": 0.5}}

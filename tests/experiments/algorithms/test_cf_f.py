@@ -22,10 +22,11 @@ from experiments.attribution.saliency import PENALTIES, SALIENCY, penalty, salie
 from experiments.augmenters.registry import COUNTERFACTUAL, FACTUAL, augmenter
 from experiments.networks.registry import build_network
 from experiments.networks.small import SmallCNN
-from experiments.train import describe, main
+from experiments.train import main
 from experiments.training.options import Options, TrainingFlags
 from experiments.training.plan import resolve
 from experiments.training.rows import Rows
+from experiments.training.run import describe
 from experiments.training.trainer import Trainer
 from mechanisms.runs.command import run_command
 from mechanisms.runs.files import RunError, load
@@ -240,12 +241,12 @@ def test_masks_that_say_nothing_are_counted_before_training(tmp_path, capsys):
     rows = Rows(task_of(open_dataset("photo-backgrounds", {"train_digits": 64, "valid_digits": 32, "test_digits": 16})))
     rows.masks[:3], rows.masks[3:5] = False, True
     for _ in range(2):
-        rows.check(CounterfactualAndFactual, SmallCNN)
+        rows.check(CounterfactualAndFactual.needs, "cf-f", "train", SmallCNN)
     told = capsys.readouterr().err
     assert told.count("warning: ") == 1
     assert "training masks that --algorithm cf-f needs, 3 are empty, " in told and ", and 2 are full, " in told
     other = Rows(task_of(open_dataset("photo-backgrounds", {"train_digits": 64, "valid_digits": 32, "test_digits": 16})))
-    other.check(CounterfactualAndFactual, SmallCNN)
+    other.check(CounterfactualAndFactual.needs, "cf-f", "train", SmallCNN)
     assert not capsys.readouterr().err
 
 
@@ -256,8 +257,8 @@ def test_flags_are_settings_and_set_wins():
     dataset = open_dataset("photo-backgrounds")
     expected = CFFSettings(cf="shuffle", cf_weight=3.0, factual="none", saliency="mask", saliency_weight=2.5)
     assert resolve("cf-f", dataset, settings=asked.settings).settings == expected
-    assert "needs masks" in describe(dataset, asked)
-    assert "needs nothing but labels" in describe(dataset, replace(asked, saliency="none", set=("cf=none",)))
+    assert "needs masks" in describe(dataset, ["cf-f"], settings=asked.settings)
+    assert "needs nothing but labels" in describe(dataset, ["cf-f"], settings=replace(asked, saliency="none", set=("cf=none",)).settings)
 
 
 # ---------------------------------------------------------------------------------------------------- trainings
