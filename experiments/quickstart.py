@@ -198,8 +198,8 @@ def compose(dataset: CausalDataset, options: Options, figures: dict[str, Path], 
             known: Sequence[str], evaluation: Evaluation, minutes: float, chosen: Plan | None = None,
             tested: tuple[StressResults, dict[str, Path]] | str = "") -> list[Section]:
     """All sections of the report, in order; ``tested`` may be why no classifiers were."""
+    from experiments.report import sections
     from experiments.report.figures import default_do
-    from experiments.report.html import sections
     from mechanisms.runs.files import read_json, versions
     from mechanisms.training.state import CONFIG
 
