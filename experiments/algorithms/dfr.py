@@ -147,7 +147,7 @@ def balanced_rows(groups: np.ndarray, generator: np.random.Generator) -> np.ndar
     """Rows of a random subset in which each group ``(N,)`` that there is has as many as the smallest has; ascending."""
     rows = [np.flatnonzero(groups == g) for g in np.unique(groups)]
     fewest = min(map(len, rows))
-    return np.sort(np.concatenate([generator.choice(own, fewest, replace=False) for own in rows]))
+    return np.sort(np.concatenate([generator.choice(group, fewest, replace=False) for group in rows]))
 
 
 def fit_head(x: np.ndarray, y: np.ndarray, strength: float, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
@@ -159,8 +159,8 @@ def fit_head(x: np.ndarray, y: np.ndarray, strength: float, seed: int = 0) -> tu
     settings |= {"solver": "liblinear"} if len(np.unique(y)) == 2 else {"solver": "saga", "tol": 1e-2}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of a fit that stops early: it is averaged with others
-        found = LogisticRegression(C=strength, random_state=seed, **settings).fit(x.astype(np.float64), y)
-    return found.coef_, found.intercept_
+        fitted = LogisticRegression(C=strength, random_state=seed, **settings).fit(x.astype(np.float64), y)
+    return fitted.coef_, fitted.intercept_
 
 
 def with_features(model: Algorithm, split: Split) -> Split:

@@ -33,14 +33,14 @@ def worst_group(means: Mapping[str, float], split: Split) -> float:
 
     Groups of fewer than :data:`experiments.metrics.classification.FEWEST` rows say nothing and are left out, unless all are such.
     """
-    known, _ = _large(split)
-    return min(means[f"group_{g}"] for g in known.nonzero().flatten().tolist())
+    judged, _ = _large(split)
+    return min(means[f"group_{g}"] for g in judged.nonzero().flatten().tolist())
 
 
 def left_out(split: Split, groups: int) -> tuple[int, int]:
     """How many of the task's ``groups`` :func:`worst_group` leaves out, empty ones included, and how many observed rows these have."""
-    known, counts = _large(split)
-    return groups - int(known.sum()), int(counts[~known].sum())
+    judged, counts = _large(split)
+    return groups - int(judged.sum()), int(counts[~judged].sum())
 
 
 def _large(split: Split) -> tuple[Tensor, Tensor]:

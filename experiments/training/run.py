@@ -58,7 +58,8 @@ def describe(dataset: CausalDataset, names: Sequence[str], flags: TrainingFlags 
     for name in names:
         plan = resolve(name, dataset, flags, settings)
         needed = ", ".join(sorted(plan.needs)) or "nothing but labels"
-        lines += [f"{name}: {plan.kind.title}", f"  assumes that {plan.kind.assumes}", f"  needs {needed}", f"  here: {plan.told(rows)}"]
+        lines += [f"{name}: {plan.kind.title}", f"  assumes that {plan.kind.assumes}", f"  needs {needed}",
+                  f"  here: {plan.in_words(rows)}"]
         values, texts = asdict(plan.settings), field_help(plan.kind.settings)
         lines += [f"  --set {name}.{key}={value}: {texts[key]}" for key, value in values.items()]
     return "\n".join(lines)
@@ -146,7 +147,7 @@ def _summary(trainer: Trainer) -> str:
     """What an algorithm is trained with, and how the rows are studied."""
     study = trainer.rows.study.describe("masks" in trainer.plan.needs)
     given = [f", {key.replace('_', '-')} {value:g} (flag)" for key, value in study.items()]
-    return f"{trainer.plan.told(len(trainer.rows.train))}{''.join(given)}"
+    return f"{trainer.plan.in_words(len(trainer.rows.train))}{''.join(given)}"
 
 
 def print_results(results: Sequence[Mapping[str, Any]]) -> None:

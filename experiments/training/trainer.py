@@ -223,18 +223,18 @@ class Trainer:
 
     def augmentation(self) -> GeometricTransform | None:
         """What is done to training batches; None where nothing is."""
-        asked, (_, height, width) = self.plan.classifier, self.task.dataset.schema.image.shape
-        return crop_and_flip(height, width, asked.crop, 0.5 if asked.flip else 0.0) if asked.crop or asked.flip else None
+        config, (_, height, width) = self.plan.classifier, self.task.dataset.schema.image.shape
+        return crop_and_flip(height, width, config.crop, 0.5 if config.flip else 0.0) if config.crop or config.flip else None
 
     def describe(self, model: Algorithm, stage: str = "") -> dict[str, Any]:
         """Plain values that tell this training from others; stored with the weights."""
         task = {"label": self.task.label.name, "spurious": [v.name for v in self.task.spurious], "environment": self.task.environment,
                 "classes_of_label": list(self.task.label.classes)}
-        made = {"counterfactuals": self.rows.made_by} if self.plan.needs & {"counterfactuals", "relabelled"} else {}
+        source = {"counterfactuals": self.rows.made_by} if self.plan.needs & {"counterfactuals", "relabelled"} else {}
         base = {"base": self.base_weights} if self.base_weights else {}
-        asked = self.plan.classifier
-        moved = {"augmentation": {"crop": asked.crop, "flip": asked.flip}} if asked.crop or asked.flip else {}
-        return {**model.describe(), "task": task, "stage": stage, **made, **base, **moved,
+        config = self.plan.classifier
+        moved = {"augmentation": {"crop": config.crop, "flip": config.flip}} if config.crop or config.flip else {}
+        return {**model.describe(), "task": task, "stage": stage, **source, **base, **moved,
                 **self.rows.study.describe("masks" in self.plan.needs)}
 
 

@@ -167,7 +167,7 @@ def test_attacks_and_the_penalty_of_weights_mind_classes_of_their_own():
     weights = sum(p.square().sum() for p in model.parameters())
     torch.testing.assert_close(model.penalty_of_weights(), 0.1 * weights)
     known = batch["mask"].flatten(1).any(1)
-    (factual, _), _ = model.made(batch, batch["mask"], known, Noise(0))
+    (factual, _), _ = model.augmented(batch, batch["mask"], known, Noise(0))
     assert all(module.training for module in model.network.modules())
     model.network.eval()
     same = []

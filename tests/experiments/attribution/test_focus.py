@@ -24,7 +24,7 @@ from experiments.stress.files import save_results
 from experiments.stress.options import Options
 from experiments.stress.results import FIGURES, StressResults
 from experiments.stress.run import AS_OBSERVED, MAJORITY, OBSERVED, Classifier, stress_test
-from experiments.stress.text import as_markdown
+from experiments.stress.text import as_markdown, tables
 from mechanisms.runs.files import RunError
 
 SIDE, BLOCK = 12, 4
@@ -190,7 +190,7 @@ def test_who_looks_where(task, stressed):
 
 def test_columns_of_the_table(stressed, tmp_path):
     report = StressResults(stressed, dict.fromkeys(("right", "wrong", "blind"), "as given"))
-    (_, header, lines), = [made for made in report.tables() if made[0] == "Foreground, images as observed"]
+    (_, header, lines), = [made for made in tables(report) if made[0] == "Foreground, images as observed"]
     assert header[1:] == [*TITLES.values(), *ood.TITLES.values()]
     cells = {line[0]: line[1:] for line in lines}
     assert cells["wrong"][0] == "0.0" and cells["blind"][:3] == ["–"] * 3 and cells["*constant map (chance)*"][0] == "11.1"
