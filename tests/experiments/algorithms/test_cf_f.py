@@ -363,11 +363,11 @@ def test_interrupted_and_resumed_is_the_same_bit_for_bit(tmp_path, monkeypatch):
     whole = learn(tmp_path / "whole")
     update, count = training.update, [0]
 
-    def killed(*arguments: object) -> None:
+    def killed(*arguments: object) -> float:
         count[0] += 1
         if count[0] == 4:
             raise KeyboardInterrupt
-        update(*arguments)
+        return update(*arguments)
 
     monkeypatch.setattr(training, "update", killed)
     with pytest.raises(KeyboardInterrupt):
