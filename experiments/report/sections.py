@@ -5,7 +5,7 @@ from __future__ import annotations
 import shlex
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from torch import Tensor
 
@@ -16,13 +16,11 @@ from dscm.evaluation.evaluation import Evaluation
 from dscm.evaluation.table import HEADER, cycle_table, figure, question_rows
 from dscm.metrics.catalogue import METRICS as MEANINGS
 from experiments.metrics.classification import MEANINGS as FIGURES
+from experiments.report.classifiers import ClassifierTask
 from experiments.report.html import Section, bullets, code, definitions, details, graph_svg, note, picture, prose, side_by_side, table
 from experiments.stress.table import TITLES, Report
 from mechanisms.runs.files import MetricsLog
 from mechanisms.training.state import METRICS
-
-if TYPE_CHECKING:
-    from experiments.report.classifiers import Plan
 
 
 def data(dataset: CausalDataset) -> Section:
@@ -220,7 +218,7 @@ def limits(known: Sequence[str]) -> Section:
 
 
 def commands(data: DataOptions, run: Path, minutes: float, seed: int, do: Sequence[str], example: Mapping[str, float],
-             classifiers: Plan | None = None) -> Section:
+             classifiers: ClassifierTask | None = None) -> Section:
     """Every step as the command that does it alone, for this data set and run folder.
 
     Args:
