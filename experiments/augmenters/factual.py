@@ -132,10 +132,10 @@ class PGD(Attack):
     name = "pgd"
     title = "PGD"
     until_misled = True
-    steps: int = 40
+    steps: Positive[int] = 40
 
 
-class Model(Modelled, Augmenter):
+class CausalModel(Modelled, Augmenter):
     """The whole of ``ready``: what a DSCM, or the true process, makes of the image under do(spurious attributes). Needs no masks."""
 
     kind = "factual"
