@@ -46,8 +46,8 @@ def augmenter(kind: str, name: str, **options: Any) -> Augmenter | None:
         return None
     if name not in KINDS[kind]:
         raise RunError(f"unknown {kind} augmenter {name!r}; {valid_are((*KINDS[kind], NONE), name)}")
-    made = KINDS[kind][name]
-    valid = [field.name for field in fields(made)]
+    chosen = KINDS[kind][name]
+    valid = [field.name for field in fields(chosen)]
     if unknown := [option for option in options if option not in valid]:
         raise RunError(f"the {kind} augmenter {name!r} has no option {', '.join(unknown)}; {valid_are(valid, unknown[0])}")
-    return made(**options)
+    return chosen(**options)

@@ -112,5 +112,5 @@ def stress_classifiers(task: ClassifierTask, dscm: DSCM, where: RunOptions, chan
 
 def outdated(run: Path, dscm: DSCM) -> bool:
     """Whether the classifiers that are there were trained on counterfactuals of another model."""
-    made = [load_trained(run, name, seed).description.get("counterfactuals", "") for name, seed in list_trained(run)]
-    return any(text and not text.startswith(weights_hash(dscm)) for text in made)
+    provenances = [load_trained(run, name, seed).description.get("counterfactuals", "") for name, seed in list_trained(run)]
+    return any(text and not text.startswith(weights_hash(dscm)) for text in provenances)

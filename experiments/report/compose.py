@@ -52,9 +52,9 @@ def compose(dataset: CausalDataset, run: Path, figures: Mapping[str, Path], inte
 def settings(run: Path, flags: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     """Titled groups: what was asked for and with which packages, and the configuration of each training of the run."""
     configs = {name: read_json(run / name / CONFIG, {"training": dict, "config": dict}) for name in MECHANISMS}
-    asked = {name: value for name, value in flags.items() if name != "data"}
+    others = {name: value for name, value in flags.items() if name != "data"}
     return {
-        "This run": {**flags["data"], **asked, "largest memory": f"{largest_memory() / 2**30:.2f} GiB", **versions()},
+        "This run": {**flags["data"], **others, "largest memory": f"{largest_memory() / 2**30:.2f} GiB", **versions()},
         **{f"Training of {name}": config["training"] for name, config in configs.items()},
         **{f"Mechanism {name}": config["config"] for name, config in configs.items()},
     }

@@ -41,7 +41,7 @@ def draw_figures(dscm: DSCM, dataset: CausalDataset, interventions: Sequence[tup
     paths = {"counterfactuals": save_figure(counterfactual_grid(test.batch(index), columns, graph), folder / "counterfactuals.png")}
 
     # an intervention that has effects among the attributes shows more than one that has none
-    label, do = max(interventions, key=lambda asked: len(graph.descendants(asked[1])))
+    label, do = max(interventions, key=lambda each: len(graph.descendants(each[1])))
     rows = min(len(dataset.split("train")), 4000)
     training = {name: values[:rows] for name, values in dataset.split("train").attributes.items()}
     action = resolve_do(graph, do, training, rows)[0]
