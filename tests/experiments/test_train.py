@@ -188,7 +188,7 @@ def counted(monkeypatch) -> list[str]:
         return result
 
     for module in ("trainer", "stacked"):
-        monkeypatch.setattr(f"experiments.{module}.fit", fit)
+        monkeypatch.setattr(f"experiments.training.{module}.fit", fit)
     return begun
 
 

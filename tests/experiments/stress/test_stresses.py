@@ -191,7 +191,8 @@ def test_setting_what_is_there_changes_nothing(task, dscm):
 
 def test_noise_of_images_and_drawn_values_are_different_streams(task, monkeypatch):
     keys = []
-    monkeypatch.setattr(stresses, "seeded", lambda *key: keys.append(key) or torch.Generator().manual_seed(0))
+    for module in (stresses, counterfactuals):
+        monkeypatch.setattr(module, "seeded", lambda *key: keys.append(key) or torch.Generator().manual_seed(0))
 
     class Model:
         def counterfactual(self, rows, do, generator):
