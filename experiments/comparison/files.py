@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +13,7 @@ from experiments.comparison.figure import comparison_figure, curve_figure
 from experiments.comparison.results import Comparison, method_of
 from experiments.comparison.text import FLOOR_NAMES, everything, missing, summary
 from mechanisms.runs.files import replacing, write_json
-from mechanisms.runs.tables import write_table
+from mechanisms.runs.tables import finite, write_table
 
 NAME, CURVE, FORMAT, KIND = "comparison", "curve", 1, "comparison"
 COLUMNS = ("contestant", "metric", "intervention", "variable", "settings", "unit", "better", "mean", "error", "over", "seeds", "images",
@@ -55,8 +54,3 @@ def long_form(row: Aggregate) -> dict[str, Any]:
             "settings": json.dumps(dict(quantity.settings)), "unit": row.unit, "better": row.better, "mean": finite(row.mean),
             "error": row.error, "over": row.over, "seeds": len(row.values), "images": row.images, "behind": behind[0],
             "behind_error": behind[1], **{f"floor_{name}": finite(row.floors.get(name)) for name in FLOORS}}
-
-
-def finite(value: float | None) -> float | str | None:
-    """A number as JSON can have it: an infinite one as text."""
-    return str(value) if value is not None and math.isinf(value) else value

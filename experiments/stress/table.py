@@ -15,12 +15,12 @@ from experiments.attribution import focus
 from experiments.metrics.classification import COVERED, MEANINGS
 from experiments.stress import ood
 from experiments.stress.agreement import Agreement, agreement, agreement_figure
-from experiments.stress.column import NOTHING, REFERENCE, Column, percent
+from experiments.stress.column import NOTHING, REFERENCE, Column
 from experiments.stress.figure import robustness_figure
 from experiments.stress.run import MAJORITY, MODEL, OBSERVED, TRUTH, Point, Stressed
 from experiments.stress.stresses import AS_OBSERVED, WORST_GROUP, WORST_INTERVENTION, distinct_rows
 from mechanisms.runs.files import replacing, write_json
-from mechanisms.runs.tables import markdown, mean_over, write_table
+from mechanisms.runs.tables import markdown, mean_over, percent, write_table
 
 NAME, FORMAT, KIND = "robustness", 1, "robustness"
 CONSTANT = "constant map (chance)"  # what the baseline is where it is asked where classifiers look

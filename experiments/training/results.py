@@ -27,7 +27,7 @@ from experiments.metrics.classification import FEWEST
 from experiments.training.rules import MEANING, RULES
 from experiments.training.store import FOLDER, LOCK, results
 from mechanisms.runs.files import waiting
-from mechanisms.runs.tables import markdown, mean_over, write_table
+from mechanisms.runs.tables import markdown, mean_over, percent, write_table
 
 if TYPE_CHECKING:
     pass
@@ -53,7 +53,8 @@ def table(rows: Sequence[Mapping[str, Any]]) -> str:
         own = [row for row in rows if row["algorithm"] == name]
         for rule in (rule for rule in RULES if rule in own[0]["rules"]):
             found = [row["rules"][rule] for row in own]
-            cells = [percent([f[key] for f in found]) if key in found[0] else "–" for key in ("accuracy", "worst_group", "shifted")]
+            cells = [percent(*mean_over([f[key] for f in found])) if key in found[0] else "–"
+                     for key in ("accuracy", "worst_group", "shifted")]
             step, _ = mean_over([f["step"] for f in found])
             lines.append([name, rule, *cells, f"{step:.0f}", f"{sum(row['seconds'] for row in own) / len(own):.1f}", str(len(own))])
     first = rows[0]
@@ -76,9 +77,3 @@ def _small(rows: Sequence[Mapping[str, Any]]) -> str:
         names = ", ".join(name for name in told if told[name] == case)
         cases.append(f"{names}: {groups} of {of} groups, with {images:,} of {total:,} images")
     return f"The worst group is none of those below {FEWEST} images, which say little; {'; '.join(cases)}. " if cases else ""
-
-
-def percent(values: Sequence[float]) -> str:
-    """Mean ± standard error over seeds of shares, in percent; without an error if there is one seed."""
-    mean, error = mean_over([100 * value for value in values])
-    return f"{mean:.1f}" if error is None else f"{mean:.1f} ± {error:.1f}"

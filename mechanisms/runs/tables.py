@@ -30,6 +30,16 @@ def measured(value: float, error: float | None = None) -> str:
     return (f"{value:.{digits}f}" + (f" ± {error:.{digits}f}" if error is not None else "")).replace("-", "−")
 
 
+def percent(mean: float, error: float | None = None, sign: bool = False) -> str:
+    """``70.8 ± 0.9``: shares in percent."""
+    return (f"{100 * mean:{'+' if sign else ''}.1f}" + ("" if error is None else f" ± {100 * error:.1f}")).replace("-", "−")
+
+
+def finite(value: float | None) -> float | str | None:
+    """A number as JSON can have it: an infinite one as text."""
+    return str(value) if value is not None and math.isinf(value) else value
+
+
 def markdown(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     """A Markdown table whose columns also line up as plain text; cells hold text, which is shown as it is."""
     lines = [[shown(cell).replace("|", r"\|") for cell in line] for line in (header, *rows)]
