@@ -9,10 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from datasets.base import CausalDataset
-from datasets.options import DataOptions
 from dscm.evaluation.evaluation import Evaluation
 from experiments.report import sections
-from experiments.report.classifiers import ClassifierTask
 from experiments.report.html import Section
 from experiments.report.training import MECHANISMS
 from experiments.stress.table import Report
@@ -22,18 +20,18 @@ from pgm.interventions import Do
 
 
 def compose(dataset: CausalDataset, run: Path, figures: Mapping[str, Path], interventions: Sequence[tuple[str, Do]],
-            with_truth: Sequence[str], evaluation: Evaluation, task: ClassifierTask | None, stressed: tuple[Report, dict[str, Path]] | str,
-            *, data: DataOptions, do: Sequence[str], minutes: float, seed: int, flags: Mapping[str, Any]) -> list[Section]:
+            with_truth: Sequence[str], evaluation: Evaluation, stressed: tuple[Report, dict[str, Path]] | str, commands: Section,
+            flags: Mapping[str, Any]) -> list[Section]:
     """All sections of the report, in order.
 
     Args:
         figures: what each shows → its path.
-        interventions: of the grid, as headings and as Python has them; ``do``: as a command line spells them.
+        interventions: of the grid, each with its heading.
         with_truth: variables whose interventions have a true image.
         stressed: the classifiers' stress tests with their figures, or why there are none.
+        commands: the section of every step alone.
         flags: what was asked for, as plain values.
     """
-    example = {name: float(value) for _, setting in interventions for name, value in setting.items() if not callable(value)}
     return [
         sections.data(dataset),
         sections.counterfactuals(figures["counterfactuals"], [label for label, _ in interventions], with_truth),
@@ -44,7 +42,7 @@ def compose(dataset: CausalDataset, run: Path, figures: Mapping[str, Path], inte
         sections.no_robustness(stressed) if isinstance(stressed, str) else sections.robustness(*stressed),
         sections.every_metric(evaluation, {name: path for name, path in figures.items() if name.startswith("metrics_")}),
         sections.limits(with_truth),
-        sections.commands(data, run, minutes, seed, do, dict(list(example.items())[:1]), task),
+        commands,
         sections.configuration(settings(run, flags)),
     ]
 

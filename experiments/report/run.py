@@ -28,6 +28,7 @@ from experiments.report.compose import compose
 from experiments.report.effort import Effort
 from experiments.report.figures import default_do, draw_figures, metric_figures
 from experiments.report.html import write_report
+from experiments.report.sections import commands
 from experiments.report.training import MECHANISMS, train_attributes, train_image, train_predictors
 from mechanisms.anticausal.model import load_predictors
 from mechanisms.runs.folder import claim
@@ -107,8 +108,10 @@ def quickstart(data: DataOptions, where: RunOptions, effort: Effort, *, minutes:
                    for s in evaluation.find("truth_l1"))]
         lead = ("What would this very image have looked like, had one of its causes been otherwise? Mechanisms for each attribute and "
                 f"for the image were fitted to the data of {dataset.title}; merged along its causal graph, they answer.")
-        sections = compose(dataset, run, figures, interventions, with_truth, evaluation, task, stressed or why_not, data=data, do=do,
-                           minutes=minutes, seed=seed, flags={**flags, "it took": f"{took:.1f} minutes"})
+        values = {name: float(value) for _, setting in interventions for name, value in setting.items() if not callable(value)}
+        alone = commands(data, run, minutes, seed, do, dict(list(values.items())[:1]), task)
+        sections = compose(dataset, run, figures, interventions, with_truth, evaluation, stressed or why_not, alone,
+                           {**flags, "it took": f"{took:.1f} minutes"})
         report = run / REPORT
         write_report(report, f"Counterfactual images: {dataset.title}", lead, sections, facts)
         console.print(str(report.resolve()), style="bold", markup=False, soft_wrap=True)
