@@ -17,7 +17,8 @@ from dscm.evaluation.table import HEADER, cycle_table, figure, question_rows
 from dscm.metrics.catalogue import METRICS as MEANINGS
 from experiments.metrics.classification import MEANINGS as FIGURES
 from experiments.report.classifiers import ClassifierTask
-from experiments.report.html import Section, bullets, code, definitions, details, graph_svg, note, picture, prose, side_by_side, table
+from experiments.report.graph import graph_svg
+from experiments.report.html import Section, bullets, code, definitions, details, note, picture, prose, side_by_side, table
 from experiments.stress.table import TITLES, Report
 from mechanisms.runs.files import MetricsLog
 from mechanisms.training.state import METRICS

@@ -21,7 +21,8 @@ from dscm.evaluation.questions import Questions
 from experiments import quickstart as command
 from experiments.report.classifiers import ClassifierTask, classifier_task
 from experiments.report.figures import default_do
-from experiments.report.html import Section, bullets, graph_svg, prose, table, write_report
+from experiments.report.graph import graph_svg
+from experiments.report.html import Section, bullets, prose, table, write_report
 from experiments.report.options import Options
 from experiments.training.store import list_trained
 from mechanisms.runs.files import MetricsLog, RunError, load
