@@ -11,7 +11,8 @@ def main(options: Options) -> None:
 
     from experiments.comparison.run import compare
 
-    compare(options)
+    compare(options.conditions, options.run, only=options.only, finetuned=options.finetuned, seeds=options.seeds, out=options.out,
+            overwrite=options.overwrite)
 
 
 if __name__ == "__main__":

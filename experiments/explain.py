@@ -9,12 +9,15 @@ from mechanisms.runs.command import run_command
 def main(options: Options) -> None:
     options.check()
 
-    from dscm.figures.style import check_format, save_figure
     from experiments.explanations.explain import explain, explain_own
 
-    check_format(options.out)
-    figure = explain_own(options) if options.classifier else explain(options)
-    print(f"wrote {save_figure(figure, options.out)}")
+    how = {"method": options.method, "layer": options.layer, "device": options.device}
+    if options.classifier:
+        path = explain_own(options.out, options.run or options.data, options.choice, options.classifier, options.weights,
+                           outputs=options.outputs, **how)
+    else:
+        path = explain(options.out, options.run, options.choice, named=options.algorithm, seed=options.seed_of, rule=options.rule, **how)
+    print(f"wrote {path}")
 
 
 if __name__ == "__main__":

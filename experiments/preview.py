@@ -9,11 +9,12 @@ from mechanisms.runs.command import run_command
 def main(options: Options) -> None:
     options.check()
 
-    from dscm.figures.style import check_format, save_figure
     from experiments.explanations.preview import preview
 
-    check_format(options.out)
-    print(f"wrote {save_figure(preview(options), options.out)}")
+    path = preview(options.out, options.run or options.data, options.choice, cf=options.cf, factual=options.factual, label=options.label,
+                   algorithm=options.algorithm, seed_of=options.seed_of, ready=options.ready, model=options.model, truth=options.truth,
+                   device=options.device)
+    print(f"wrote {path}")
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ from typing import Any
 from torch import Tensor
 
 from mechanisms.runs.files import RunError
+from mechanisms.runs.tables import finite
 
 FLOORS = ("identity", "truth", "real", "ideal")
 """What a figure stands beside: copying x; the true counterfactual image; real images; a model that is exactly right."""
@@ -92,9 +93,9 @@ class Score:
         """Plain values for strict JSON, every key present; an infinite number is the text "inf" or "-inf"."""
         state = asdict(self)
         for name in ("value", "error"):
-            state[name] = _plain(state[name])
+            state[name] = finite(state[name])
         state["settings"] = dict(state["settings"])
-        state["floors"] = {name: _plain(value) for name, value in state["floors"].items()}
+        state["floors"] = {name: finite(value) for name, value in state["floors"].items()}
         return state
 
     @classmethod
@@ -122,10 +123,6 @@ def mean_and_error(values: Tensor) -> tuple[float, float]:
     """Mean and its standard error over independent values ``(B,)``, at least two."""
     values = values.detach().cpu().double()  # not every device has double precision
     return float(values.mean()), float(values.std() / len(values) ** 0.5)
-
-
-def _plain(number: float | None) -> float | str | None:
-    return str(number) if number is not None and math.isinf(number) else number
 
 
 def _is_number(value: Any) -> bool:

@@ -51,9 +51,9 @@ class Foreground:
 
 def foreground(task: Task, split: str, index: Tensor) -> Foreground | None:
     """The foreground of rows ``index (B,)`` of a split; None where the data set does not know it, or knows it of none of them."""
-    if (found := task.masks(split)) is None:
+    if (all_masks := task.masks(split)) is None:
         return None
-    masks = found[index] if isinstance(found, Tensor) else torch.stack([torch.as_tensor(found[int(i)]) for i in index])
+    masks = all_masks[index] if isinstance(all_masks, Tensor) else torch.stack([torch.as_tensor(all_masks[int(i)]) for i in index])
     size = masks.flatten(1).sum(1)
     rows = ((size > 0) & (size < masks[0].numel())).nonzero().flatten()
     return Foreground(rows, masks[rows], len(masks) - len(rows)) if len(rows) else None
@@ -97,9 +97,9 @@ def chance(masks: Tensor) -> dict[str, Tensor]:
     return scores(torch.ones(masks.shape), masks)
 
 
-def summary(found: Mapping[str, Tensor]) -> dict[str, tuple[float, float | None]]:
+def summary(image_scores: Mapping[str, Tensor]) -> dict[str, tuple[float, float | None]]:
     """Mean over images and its standard error; None for the error of one image."""
-    return {name: mean_over(values.tolist()) for name, values in found.items()}
+    return {name: mean_over(values.tolist()) for name, values in image_scores.items()}
 
 
 def images_for(method: str, count: int) -> int:

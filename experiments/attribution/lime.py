@@ -68,11 +68,11 @@ def superpixels(image: Tensor) -> Tensor:
     if pixels.ndim == 2:
         pixels = pixels[..., None].expand(-1, -1, 3)
     scale = min(1.0, min(pixels.shape[:2]) / _SIDE)
-    found = quickshift(np.ascontiguousarray(pixels.numpy()), kernel_size=max(1.0, _KERNEL * scale), max_dist=_REACH * scale, ratio=_RATIO)
-    if found.max() == 0:
+    regions = quickshift(np.ascontiguousarray(pixels.numpy()), kernel_size=max(1.0, _KERNEL * scale), max_dist=_REACH * scale, ratio=_RATIO)
+    if regions.max() == 0:
         raise RunError(f"LIME hides superpixels, but there is only one in an image of {pixels.shape[0]}×{pixels.shape[1]} pixels; take a "
                        "method that looks at single pixels, such as saliency")
-    return torch.from_numpy(found).long().to(image.device)
+    return torch.from_numpy(regions).long().to(image.device)
 
 
 def mean_colours(image: Tensor, regions: Tensor) -> Tensor:

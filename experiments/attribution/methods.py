@@ -72,7 +72,7 @@ class Attribution:
                                "logits (B, K)")
             chosen = classes_of(logits, targets).split(len(parts[0]))
             with torch.enable_grad():
-                maps = [self.compute(network, part, own, layer).detach() for part, own in zip(parts, chosen, strict=True)]
+                maps = [self.compute(network, part, classes, layer).detach() for part, classes in zip(parts, chosen, strict=True)]
         return torch.cat(maps)
 
     def layer_of(self, network: nn.Module, layer: str = "") -> str:
@@ -83,12 +83,12 @@ class Attribution:
         """
         if not self.layered:
             return ""
-        if not (found := layer or getattr(network, "cam_layer", "")):
+        if not (read := layer or getattr(network, "cam_layer", "")):
             others = ", ".join(name for name, method in ATTRIBUTIONS.items() if not method.layered)
             name = getattr(network, "name", "") or type(network).__name__
             raise RunError(f"{self.title} draws the maps of a layer, but {name} has no layer of maps; take a method that needs none: "
                            f"--method {others}; or name a layer: --layer NAME")
-        return found
+        return read
 
 
 # -------------------------------------------------------------------------------------------------------- by gradients

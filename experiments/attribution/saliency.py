@@ -130,21 +130,21 @@ def _check_deeplift(kind: type[Network], shape: tuple[int, int, int], classes: i
 
 
 # -------------------------------------------------------------------------------------------------------- penalties
-def outside(found: Tensor, region: Tensor) -> Tensor:
+def outside(saliency_map: Tensor, region: Tensor) -> Tensor:
     """mean((s·(1 − m))²) over channels and all places."""
-    return (found * ~region[:, None]).square().flatten(1).mean(1)
+    return (saliency_map * ~region[:, None]).square().flatten(1).mean(1)
 
 
-def cosine(found: Tensor, region: Tensor) -> Tensor:
+def cosine(saliency_map: Tensor, region: Tensor) -> Tensor:
     """1 − cosine(a, m), a = Σ_c |s_c|; does not depend on the scale of s."""
-    size, inside = found.abs().sum(1).flatten(1), region.flatten(1).to(found.dtype)
+    size, inside = saliency_map.abs().sum(1).flatten(1), region.flatten(1).to(saliency_map.dtype)
     norms = [(values.square().sum(1) + _TINY**2).sqrt() for values in (size, inside)]
     return 1 - (size * inside).sum(1) / (norms[0] * norms[1])
 
 
-def f1(found: Tensor, region: Tensor) -> Tensor:
+def f1(saliency_map: Tensor, region: Tensor) -> Tensor:
     """1 − F1 of a as a soft prediction of m: 1 − 2·Σ a·m / (Σ a + Σ m), a = Σ_c s_c² as a share of the image's own greatest."""
-    size, inside = found.square().sum(1).flatten(1), region.flatten(1).to(found.dtype)
+    size, inside = saliency_map.square().sum(1).flatten(1), region.flatten(1).to(saliency_map.dtype)
     size = size / (size.amax(1, keepdim=True) + _TINY**2)
     return 1 - 2 * (size * inside).sum(1) / (size.sum(1) + inside.sum(1) + _TINY)
 
@@ -152,7 +152,7 @@ def f1(found: Tensor, region: Tensor) -> Tensor:
 PENALTIES: dict[str, Penalty] = {f.__name__: f for f in (outside, cosine, f1)}
 
 
-def penalty(name: str, found: Tensor, region: Tensor) -> Tensor:
+def penalty(name: str, saliency_map: Tensor, region: Tensor) -> Tensor:
     """How far the saliency ``(B, C, H, W)`` lies outside ``region``, bool ``(B, H, W)``; ``(B,)``, 0 at best.
 
     Raises:
@@ -160,7 +160,7 @@ def penalty(name: str, found: Tensor, region: Tensor) -> Tensor:
     """
     if name not in PENALTIES:
         raise RunError(f"unknown saliency penalty {name!r}; {valid_are(PENALTIES, name)}")
-    if region.shape != (len(found), *found.shape[-2:]):
-        raise RunError(f"a saliency of shape {tuple(found.shape)} needs regions of shape {(len(found), *found.shape[-2:])}, not "
-                       f"{tuple(region.shape)}")
-    return PENALTIES[name](found, region)
+    if region.shape != (len(saliency_map), *saliency_map.shape[-2:]):
+        raise RunError(f"a saliency of shape {tuple(saliency_map.shape)} needs regions of shape "
+                       f"{(len(saliency_map), *saliency_map.shape[-2:])}, not {tuple(region.shape)}")
+    return PENALTIES[name](saliency_map, region)

@@ -88,7 +88,7 @@ class Folder(Fill):
         return as_images(context["ready"], images)
 
 
-class Model(Modelled, Augmenter):
+class CausalModel(Modelled, Augmenter):
     """The whole of ``ready``: what a DSCM makes of the image under do(label = another class). Needs no masks."""
 
     kind = "counterfactual"

@@ -62,12 +62,12 @@ class OtherBackground(Background):
         boxes, (height, width) = rectangles(masks), images.shape[2:]
         places, without = continued(boxes, height, width)
         covered = inside(boxes, height, width)
-        own = torch.arange(height * width, dtype=places.dtype, device=places.device)
-        found = valid.any(1)
-        source = torch.where(found, source, torch.arange(len(images), device=source.device))
-        places = torch.where((covered[source] & found[:, None, None]).flatten(1), places[source], own)
+        unmoved = torch.arange(height * width, dtype=places.dtype, device=places.device)
+        replaceable = valid.any(1)
+        source = torch.where(replaceable, source, torch.arange(len(images), device=source.device))
+        places = torch.where((covered[source] & replaceable[:, None, None]).flatten(1), places[source], unmoved)
         new = taken(images, places, source)
-        grey = found & without[source]
+        grey = replaceable & without[source]
         return new.masked_fill_(grey[:, None, None, None], GREY) if grey.any() else new
 
 
@@ -132,10 +132,10 @@ class PGD(Attack):
     name = "pgd"
     title = "PGD"
     until_misled = True
-    steps: int = 40
+    steps: Positive[int] = 40
 
 
-class Model(Modelled, Augmenter):
+class CausalModel(Modelled, Augmenter):
     """The whole of ``ready``: what a DSCM, or the true process, makes of the image under do(spurious attributes). Needs no masks."""
 
     kind = "factual"

@@ -52,11 +52,11 @@ class GeometricTransform:
             for row, seed in enumerate(seeds.tolist()):
                 torch.default_generator.manual_seed(seed)
                 try:
-                    found = self.transform({name: kinds[name](batch[name][row]) for name in moved})
+                    transformed = self.transform({name: kinds[name](batch[name][row]) for name in moved})
                 except ValueError as error:
                     raise SchemaError(f"images of {size[0]}×{size[1]} (height × width) cannot be transformed: {error}") from error
                 for name, values in moved.items():
-                    values.append(found[name].as_subclass(Tensor))
+                    values.append(transformed[name].as_subclass(Tensor))
         if len(sizes := {tuple(image.shape) for image in moved["image"]}) > 1:
             raise SchemaError(f"the transform makes images of several sizes, {' and '.join(map(str, sorted(sizes)))}; end it with a crop "
                               "or resizing to one size")

@@ -10,7 +10,7 @@ from datasets.files.images import ImageFiles
 from datasets.schema import SchemaError
 
 _ENDINGS = (".png", ".jpg", ".jpeg")
-_TOLD = 5  # rows that a message names
+_NAMED = 5  # rows that a message names
 
 
 def ready_images(folder: Path, split: str, rows: int, shape: tuple[int, int, int]) -> ImageFiles:
@@ -21,19 +21,19 @@ def ready_images(folder: Path, split: str, rows: int, shape: tuple[int, int, int
     Raises:
         SchemaError: for a folder that is not there, a row without an image, or with two.
     """
-    where, found = Path(folder) / split, {}
+    where, paths = Path(folder) / split, {}
     expected = f"expected {where}/<row>.png for the rows 0..{rows - 1} of the {split} split"
     if not where.is_dir():
         raise SchemaError(f"there is no folder {where} of ready images; {expected}")
     for path in sorted(where.iterdir()):
         if path.suffix.lower() in _ENDINGS and path.stem.isdecimal():
-            if (row := int(path.stem)) in found:
-                raise SchemaError(f"both {found[row]} and {path.name} are of row {row}; keep one")
-            found[row] = path
-    if missing := [row for row in range(rows) if row not in found]:
-        told = ", ".join(map(str, missing[:_TOLD])) + ", …" * (len(missing) > _TOLD)
-        raise SchemaError(f"{where} has no image of {len(missing)} of {rows} rows: {told}; {expected}")
-    return ImageFiles([found[row] for row in range(rows)], shape)
+            if (row := int(path.stem)) in paths:
+                raise SchemaError(f"both {paths[row]} and {path.name} are of row {row}; keep one")
+            paths[row] = path
+    if missing := [row for row in range(rows) if row not in paths]:
+        first = ", ".join(map(str, missing[:_NAMED])) + ", …" * (len(missing) > _NAMED)
+        raise SchemaError(f"{where} has no image of {len(missing)} of {rows} rows: {first}; {expected}")
+    return ImageFiles([paths[row] for row in range(rows)], shape)
 
 
 def as_images(ready: Tensor, like: Tensor) -> Tensor:

@@ -17,12 +17,12 @@ def has_foreground(masks: Tensor) -> Tensor:
 
 def rectangles(masks: Tensor) -> Tensor:
     """The smallest rectangle around each mask, int64 ``(B, 4)``: top, bottom, left, right, ends excluded; 0, 0, 0, 0 if it is empty."""
-    found = []
+    ends = []
     for along in (masks.any(2), masks.any(1)):  # (B, H), (B, W)
         seen, length = along.to(torch.uint8), along.shape[1]
         empty = ~along.any(1)
-        found += [seen.argmax(1), (length - seen.flip(1).argmax(1)).masked_fill(empty, 0)]
-    return torch.stack(found, 1)
+        ends += [seen.argmax(1), (length - seen.flip(1).argmax(1)).masked_fill(empty, 0)]
+    return torch.stack(ends, 1)
 
 
 def inside(boxes: Tensor, height: int, width: int) -> Tensor:
@@ -97,8 +97,8 @@ def shuffled(images: Tensor, region: Tensor, generator: torch.Generator) -> Tens
     seed of the image's own, so that none depends on how large another's region is.
     """
     seeds = torch.randint(2**62, (len(images),), generator=generator, device=generator.device).tolist()
-    counts, own = region.flatten(1).sum(1).tolist(), torch.Generator(generator.device)
-    orders = [torch.randperm(n, generator=own.manual_seed(seed), device=own.device) for n, seed in zip(counts, seeds, strict=True)]
+    counts, stream = region.flatten(1).sum(1).tolist(), torch.Generator(generator.device)
+    orders = [torch.randperm(n, generator=stream.manual_seed(seed), device=stream.device) for n, seed in zip(counts, seeds, strict=True)]
     starts = torch.tensor([0, *counts[:-1]]).cumsum(0).tolist()
     order = torch.cat([one.add_(start) for one, start in zip(orders, starts, strict=True)]).to(images.device)
     places = torch.arange(region[0].numel(), device=images.device).repeat(len(images), 1)

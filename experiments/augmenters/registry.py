@@ -1,26 +1,36 @@
-"""From a name to an augmenter."""
+"""The augmenters there are, by kind and name.
+
+Every file of this folder is looked at: a new augmenter is one new file, or one new class in a file, with a ``kind`` and a ``name``.
+"""
 
 from __future__ import annotations
 
+import importlib
+import pkgutil
 from dataclasses import fields
 from typing import Any
 
+import experiments.augmenters
 from datasets.errors import valid_are
-from experiments.augmenters import counterfactual, factual
 from experiments.augmenters.base import Augmenter
 from mechanisms.runs.files import RunError
 
 NONE = "none"
 
 
-def _find(module: Any) -> dict[str, type[Augmenter]]:
-    """All classes of a module that have a name, in the order in which they are defined."""
-    return {value.name: value for value in vars(module).values() if isinstance(value, type) and issubclass(value, Augmenter) and value.name}
+def find_augmenters() -> dict[str, dict[str, type[Augmenter]]]:
+    """Kind → name → class, in the order of files and, within each, of definitions."""
+    kinds: dict[str, dict[str, type[Augmenter]]] = {"counterfactual": {}, "factual": {}}
+    for module in pkgutil.iter_modules(experiments.augmenters.__path__, "experiments.augmenters."):
+        if module.name != __name__:
+            for value in vars(importlib.import_module(module.name)).values():
+                if isinstance(value, type) and issubclass(value, Augmenter) and value.name and value.__module__ == module.name:
+                    kinds[value.kind][value.name] = value
+    return kinds
 
 
-COUNTERFACTUAL: dict[str, type[Augmenter]] = _find(counterfactual)
-FACTUAL: dict[str, type[Augmenter]] = _find(factual)
-KINDS = {"counterfactual": COUNTERFACTUAL, "factual": FACTUAL}
+KINDS = find_augmenters()
+COUNTERFACTUAL, FACTUAL = KINDS["counterfactual"], KINDS["factual"]
 
 
 def augmenter(kind: str, name: str, **options: Any) -> Augmenter | None:
@@ -36,8 +46,8 @@ def augmenter(kind: str, name: str, **options: Any) -> Augmenter | None:
         return None
     if name not in KINDS[kind]:
         raise RunError(f"unknown {kind} augmenter {name!r}; {valid_are((*KINDS[kind], NONE), name)}")
-    found = KINDS[kind][name]
-    known = [field.name for field in fields(found)]
-    if unknown := [option for option in options if option not in known]:
-        raise RunError(f"the {kind} augmenter {name!r} has no option {', '.join(unknown)}; {valid_are(known, unknown[0])}")
-    return found(**options)
+    chosen = KINDS[kind][name]
+    valid = [field.name for field in fields(chosen)]
+    if unknown := [option for option in options if option not in valid]:
+        raise RunError(f"the {kind} augmenter {name!r} has no option {', '.join(unknown)}; {valid_are(valid, unknown[0])}")
+    return chosen(**options)

@@ -28,13 +28,13 @@ def measure_augmenters(count: int = 128, size: int = 224, attacks: bool = False)
         top, bottom, left, right = (ends * size).long().tolist()
         mask[min(top, bottom):max(top, bottom) + 1, min(left, right):max(left, right) + 1] = True
     labels, network = torch.arange(count) % 2, SmallCNN((3, size, size), 2) if attacks else None
-    found = {}
+    speeds = {}
     for kind, augmenters in KINDS.items():
-        for name, made in augmenters.items():
-            if ("network" in made.needs) != attacks:
+        for name, augmenter in augmenters.items():
+            if ("network" in augmenter.needs) != attacks:
                 continue
             for _ in range(2):
                 began = time.perf_counter()
-                made()(images, masks, labels, generator, network=network, ready=images)
-                found[f"{kind} {name}"] = count / (time.perf_counter() - began)
-    return found
+                augmenter()(images, masks, labels, generator, network=network, ready=images)
+                speeds[f"{kind} {name}"] = count / (time.perf_counter() - began)
+    return speeds

@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,7 +20,6 @@ from dscm.evaluation.evaluation import Evaluation, evaluate
 from dscm.evaluation.questions import draw_questions
 from dscm.metrics.score import Score
 from dscm.model import DSCM
-from experiments.benchmarks.options import Options
 from mechanisms import train as image
 from mechanisms.training.config import RunOptions
 from mechanisms.training.loop import fit
@@ -64,18 +64,25 @@ def measurement(name: str, unit: str, reference: float | None = None, target: fl
 
 
 class Bench:
-    """The data, and models trained for as long as a figure asks; each is made once, when it is first needed."""
+    """The data, and models trained for as long as a figure asks; each is made once, when it is first needed.
 
-    def __init__(self, options: Options) -> None:
-        self.options = options
+    Args:
+        run: folder for what is trained.
+        mnist: folder of MNIST's IDX files; ``official``: of official Morpho-MNIST files.
+        count: held-out images that errors to the truth are averaged over, at most.
+    """
+
+    def __init__(self, run: Path, mnist: Path | None = None, official: Path | None = None, count: int = 4096, seed: int = 0,
+                 device: str = "auto") -> None:
+        self.run, self.mnist, self.official, self.count, self.seed, self.device = run, mnist, official, count, seed, device
         self._evaluations: dict[int, Evaluation] = {}
         self._models: dict[int, DSCM] = {}
 
     @cached_property
     def data(self) -> DataOptions:
         """8,000 training images: distinct digits of MNIST, or two renderings of each embedded one."""
-        sizes = ("renderings=1", "train_digits=8000", "valid_digits=500") if self.options.mnist else ("renderings=2",)
-        return DataOptions(data_dir=self.options.mnist, option=(*sizes, f"seed={self.options.seed}"))
+        sizes = ("renderings=1", "train_digits=8000", "valid_digits=500") if self.mnist else ("renderings=2",)
+        return DataOptions(data_dir=self.mnist, option=(*sizes, f"seed={self.seed}"))
 
     @cached_property
     def dataset(self) -> CausalDataset:
@@ -87,8 +94,8 @@ class Bench:
     def model(self, seconds: int) -> DSCM:
         """A DSCM whose image mechanism was trained for so long."""
         if seconds not in self._models:
-            folder = RunOptions(self.options.run / f"{seconds}s", overwrite=True)
-            common = {"seed": self.options.seed, "device": self.options.device}
+            folder = RunOptions(self.run / f"{seconds}s", overwrite=True)
+            common = {"seed": self.seed, "device": self.device}
             training = replace(attributes.DEFAULTS, steps=attributes.DEFAULT_STEPS, **common)
             attributes.train_attributes(self.dataset, attributes.Options(self.data, folder, training))
             training = replace(image.DEFAULTS, minutes=seconds / 60, validations=2, checkpoint_seconds=1e9, **common)
@@ -99,26 +106,26 @@ class Bench:
     @cached_property
     def attribute_fit(self) -> tuple[AttributeSCM, float]:
         """The SCM fitted to 60,000 rows of the process, and the seconds that took; each epoch sees every row once."""
-        rows = process_rows(60_000, self.options.seed)
+        rows = process_rows(60_000, self.seed)
         graph = MorphoMNIST().schema.fitted(rows)
-        torch.manual_seed(self.options.seed)
+        torch.manual_seed(self.seed)
         scm = AttributeSCM(graph)
         images = torch.zeros(60_000, 0, dtype=torch.uint8)
         train = Split("train", images, rows)
-        valid = Split("valid", images[:2000], process_rows(2000, self.options.seed + 3))
-        config = replace(attributes.DEFAULTS, steps=attributes.DEFAULT_STEPS, seed=self.options.seed, device=self.options.device)
+        valid = Split("valid", images[:2000], process_rows(2000, self.seed + 3))
+        config = replace(attributes.DEFAULTS, steps=attributes.DEFAULT_STEPS, seed=self.seed, device=self.device)
         description = {"kind": "attributes", "graph": graph.to_dict(), "config": asdict(scm.config)}
-        folder = self.options.run / "attributes"
-        seconds = _timed(lambda: fit(scm, train, valid, config, folder, description, RunOptions(overwrite=True)))
+        folder = self.run / "attributes"
+        seconds = timed(lambda: fit(scm, train, valid, config, folder, description, RunOptions(overwrite=True)))
         return scm, seconds
 
     def score(self, seconds: int, variable: str, metric: str = "truth_l1") -> Score:
         """A figure of one intervention, of the model that was trained for so long."""
         if seconds not in self._evaluations:
-            count = min(self.options.count, len(self.dataset.split("test")))
-            questions = draw_questions(self.dataset, "test", count, self.options.seed)
-            known = tuple(q for q in questions.questions if self.dataset.has_truth([q.variable]))
-            self._evaluations[seconds] = evaluate(self.model(seconds), self.dataset, replace(questions, questions=known),
+            count = min(self.count, len(self.dataset.split("test")))
+            questions = draw_questions(self.dataset, "test", count, self.seed)
+            with_truth = tuple(q for q in questions.questions if self.dataset.has_truth([q.variable]))
+            self._evaluations[seconds] = evaluate(self.model(seconds), self.dataset, replace(questions, questions=with_truth),
                                                   config=EvaluationConfig(parts=("truth",)))
         return self._evaluations[seconds].find(metric, f"do({variable})")[0]
 
@@ -132,7 +139,7 @@ def process_rows(count: int, seed: int) -> dict[str, torch.Tensor]:
             "digit": torch.from_numpy(random.integers(0, 10, count))}
 
 
-def _timed(function: Callable[[], Any]) -> float:
+def timed(function: Callable[[], Any]) -> float:
     began = time.perf_counter()
     function()
     return time.perf_counter() - began

@@ -35,9 +35,8 @@ def xgradcam_per_second(bench: Bench) -> tuple[float, str]:
 def augmenter_images_per_second(bench: Bench) -> tuple[float, str]:
     """The slowest of all that ask no network."""
     speeds, attacks = measure_augmenters(), measure_augmenters(size=32, attacks=True)
-    told = ", ".join(f"{name} {speed:.0f}" for name, speed in speeds.items())
-    asked = ", ".join(f"{name} {speed:.0f}" for name, speed in attacks.items())
-    return min(speeds.values()), f"128 RGB images of 224×224: {told}; with a SmallCNN, of 32×32: {asked}"
+    plain, with_network = (", ".join(f"{name} {speed:.0f}" for name, speed in each.items()) for each in (speeds, attacks))
+    return min(speeds.values()), f"128 RGB images of 224×224: {plain}; with a SmallCNN, of 32×32: {with_network}"
 
 
 @measurement("irm_restart_seconds", "s", 416, 200)
@@ -60,11 +59,11 @@ def masktune_seconds(bench: Bench) -> tuple[float | None, str]:
 @measurement("irm_features_restart_seconds", "s", None, 5)
 def irm_features_restart_seconds(bench: Bench) -> tuple[float, str]:
     """The published recipe of WildCam on features of a frozen ResNet-18, from the network's making to its row of results."""
-    device = bench.options.device
+    device = bench.device
     flags = TrainingFlags(network="resnet18", frozen=True, l2=1e-3, steps=121, batch_size=1_000_000, learning_rate=1e-3, device=device)
     dataset = TwoCameras()
-    plan = resolve("irm", dataset, flags, ("penalty=1e4", f"anneal={40 / 121}", "unbiased=false", "reset=false"), bench.options.seed)
-    trainer = Trainer(Rows(task_of(dataset)), plan, RunOptions(bench.options.run / "irm-features", overwrite=True), lambda name: plan)
+    plan = resolve("irm", dataset, flags, ("penalty=1e4", f"anneal={40 / 121}", "unbiased=false", "reset=false"), bench.seed)
+    trainer = Trainer(Rows(task_of(dataset)), plan, RunOptions(bench.run / "irm-features", overwrite=True), lambda name: plan)
     features = trainer.train.attributes[FEATURES]  # made before the clock starts, as those of validation are
     rows = len(trainer.valid)
     began = time.perf_counter()
@@ -97,16 +96,14 @@ class TwoCameras(CausalDataset):
 
 
 def _trained(bench: Bench, dataset: str, algorithm: str, seeds: int) -> tuple[float | None, str]:
-    options = bench.options
-    if options.mnist is None:
+    if bench.mnist is None:
         return None, "needs --mnist: all of its images"
-    data, flags = DataOptions(dataset, options.mnist), TrainingFlags(validations=1, device=options.device)
+    data, flags = DataOptions(dataset, bench.mnist), TrainingFlags(validations=1, device=bench.device)
     opened = data.open()
     images = len(opened.split("train"))  # read before the clock starts
-    run = RunOptions(options.run / f"{dataset}-{algorithm}-{seeds}", overwrite=True)
+    run = RunOptions(bench.run / f"{dataset}-{algorithm}-{seeds}", overwrite=True)
     began = time.perf_counter()
-    first = options.seed
-    rows = train_classifiers(rows_for(opened), [algorithm], range(first, first + seeds), flags, (), run, data)
+    rows = train_classifiers(rows_for(opened), [algorithm], range(bench.seed, bench.seed + seeds), flags, (), run, data)
     return time.perf_counter() - began, f"{images:,} images, {rows[0]['steps']:,} updates in the last stage"
 
 

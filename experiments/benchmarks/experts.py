@@ -26,10 +26,10 @@ def ten_experts_against_one(bench: Bench) -> tuple[float, str]:
 
 
 def _seconds_per_update(experts: int, bench: Bench) -> float:
-    device = find_device(bench.options.device)
-    torch.manual_seed(bench.options.seed)
+    device = find_device(bench.device)
+    torch.manual_seed(bench.seed)
     model = Competition(Experts((1, 32, 32), ExpertsConfig(experts=experts))).to(device).train()
-    optimizer, noise = make_optimizer(model, DEFAULTS, device), Noise(bench.options.seed, device)
+    optimizer, noise = make_optimizer(model, DEFAULTS, device), Noise(bench.seed, device)
     images = torch.rand(DEFAULTS.batch_size, 1, 32, 32, device=device)
     batch, taken = {"image": images, "canonical": (255 * images).to(torch.uint8)}, []
     for _ in range(_UPDATES):

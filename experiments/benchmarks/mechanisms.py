@@ -15,7 +15,7 @@ from datasets.mnist.morpho import MorphoMNIST
 from datasets.registry import open_dataset
 from dscm.evaluation.evaluation import evaluate
 from dscm.evaluation.questions import draw_questions
-from experiments.benchmarks.base import Bench, _timed, measurement, process_rows
+from experiments.benchmarks.base import Bench, measurement, process_rows, timed
 from mechanisms.anticausal.model import Predictors
 from mechanisms.training.noise import drawing
 
@@ -49,8 +49,8 @@ def identity_intensity(bench: Bench) -> float:
 @measurement("free_energy_30s", "nats/dim", 0.821, 0.821)
 def free_energy(bench: Bench) -> tuple[float, str]:
     """−ELBO with z sampled after 30 s of training; the reference took 600 s."""
-    model, test = bench.model(30).image, bench.dataset.split("test").batch(slice(0, min(bench.options.count, 512)))
-    generator = torch.Generator().manual_seed(bench.options.seed)
+    model, test = bench.model(30).image, bench.dataset.split("test").batch(slice(0, min(bench.count, 512)))
+    generator = torch.Generator().manual_seed(bench.seed)
     energies = model.free_energy(test["image"], test, drawing(generator, "cpu")) / test["image"][0].numel()
     error = float(energies.std() / len(energies) ** 0.5)
     return float(energies.mean()), f"± {error:.2g} over {len(energies)} held-out images; z sampled once"
@@ -61,7 +61,7 @@ def free_energy(bench: Bench) -> tuple[float, str]:
 def attribute_fit_gap(bench: Bench) -> tuple[float, str]:
     """The larger of the gaps of p(t) and p(i | t) to the true log-density, 60,000 rows fitted, 10,000 fresh ones scored."""
     scm, _ = bench.attribute_fit
-    fresh = process_rows(10_000, bench.options.seed + 1)
+    fresh = process_rows(10_000, bench.seed + 1)
     fitted = {name: float(value.detach().mean()) for name, value in scm.log_prob(fresh).items()}
     true = {name: float(value.mean()) for name, value in true_log_prob(fresh).items()}
     gaps = {name: true[name] - fitted[name] for name in true}
@@ -78,8 +78,8 @@ def attribute_fit_seconds(bench: Bench) -> tuple[float, str]:
 def counterfactual_intensity(bench: Bench) -> tuple[float, str]:
     """Mean error of the intensity under do(thickness ~ marginal) on 10,000 rows of known noise."""
     scm, _ = bench.attribute_fit
-    rows = process_rows(10_000, bench.options.seed + 2)
-    thickness = rows["thickness"][torch.randperm(10_000, generator=torch.Generator().manual_seed(bench.options.seed))]
+    rows = process_rows(10_000, bench.seed + 2)
+    thickness = rows["thickness"][torch.randperm(10_000, generator=torch.Generator().manual_seed(bench.seed))]
     answer = scm.counterfactual(rows, {"thickness": thickness})["intensity"]
     share = torch.logit((rows["intensity"].double() - 64) / 191)
     truth = 64 + 191 * torch.sigmoid(share + 2 * (thickness - rows["thickness"]).double())
@@ -101,7 +101,7 @@ def true_log_prob(rows: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
 def counterfactuals_per_second(bench: Bench) -> tuple[float, str]:
     """Abduct and predict, batch 256: the best of five passes over 512 images."""
     model, observed = bench.model(30), bench.dataset.split("test").batch(slice(0, 512))
-    best = min(_timed(lambda: model.counterfactual(observed, {"thickness": 4.0}, batch_size=256)) for _ in range(5))
+    best = min(timed(lambda: model.counterfactual(observed, {"thickness": 4.0}, batch_size=256)) for _ in range(5))
     return len(observed["image"]) / best, "attributes and image, float32, best of five"
 
 
@@ -109,7 +109,7 @@ def counterfactuals_per_second(bench: Bench) -> tuple[float, str]:
 def evaluate_seconds(bench: Bench) -> tuple[float, str]:
     """Every metric of three interventions on 1,000 images, the true images rendered on the way."""
     model, count = bench.model(30), min(1000, len(bench.dataset.split("test")))
-    questions, predictors = draw_questions(bench.dataset, "test", count, bench.options.seed), Predictors(bench.dataset.graph).eval()
+    questions, predictors = draw_questions(bench.dataset, "test", count, bench.seed), Predictors(bench.dataset.graph).eval()
     began = time.perf_counter()
     evaluation = evaluate(model, bench.dataset, questions, predictors)
     seconds = time.perf_counter() - began
@@ -121,22 +121,21 @@ def evaluate_seconds(bench: Bench) -> tuple[float, str]:
 def render(bench: Bench) -> tuple[float, str]:
     """One core, five renderings of each of 200 embedded digits, nothing cached."""
     dataset, digits = MorphoMNIST(workers=1), load_mnist(None, False)["train"][0][:200]
-    rows = process_rows(1000, bench.options.seed)
+    rows = process_rows(1000, bench.seed)
     thickness, intensity = (rows[name].numpy().reshape(5, 200) for name in ("thickness", "intensity"))
-    return 1000 * _timed(lambda: dataset.render(digits, thickness, intensity)) / 1000, "one process, five renderings a digit"
+    return 1000 * timed(lambda: dataset.render(digits, thickness, intensity)) / 1000, "one process, five renderings a digit"
 
 
 def _official(exact: bool) -> Callable[[Bench], tuple[float | None, str]]:
     def measure(bench: Bench) -> tuple[float | None, str]:
-        options = bench.options
-        if options.official is None or options.mnist is None:
+        if bench.official is None or bench.mnist is None:
             return None, "needs --official and --mnist folders"
-        source = open_dataset("morphomnist-official", {"data_dir": options.official, "mnist": options.mnist, "exact": exact})
+        source = open_dataset("morphomnist-official", {"data_dir": bench.official, "mnist": bench.mnist, "exact": exact})
         errors = []
         for name in ("train", "valid", "test"):
             split = source.split(name)
-            own = {n: split.attributes[n] for n in ("thickness", "intensity")}
-            truth = source.true_counterfactual(name, torch.arange(len(split)), own)["image"]
+            observed = {n: split.attributes[n] for n in ("thickness", "intensity")}
+            truth = source.true_counterfactual(name, torch.arange(len(split)), observed)["image"]
             inner = slice(source.border, -source.border)
             errors.append((truth * 255 - split.images.float()).abs()[:, :, inner, inner].mean((1, 2, 3)))
         return float(torch.cat(errors).mean()), f"over {sum(map(len, errors))} official images"
@@ -169,5 +168,4 @@ def _process(*arguments: str) -> float:
         if result.returncode:
             raise UserError(f"python {' '.join(arguments)} failed: {result.stderr.strip()[-300:]}")
 
-    return sorted(_timed(once) for _ in range(3))[1]
-
+    return sorted(timed(once) for _ in range(3))[1]

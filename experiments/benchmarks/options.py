@@ -11,7 +11,7 @@ from datasets.ranges import Sample, Seed
 
 @dataclass(frozen=True)
 class Options:
-    """Measure what this machine makes of the product, beside reference figures and targets. Let nothing else run meanwhile."""
+    """Measure what this machine makes of the product, beside reference figures and targets; run nothing else meanwhile."""
 
     only: str = ""
     """Names to measure, comma-separated; all if empty."""

@@ -1,4 +1,4 @@
-"""From the evaluations of several contestants and seeds to one row for each figure of each contestant."""
+"""From the evaluations of several methods and seeds to one row for each quantity of each method."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from dscm.metrics.score import Score
 from experiments.metrics.seeds import best_of, difference
 from mechanisms.runs.tables import mean_over
 
-Results = Mapping[str, Mapping[int, Evaluation]]  # contestant → seed → its evaluation
+Results = Mapping[str, Mapping[int, Evaluation]]  # method → seed → its evaluation
 Settings = tuple[tuple[str, float | str], ...]
 
 
 @dataclass(frozen=True)
-class Figure:
+class Quantity:
     """What is measured: a metric with the intervention, the attribute that is read and the settings that it depends on."""
 
     metric: str
@@ -25,13 +25,13 @@ class Figure:
     settings: Settings = ()
 
     @classmethod
-    def of(cls, score: Score) -> Figure:
+    def of(cls, score: Score) -> Quantity:
         return cls(score.metric, score.intervention, score.variable, tuple(sorted(score.settings.items())))
 
 
 @dataclass(frozen=True)
-class Row:
-    """One figure of one contestant.
+class Aggregate:
+    """One quantity of one method, over seeds.
 
     Attributes:
         mean: over seeds.
@@ -39,13 +39,13 @@ class Row:
         over: what ``error`` is about.
         values: seed → value.
         images: that each value is about.
-        floors: the same figure of copying x, of the truth, of real images, of an exactly right model.
+        floors: the same quantity of copying x, of the truth, of real images, of an exactly right model.
         behind: mean difference to the best mechanism on the same seeds, positive where this one is worse, and its
             standard error; None for bounds and where there is no order.
     """
 
-    contestant: str
-    figure: Figure
+    method: str
+    quantity: Quantity
     unit: str
     better: str
     mean: float
@@ -57,29 +57,29 @@ class Row:
     behind: tuple[float, float | None] | None = None
 
 
-def aggregate(results: Results, bounds: Sequence[str] = ()) -> list[Row]:
-    """Rows in the order of figures, and within each in the order of contestants.
+def aggregate(results: Results, bounds: Sequence[str] = ()) -> list[Aggregate]:
+    """Rows in the order of quantities, and within each in the order of methods.
 
     Args:
-        bounds: contestants that are compared with, but never the best.
+        bounds: methods that are compared with, but never the best.
     """
-    scores: dict[Figure, dict[str, dict[int, Score]]] = {}
-    for contestant, seeds in results.items():
+    scores: dict[Quantity, dict[str, dict[int, Score]]] = {}
+    for method, seeds in results.items():
         for seed, evaluation in seeds.items():
             for score in evaluation.scores:
-                scores.setdefault(Figure.of(score), {}).setdefault(contestant, {})[seed] = score
+                scores.setdefault(Quantity.of(score), {}).setdefault(method, {})[seed] = score
     rows = []
-    for figure, contestants in scores.items():
-        values = {name: {seed: score.value for seed, score in found.items()} for name, found in contestants.items()}
-        better = next(iter(next(iter(contestants.values())).values())).better
+    for quantity, of_methods in scores.items():
+        values = {name: {seed: score.value for seed, score in of_seeds.items()} for name, of_seeds in of_methods.items()}
+        better = next(iter(next(iter(of_methods.values())).values())).better
         best = best_of({name: v for name, v in values.items() if name not in bounds}, better)
-        for name, found in contestants.items():
-            first = next(iter(found.values()))
+        for name, of_seeds in of_methods.items():
+            first = next(iter(of_seeds.values()))
             mean, error = mean_over(list(values[name].values()))
             over = "seeds" if error is not None else ""
-            if len(found) == 1 and first.error is not None:
+            if len(of_seeds) == 1 and first.error is not None:
                 error, over = first.error, "images"
             behind = None if best is None or name in bounds else difference(values[name], values[best], better)
-            rows.append(Row(name, figure, first.unit, better, mean, error, over, values[name], first.count, dict(first.floors), behind))
+            rows.append(Aggregate(name, quantity, first.unit, better, mean, error, over, values[name], first.count, dict(first.floors),
+                                  behind))
     return rows
-

@@ -53,17 +53,17 @@ class Truth:
         if not any(dataset.has_truth([q.variable]) for q in questions.questions):
             raise SchemaError(f"{dataset.title} knows no true counterfactual of what is asked")
         self.dataset, self.questions, self.graph = dataset, questions, dataset.graph
-        self._told: dict[bytes, dict[str, Tensor]] = {}
+        self._rendered: dict[bytes, dict[str, Tensor]] = {}
 
     def counterfactual(self, observed: Values, do: Do, **_: Any) -> Counterfactual:
         """What would have been, image included; see the class."""
         observed = {name: torch.as_tensor(value) for name, value in observed.items()}
         rows = len(observed["image"])
         values, beyond = resolve_do(self.graph, do, observed, rows)
-        truth = self.tell(observed, values)
+        truth = self.world(observed, values)
         return Counterfactual({v.name: truth[v.name] for v in self.graph.attributes}, truth["image"], beyond)
 
-    def tell(self, observed: Values, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    def world(self, observed: Values, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Every variable of the true world under ``values``, ``(B,)`` each, and ``image``.
 
         Asking the same again renders nothing again: metrics ask, and a supervised network takes its parents from here.
@@ -77,12 +77,12 @@ class Truth:
         original = self.dataset.split(self.questions.split).attributes
         changed = {n for n in self.dataset.true_images_under if n not in values and n not in affected
                    and not torch.equal(observed[n], original[n][index])}
-        world = {**values, **{n: observed[n] for n in sorted(changed)}}
-        if not self.dataset.has_truth(list(world)):
-            raise SchemaError(f"do({', '.join(sorted(world))}) has no true image in {self.dataset.title}")
-        key = b"".join(name.encode() + world[name].numpy().tobytes() for name in sorted(world))
-        if key not in self._told:
-            if len(self._told) == _KEPT:
-                self._told.pop(next(iter(self._told)))
-            self._told[key] = self.dataset.true_counterfactual(self.questions.split, index, world)
-        return dict(self._told[key])
+        do = {**values, **{n: observed[n] for n in sorted(changed)}}
+        if not self.dataset.has_truth(list(do)):
+            raise SchemaError(f"do({', '.join(sorted(do))}) has no true image in {self.dataset.title}")
+        key = b"".join(name.encode() + do[name].numpy().tobytes() for name in sorted(do))
+        if key not in self._rendered:
+            if len(self._rendered) == _KEPT:
+                self._rendered.pop(next(iter(self._rendered)))
+            self._rendered[key] = self.dataset.true_counterfactual(self.questions.split, index, do)
+        return dict(self._rendered[key])

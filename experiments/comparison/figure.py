@@ -1,6 +1,6 @@
-"""The figure of a comparison: one small panel a figure, contestants below each other, bounds and floors as lines.
+"""The figure of a comparison: one small plot a quantity, methods below each other, bounds and floors as lines.
 
-:func:`curve_figure` shows several budgets instead: each figure against training time.
+:func:`curve_figure` shows several budgets instead: each quantity against training time.
 """
 
 from __future__ import annotations
@@ -13,51 +13,51 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from dscm.figures.style import BLUE, INK, ORANGE, PALE, page, tidy
-from experiments.comparison.aggregate import Row
+from experiments.comparison.aggregate import Aggregate
 
-Panel = tuple[str, str, Mapping[str, Row]]  # heading of its table, title, contestant → row
+Plot = tuple[str, str, Mapping[str, Aggregate]]  # heading of its table, title, method → row
 LINES = {"truth": ("the truth", INK, "-"), "identity": ("copying x", PALE, "--"), "real": ("real images", PALE, ":"),
          "ideal": ("ideal", INK, "-.")}
-_ACROSS, _WIDE = 4, 2.35  # panels in a row, and inches of each
-_FAR = 1.0  # a line farther from the contestants than this many times their own spread is told in words, not drawn
+_ACROSS, _WIDE = 4, 2.35  # plots in a row, and inches of each
+_FAR = 1.0  # a line farther from the methods than this many times their own spread is told in words, not drawn
 
 
-def comparison_figure(panels: Sequence[Panel], names: Sequence[str], bounds: Sequence[str] = ()) -> Figure:
-    """A panel for each column of the tables: mean and standard error of each contestant, each seed as a pale dot.
+def comparison_figure(plots: Sequence[Plot], names: Sequence[str], bounds: Sequence[str] = ()) -> Figure:
+    """A plot for each column of the tables: mean and standard error of each method, each seed as a pale dot.
 
     Args:
-        names: contestants from top to bottom, those among ``bounds`` as orange lines instead.
+        names: methods from top to bottom, those among ``bounds`` as orange lines instead.
     """
-    shown, told = [n for n in names if n not in bounds], [n for n in names if n in bounds]
+    shown, lined = [n for n in names if n not in bounds], [n for n in names if n in bounds]
     left, tall = 0.25 + 0.075 * max(map(len, shown), default=0), 0.14 + 0.16 * max(1, len(shown))
-    figure, placed = _pages(panels, left, tall)
-    for axes, first, (_, title, found) in placed:
-        _contestants(axes, title, found, shown, told, first)
+    figure, placed = _pages(plots, left, tall)
+    for axes, first, (_, title, rows) in placed:
+        _methods(axes, title, rows, shown, lined, first)
     handles = [Line2D([], [], color=BLUE, marker="o", markersize=4, linewidth=1, label="mean ± standard error, and each seed")]
-    handles += [Line2D([], [], color=ORANGE, linewidth=1.2, label=name) for name in told]
+    handles += [Line2D([], [], color=ORANGE, linewidth=1.2, label=name) for name in lined]
     _legend(figure, handles)
     return figure
 
 
-def curve_figure(panels: Sequence[Panel], names: Sequence[str]) -> Figure:
-    """Each figure against the training's minutes, one line a contestant.
+def curve_figure(plots: Sequence[Plot], names: Sequence[str]) -> Figure:
+    """Each quantity against the training's minutes, one line a method.
 
     Args:
-        names: contestants with their budgets, ``hvae, 3 min``.
+        names: methods with their budgets, ``hvae, 3 min``.
     """
     lines: dict[str, dict[float, str]] = {}
     for name in names:
-        contestant, _, budget = name.partition(", ")
-        lines.setdefault(contestant, {})[float(budget.split()[0])] = name
+        method, _, budget = name.partition(", ")
+        lines.setdefault(method, {})[float(budget.split()[0])] = name
     colours = dict(zip(lines, (BLUE, ORANGE, "#3a8f3a", "#8a3aa0", "#b03a3a", "#3aa0a0", "#a08a3a"), strict=False))
-    figure, placed = _pages(panels, 0.5, 1.1)
-    for axes, _, (_, title, found) in placed:
-        for contestant, budgets in lines.items():
-            told = [(minutes, found[name]) for minutes, name in sorted(budgets.items()) if name in found]
-            axes.errorbar([m for m, _ in told], [row.mean for _, row in told], yerr=[row.error or 0.0 for _, row in told],
-                          color=colours[contestant], marker="o", markersize=3, linewidth=1.2)
-        points = [row.mean for row in found.values() if math.isfinite(row.mean)]
-        beyond = _floor_lines(axes.axhline, found, [], points)
+    figure, placed = _pages(plots, 0.5, 1.1)
+    for axes, _, (_, title, rows) in placed:
+        for method, budgets in lines.items():
+            reached = [(minutes, rows[name]) for minutes, name in sorted(budgets.items()) if name in rows]
+            axes.errorbar([m for m, _ in reached], [row.mean for _, row in reached], yerr=[row.error or 0.0 for _, row in reached],
+                          color=colours[method], marker="o", markersize=3, linewidth=1.2)
+        points = [row.mean for row in rows.values() if math.isfinite(row.mean)]
+        beyond = _floor_lines(axes.axhline, rows, [], points)
         axes.set_xscale("log")
         ticks = sorted({minutes for budgets in lines.values() for minutes in budgets})
         axes.set_xticks(ticks, [f"{minutes:g}" for minutes in ticks])
@@ -68,19 +68,19 @@ def curve_figure(panels: Sequence[Panel], names: Sequence[str]) -> Figure:
     return figure
 
 
-def _pages(panels: Sequence[Panel], left: float, tall: float) -> tuple[Figure, list[tuple[Axes, bool, Panel]]]:
-    """A page with a heading for each table, and axes for each panel, with whether they are the first in their row; inches."""
-    blocks = {heading: [p for p in panels if p[0] == heading] for heading in dict.fromkeys(p[0] for p in panels)}
+def _pages(plots: Sequence[Plot], left: float, tall: float) -> tuple[Figure, list[tuple[Axes, bool, Plot]]]:
+    """A page with a heading for each table, and axes for each plot, with whether they are the first in their row; inches."""
+    blocks = {heading: [p for p in plots if p[0] == heading] for heading in dict.fromkeys(p[0] for p in plots)}
     row, across = tall + 0.56, left + _ACROSS * _WIDE + 0.1
     height = 0.3 + sum(0.34 + row * math.ceil(len(part) / _ACROSS) for part in blocks.values())
     figure, y, placed = page(across, height), 0.3, []
     for heading, part in blocks.items():
         figure.text(0.01, 1 - (y + 0.2) / height, heading, fontsize=8.5, weight="bold", color=INK, va="center")
         y += 0.34
-        for k, panel in enumerate(part):
+        for k, plot in enumerate(part):
             top = y + (k // _ACROSS) * row + 0.22
             box = ((left + (k % _ACROSS) * _WIDE) / across, 1 - (top + tall) / height, (_WIDE - 0.35) / across, tall / height)
-            placed.append((figure.add_axes(box), k % _ACROSS == 0, panel))
+            placed.append((figure.add_axes(box), k % _ACROSS == 0, plot))
         y += row * math.ceil(len(part) / _ACROSS)
     return figure, placed
 
@@ -90,14 +90,14 @@ def _legend(figure: Figure, handles: list[Line2D]) -> None:
     figure.legend(handles=handles, loc="upper left", ncols=len(handles), frameon=False, fontsize=7.5)
 
 
-def _contestants(axes: Axes, title: str, found: Mapping[str, Row], shown: Sequence[str], told: Sequence[str], first: bool) -> None:
+def _methods(axes: Axes, title: str, rows: Mapping[str, Aggregate], shown: Sequence[str], lined: Sequence[str], first: bool) -> None:
     for place, name in enumerate(shown):
-        if name in found and math.isfinite(found[name].mean):
-            row = found[name]
+        if name in rows and math.isfinite(rows[name].mean):
+            row = rows[name]
             axes.plot(list(row.values.values()), [place] * len(row.values), ".", color=BLUE, alpha=0.35, markersize=4, linewidth=0)
             axes.errorbar(row.mean, place, xerr=row.error, fmt="o", color=BLUE, markersize=3.5, linewidth=1)
-    points = [v for name in shown if name in found for v in (*found[name].values.values(), found[name].mean) if math.isfinite(v)]
-    beyond = _floor_lines(axes.axvline, found, told, points)
+    points = [v for name in shown if name in rows for v in (*rows[name].values.values(), rows[name].mean) if math.isfinite(v)]
+    beyond = _floor_lines(axes.axvline, rows, lined, points)
     axes.set(yticks=range(len(shown)), ylim=(len(shown) - 0.4, -0.6))
     axes.set_yticklabels(shown if first else [], fontsize=7)
     axes.margins(x=0.08)
@@ -106,10 +106,10 @@ def _contestants(axes: Axes, title: str, found: Mapping[str, Row], shown: Sequen
     _finish(axes, title, beyond)
 
 
-def _floor_lines(draw: Callable[..., Line2D], found: Mapping[str, Row], told: Sequence[str], points: Sequence[float]) -> list[str]:
+def _floor_lines(draw: Callable[..., Line2D], rows: Mapping[str, Aggregate], lined: Sequence[str], points: Sequence[float]) -> list[str]:
     """Lines for bounds and floors near the ``points``; those that would press the points together, in words."""
-    lines = [(found[name].mean, name, ORANGE, "-") for name in told if name in found]
-    floors = {name: value for row in found.values() for name, value in row.floors.items()}
+    lines = [(rows[name].mean, name, ORANGE, "-") for name in lined if name in rows]
+    floors = {name: value for row in rows.values() for name, value in row.floors.items()}
     lines += [(floors[name], *LINES[name]) for name in LINES if name in floors]
     points = [*points, *(floors[name] for name in ("truth", "ideal") if floors.get(name) == 0 or name == "ideal" and name in floors)]
     low, high = (min(points), max(points)) if points else (0.0, 1.0)

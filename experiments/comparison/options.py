@@ -9,6 +9,7 @@ from datasets.errors import UserError
 from datasets.options import DataOptions
 from datasets.ranges import AtLeastOne, Draws, Positive, Range, Sample, Seeds, check_ranges, within
 from datasets.words import listed_numbers
+from experiments.comparison.conditions import Conditions
 from mechanisms.image.config import ImageConfig
 from mechanisms.train import DEFAULT_MINUTES, DEFAULTS
 from mechanisms.training.config import TrainingConfig
@@ -21,19 +22,19 @@ class Options:
     """Train every image mechanism under an equal budget, ask all the same questions, print and save one table.
 
     Without a budget, 10 minutes each. What is finished is not done again and what was interrupted goes on, so the same
-    command can be called as often as needed, with more --seeds or other contestants too. Training flags hold for all
-    contestants but the supervised bound, whose batches are its own; what a contestant is about overrides the flags of the mechanism.
+    command can be called as often as needed, with more --seeds or other methods too. Training flags hold for all methods
+    but the supervised bound, whose batches are its own; what a method is about overrides the flags of the mechanism.
 
     For instance: python -m experiments.compare --dataset morphomnist --seeds 3 --minutes 10 --jobs 2
     """
 
     data: DataOptions = field(default_factory=DataOptions)
     run: Path = Path("runs/compare")
-    """Folder of the comparison; each <contestant>/seed-<n> in it is a run folder of its own."""
+    """Folder of the comparison; each <method>/seed-<n> in it is a run folder of its own."""
     out: Path | None = None
     """Folder for comparison.md, .csv, .json and .png; without it, that of --run."""
     only: str = ""
-    """Contestants, comma-separated; all but the fine-tuned one if empty."""
+    """Methods, comma-separated; all but the fine-tuned one if empty."""
     finetuned: bool = False
     """Also train the HVAE on its own counterfactuals (counterfactual training)."""
     finetune_share: Positive[float] = 1.0
@@ -45,7 +46,7 @@ class Options:
     draws: Draws[int] = 32
     """Posterior draws of a counterfactual, for calibration; 0 for none."""
     predictor_steps: AtLeastOne[int] = 3000
-    """Updates of the predictors, which are trained once and judge all contestants."""
+    """Updates of the predictors, which are trained once and judge all methods."""
     jobs: Jobs[int] = 1
     """Trainings at a time, each with its share of the processor's cores; a budget in minutes is equal only if the machine is
     as busy for one as for the other, so choose a divisor of the number of trainings, or a budget in --steps."""
@@ -56,6 +57,12 @@ class Options:
     """Throw away what the folder holds and begin anew."""
     training: TrainingConfig = DEFAULTS
     config: ImageConfig = field(default_factory=ImageConfig)
+
+    @property
+    def conditions(self) -> Conditions:
+        """What all trials have in common."""
+        return Conditions(self.data, self.training.or_budget(minutes=DEFAULT_MINUTES), self.config, self.count, self.draws,
+                          self.predictor_steps, self.finetune_share, self.jobs, tuple(self.minutes()))
 
     def check(self) -> None:
         """Raises UserError for a number that makes no sense."""

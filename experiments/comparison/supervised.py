@@ -81,18 +81,18 @@ def true_pairs(dataset: CausalDataset, split: str, renderings: int = RENDERINGS)
     def render() -> dict[str, np.ndarray]:
         worlds = []
         for question in drawn:
-            told = dataset.true_counterfactual(split, index, question.do)
-            worlds.append({**told, "image": (told["image"] * 255).round().to(torch.uint8)})
+            world = dataset.true_counterfactual(split, index, question.do)
+            worlds.append({**world, "image": (world["image"] * 255).round().to(torch.uint8)})
         return {name: torch.cat([world[name] for world in worlds]).numpy() for name in worlds[0]}
 
-    asked = {"split": split, "rows": fingerprint(rows, index), "renderings": renderings, "seed": _SEED,
-             "variables": [q.variable for q in drawn]}
-    told = {name: torch.from_numpy(array) for name, array in cached(f"{dataset.title}-pairs", asked, render).items()}
+    key = {"split": split, "rows": fingerprint(rows, index), "renderings": renderings, "seed": _SEED,
+           "variables": [q.variable for q in drawn]}
+    rendered = {name: torch.from_numpy(array) for name, array in cached(f"{dataset.title}-pairs", key, render).items()}
     observed = rows.images if rows.in_memory else torch.stack([torch.as_tensor(rows.images[int(i)]) for i in index])
     sources = [0, *(k for k, q in enumerate(drawn, 1) if not dataset.graph.parents(q.variable))]
     links = torch.tensor([(a, b) for a in sources for b in range(len(drawn) + 1) if a != b])
-    attributes = {name: torch.cat([values, told[name]]) for name, values in rows.attributes.items()}
-    return Pairs(split, torch.cat([observed, told["image"]]), attributes, links, len(rows))
+    attributes = {name: torch.cat([values, rendered[name]]) for name, values in rows.attributes.items()}
+    return Pairs(split, torch.cat([observed, rendered["image"]]), attributes, links, len(rows))
 
 
 # ------------------------------------------------------------------------------------------------ network
@@ -212,8 +212,8 @@ class Supervised:
         observed = {name: torch.as_tensor(value).cpu() for name, value in observed.items()}
         rows = torch.arange(len(observed["image"]))
         values, beyond = resolve_do(self.graph, do, observed, len(rows))
-        told = self.truth.tell(observed, values)
-        attributes = {v.name: told[v.name].to(self.device) for v in self.graph.attributes}
+        world = self.truth.world(observed, values)
+        attributes = {v.name: world[v.name].to(self.device) for v in self.graph.attributes}
         observed = {name: value.to(self.device) for name, value in observed.items()}
         images = [self._images(observed, attributes, chunk) for chunk in rows.split(batch_size)]
         return Counterfactual(attributes, torch.cat(images), {n: b.to(self.device) for n, b in beyond.items()})

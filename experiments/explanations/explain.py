@@ -3,208 +3,139 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
-import torch
 from matplotlib.figure import Figure
-from torch import Tensor, nn
+from torch import nn
 
 from datasets.base import Split
-from datasets.task import Task, task_of
-from dscm.figures.style import written
+from datasets.options import DataOptions
+from datasets.task import task_of
+from dscm.figures.style import check_format, save_figure
 from experiments.algorithms.base import Algorithm
 from experiments.algorithms.masks import Masks, load_masks, masked
 from experiments.algorithms.masktune import MaskTune, MaskTuneSettings, next_masks, stage_name
 from experiments.algorithms.registry import ALGORITHMS, algorithm, spelled
-from experiments.attribution.focus import foreground, scores
-from experiments.attribution.methods import Attribution, attribution
-from experiments.explanations.figure import Panel, explanation_figure, prediction_lines
-from experiments.explanations.options import Options
-from experiments.networks.base import evaluating
+from experiments.attribution.methods import attribution
+from experiments.explanations.figure import Panel, explanation_figure
+from experiments.explanations.images import chosen_images, in_words
+from experiments.explanations.maps import HeatMaps
+from experiments.explanations.options import ImageChoice
 from experiments.networks.own import PROGRAM, open_own
 from experiments.networks.registry import rebuild
 from experiments.training.store import Trained, check_base, folder_of, is_finished, list_trained, load_trained, trained_task
 from mechanisms.runs.files import RunError, load, rebuilt
 from mechanisms.training.devices import find_device
-from mechanisms.training.noise import seeded
 from mechanisms.training.state import WEIGHTS
 
 _ORANGE = "orange text: the prediction is wrong"
-_BRIGHT = 0.99  # quantile of a map's values that is as bright as any: single pixels stand out too far
 
 
-def explain(options: Options) -> Figure:
-    """Heat maps of a classifier of the run; of MaskTune with what it was before, and the masks.
+def explain(out: Path, run: Path, choice: ImageChoice, *, named: str = "", seed: int = 0, rule: str = "last", method: str = "xgradcam",
+            layer: str = "", device: str = "auto") -> Path:
+    """Heat maps of a classifier of the run; of MaskTune with what it was before, and the masks. The picture's path.
+
+    Args:
+        named: the algorithm; if empty MaskTune if the run has it, else the last that it has.
+        seed: of the algorithm's seeds.
+        rule: by which its weights were selected.
 
     Raises:
         UserError: for classifiers, rules, shifts or images that are not there; for a network without maps; for a MaskTune
-            whose ERM has been trained anew since.
+            whose ERM has been trained anew since; for a picture that cannot be written.
     """
-    device = find_device(options.device)
-    kind = _algorithm(options)
-    trained = load_trained(options.run, kind.name, options.seed_of, options.rule, device)
-    task = trained_task(options.run, trained)
-    looker = _Looker(task, _images(task, options), options)
-    images, notes, panels = looker.images, [_ORANGE], [looker.input()]
+    check_format(out)
+    return save_figure(explained(run, choice, find_algorithm(run, named, seed), seed, rule, method, layer, device), out)
+
+
+def explained(run: Path, choice: ImageChoice, kind: type[Algorithm], seed: int = 0, rule: str = "last", method: str = "xgradcam",
+              layer: str = "", device: str = "auto") -> Figure:
+    """The picture of :func:`explain`."""
+    device = find_device(device)
+    trained = load_trained(run, kind.name, seed, rule, device)
+    task = trained_task(run, trained)
+    images = chosen_images(task, choice)
+    maps = HeatMaps(task, images, attribution(method), layer, shifted=bool(choice.shift))
+    notes, panels = [_ORANGE], [maps.input()]
     if kind is MaskTune:
-        before = load_trained(options.run, "erm", options.seed_of, "last", device)
-        check_base(options.run, trained, before)
-        masks, seen = _masks(options, trained, before.network, images)
+        before = load_trained(run, "erm", seed, "last", device)
+        check_base(run, trained, before)
+        masks, masking = masks_of(run, trained, before.network, images, used=choice.split == "train" and not choice.shift)
         earlier = trained.description["settings"]["iterations"] - 1
         pixels = masked(images, masks).batch(slice(None))["image"]
         lines = [[f"{count} pixels dropped" if count else "nothing to drop"] for count in masks.counts.tolist()]
-        panels += [looker.heat(seen, f"before\niteration {earlier}" if earlier else "before\nERM"),
+        panels += [maps.heat(masking, f"before\niteration {earlier}" if earlier else "before\nERM"),
                    Panel("masked\nas for fine-tuning", pixels, lines, outline=masks.dropped),
-                   looker.heat(trained.network, "after\nMaskTune")]
+                   maps.heat(trained.network, "after\nMaskTune")]
         notes[0] += "; orange line: dropped, black to the network"
     else:
-        if kind.name != "erm" and is_finished(options.run, "erm", options.seed_of):
-            erm = load_trained(options.run, "erm", options.seed_of, options.rule, device)
-            panels.append(looker.heat(erm.network, "ERM"))
-        panels.append(looker.heat(trained.network, kind.title))
-    notes += looker.notes(trained.network, f"weights selected by: {options.rule}; ")
-    title = f"{kind.title}, seed {options.seed_of}: {looker.method.title}, {_where(task, options)}"
-    return explanation_figure(panels, title, notes, scale=looker.scale, signed=looker.method.signed)
+        if kind.name != "erm" and is_finished(run, "erm", seed):
+            panels.append(maps.heat(load_trained(run, "erm", seed, rule, device).network, "ERM"))
+        panels.append(maps.heat(trained.network, kind.title))
+    notes += maps.notes(trained.network, f"weights selected by: {rule}; ")
+    title = f"{kind.title}, seed {seed}: {maps.method.title}, {in_words(task, choice)}"
+    return explanation_figure(panels, title, notes, scale=maps.scale, signed=maps.method.signed)
 
 
-def explain_own(options: Options) -> Figure:
-    """Heat maps of a classifier from the user's file, on the run's data set or, without a run, on that of the flags.
+def explain_own(out: Path, source: Path | DataOptions, choice: ImageChoice, classifier: str, weights: Path | None = None, *,
+                outputs: str = "auto", method: str = "saliency", layer: str = "", device: str = "auto") -> Path:
+    """Heat maps of a classifier from the user's file. The picture's path.
+
+    Args:
+        source: a run, whose data set is looked at, or a data set.
 
     Raises:
         UserError: for what :func:`experiments.networks.own.open_own` refuses; for an exported program, whose layers are
-            no longer there.
+            no longer there; for a picture that cannot be written.
     """
-    if Path(options.classifier).suffix == PROGRAM:
-        raise RunError(f"--classifier {options.classifier}: an exported program has no layers that could be looked into; give "
+    check_format(out)
+    if Path(classifier).suffix == PROGRAM:
+        raise RunError(f"--classifier {classifier}: an exported program has no layers that could be looked into; give "
                        "file.py:build and --weights")
-    task = task_of(options.data.open()) if options.run is None else trained_task(options.run)
-    own = open_own(options.classifier, task, options.weights, device=find_device(options.device), outputs=options.outputs)
-    looker, network = _Looker(task, _images(task, options), options), own.module()
-    panels = [looker.input(), looker.heat(network, own.name)]
-    title = f"{own.name}: {looker.method.title}, {_where(task, options)}"
-    return explanation_figure(panels, title, [_ORANGE, *looker.notes(network)], scale=looker.scale, signed=looker.method.signed)
+    task = task_of(source.open()) if isinstance(source, DataOptions) else trained_task(source)
+    own = open_own(classifier, task, weights, device=find_device(device), outputs=outputs)
+    maps = HeatMaps(task, chosen_images(task, choice), attribution(method), layer, shifted=bool(choice.shift))
+    network = own.module()
+    panels = [maps.input(), maps.heat(network, own.name)]
+    title = f"{own.name}: {maps.method.title}, {in_words(task, choice)}"
+    notes = [_ORANGE, *maps.notes(network)]
+    return save_figure(explanation_figure(panels, title, notes, scale=maps.scale, signed=maps.method.signed), out)
 
 
 # -------------------------------------------------------------------------------------------------------- what is looked at
-def _algorithm(options: Options) -> type[Algorithm]:
-    """The one that is asked for, or MaskTune if the run has it, or the last that it has of that seed.
+def find_algorithm(run: Path, named: str, seed: int) -> type[Algorithm]:
+    """The one that is named, or MaskTune if the run has it, or the last that it has of that seed.
 
     Raises:
         RunError: for an unknown one.
     """
-    there = [name for name, seed in list_trained(options.run) if seed == options.seed_of]
-    if options.algorithm and spelled(options.algorithm) not in ALGORITHMS:
-        raise RunError(f"unknown algorithm {options.algorithm!r}; {options.run} has {', '.join(there) or 'none'}")
-    return algorithm(options.algorithm or (there[-1] if there and MaskTune.name not in there else MaskTune.name))
+    names = [name for name, trained_seed in list_trained(run) if trained_seed == seed]
+    if named and spelled(named) not in ALGORITHMS:
+        raise RunError(f"unknown algorithm {named!r}; {run} has {', '.join(names) or 'none'}")
+    return algorithm(named or (names[-1] if names and MaskTune.name not in names else MaskTune.name))
 
 
-def _images(task: Task, options: Options) -> Split:
-    """The images that are asked for, with all their attributes and their ``row``."""
-    dataset = task.dataset
-    rows = dataset.split(options.split)
-    index = torch.tensor(options.chosen(len(rows)))
-    world = rows.batch(index)
-    if options.shift:
-        attributes = {name: value for name, value in world.items() if name != "image"}
-        world = dataset.true_counterfactual(options.split, index, task.shifted(options.shift, attributes, seeded(options.seed)))
-    pixels = (world["image"] * 255).round().to(torch.uint8)
-    return Split(options.split, pixels, {**{v.name: world[v.name] for v in dataset.graph.attributes}, "row": index})
-
-
-def _where(task: Task, options: Options) -> str:
-    return f"{options.split} images of {task.dataset.title}" + (f" under the shift {options.shift!r}" if options.shift else "")
-
-
-def _masks(options: Options, trained: Trained, before: nn.Module, images: Split) -> tuple[Masks, nn.Module]:
+def masks_of(run: Path, trained: Trained, before: nn.Module, images: Split, used: bool) -> tuple[Masks, nn.Module]:
     """What fine-tuning drops of these images, and the network whose maps tell so, the newest before the last iteration.
 
-    Of training images it is what was dropped, of others what would have been.
+    Args:
+        trained: a MaskTune; ``before``: the network that it started from.
+        used: whether the images are those of training, of which it is known what was dropped; of others, it is computed what
+            would have been.
     """
-    settings, folder = MaskTuneSettings(**trained.description["settings"]), folder_of(options.run, MaskTune.name, options.seed_of)
+    settings, folder = MaskTuneSettings(**trained.description["settings"]), folder_of(run, MaskTune.name, trained.seed)
     networks = [before]
     for number in range(1, settings.iterations):
         state = load(folder / stage_name(number) / WEIGHTS, "classifier")
         network = rebuilt(folder / stage_name(number) / WEIGHTS, partial(rebuild, state), state.get("weights"))
         networks.append(network.to(next(before.parameters()).device).eval())
-    if options.split == "train" and not options.shift:
-        if (used := load_masks(folder / f"masks-{settings.iterations}.pt")) is None:
+    if used:
+        if (kept := load_masks(folder / f"masks-{settings.iterations}.pt")) is None:
             raise RunError(f"{folder} has no masks-{settings.iterations}.pt, which masktune trained with; train it again: "
-                           f"python -m experiments.train --run {shlex.quote(str(options.run))} --algorithm masktune --overwrite")
-        return Masks(used.dropped[images.attributes["row"]], used.blank[images.attributes["row"]]), networks[-1]
+                           f"python -m experiments.train --run {shlex.quote(str(run))} --algorithm masktune --overwrite")
+        return Masks(kept.dropped[images.attributes["row"]], kept.blank[images.attributes["row"]]), networks[-1]
     masks = None
     for number, network in enumerate(networks, 1):
-        masks = next_masks(network, images, settings, options.seed_of, number, masks)
+        masks = next_masks(network, images, settings, trained.seed, number, masks)
     return masks, networks[-1]
-
-
-# -------------------------------------------------------------------------------------------------------- panels
-class _Looker:
-    """Panels of some images, by one method, with the foreground where it is known.
-
-    Where it is under a shift is not known: masks are those of the images as observed.
-    """
-
-    def __init__(self, task: Task, images: Split, options: Options) -> None:
-        self.task, self.images, self.layer = task, images, options.layer
-        self.method: Attribution = attribution(options.method)
-        self.pixels = images.batch(slice(None))["image"]
-        self.known = None if options.shift else foreground(task, options.split, images.attributes["row"])
-        self.outline: Tensor | None = None
-        if self.known is not None:
-            self.outline = torch.zeros(self.pixels[:, 0].shape, dtype=torch.bool)
-            self.outline[self.known.rows] = self.known.masks
-
-    def input(self) -> Panel:
-        """The images, with the attributes that matter."""
-        shown, values = (self.task.label, *self.task.spurious), self.images.attributes
-        lines = [[f"{v.name} {written(v, values[v.name][row], unit=True)}" for v in shown] for row in range(len(self.images))]
-        return Panel("image", self.pixels, lines, foreground=self.outline)
-
-    def heat(self, network: nn.Module, heading: str) -> Panel:
-        """The images under a network's maps, with its predictions, and the share of each map that is inside the foreground."""
-        there = self.pixels.to(next(network.parameters()).device)
-        maps = self.method(network, there, layer=self.layer).cpu()
-        with torch.no_grad(), evaluating(network):
-            probabilities = network(there).float().softmax(1).cpu()
-        wrong = probabilities.argmax(1) != self.images.attributes[self.task.label.name]
-        lines = _told(probabilities, self.task.label.classes, maps)
-        if self.known is not None:
-            shares = scores(maps[self.known.rows], self.known.masks)["focus_share"].tolist()
-            for row, share in zip(self.known.rows.tolist(), shares, strict=True):
-                lines[row].append(f"{100 * share:.0f} % inside")
-        shown = maps if self.method.layered else _brightened(maps)
-        return Panel(heading, self.pixels, lines, shown, foreground=self.outline, wrong=wrong)
-
-    def notes(self, network: nn.Module, begun: str = "") -> list[str]:
-        layer = self.method.layer_of(network, self.layer)
-        told = [f"{begun}{self.method.title}" + (f" of {layer}" if layer else "")]
-        if self.known is not None:
-            told.append(f"blue line: the foreground; % inside: its share of the squared map; it is {self._area()} % of the images")
-            told.append("maps are of the predicted class; the focus in tables of experiments.robustness is of each image's own class")
-        return told
-
-    @property
-    def scale(self) -> str:
-        """What the heat is, in words."""
-        if self.method.name == "saliency":
-            return "how much the predicted class's logit changes with the pixel, in each image"
-        return f"evidence for {'and against ' if self.method.signed else ''}the predicted class, in each image"
-
-    def _area(self) -> str:
-        return f"{100 * float(self.known.masks.float().mean()):.0f}"
-
-
-def _brightened(maps: Tensor) -> Tensor:
-    """Each map in [-1, 1], its hundredth of greatest size being ±1."""
-    size = maps.abs().flatten(1)
-    most = size.quantile(_BRIGHT, 1)
-    most = torch.where(most > 0, most, size.amax(1))[:, None, None]
-    return (maps / most.clamp(min=torch.finfo(maps.dtype).tiny)).clamp(-1, 1)
-
-
-def _told(probabilities: Tensor, classes: Sequence[str], heat: Tensor) -> list[list[str]]:
-    """The prediction, and a word where a map is empty."""
-    lines = prediction_lines(probabilities, classes)
-    return [[*line, "no evidence found"] if not row.any() else line for line, row in zip(lines, heat, strict=True)]

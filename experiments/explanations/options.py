@@ -15,6 +15,22 @@ LAYERED = ("gradcam", "xgradcam")  # methods that read a layer's maps
 
 
 @dataclass(frozen=True)
+class ImageChoice:
+    """Which images of a split are shown.
+
+    Attributes:
+        rows: their numbers, with commas between; if empty, ``count`` of them at random, by ``seed``.
+        shift: one of the data set's, under which they are shown; as observed if empty. ``seed`` is that of its random numbers too.
+    """
+
+    split: str = "test"
+    rows: str = ""
+    count: int = 8
+    seed: int = 0
+    shift: str = ""
+
+
+@dataclass(frozen=True)
 class Options:
     """Draw heat maps of a run's classifier for a few images: what in each of them speaks for the predicted class.
 
@@ -78,15 +94,9 @@ class Options:
             raise UserError(f"--layer {self.layer}: --method {self.method} reads no layer, only {' and '.join(LAYERED)} do; leave it out")
         check_rows(self.rows)
 
-    def chosen(self, available: int) -> list[int]:
-        """Numbers of the images.
-
-        Raises:
-            UserError: for one that is not there.
-        """
-        from mechanisms.training.noise import some_of
-
-        return numbered(self.rows, available, self.split) or some_of(available, self.count, self.seed).tolist()
+    @property
+    def choice(self) -> ImageChoice:
+        return ImageChoice(self.split, self.rows, self.count, self.seed, self.shift)
 
 
 def check_rows(rows: str) -> None:

@@ -9,7 +9,7 @@ from typing import Literal
 from datasets.errors import UserError
 from datasets.options import DataOptions
 from datasets.ranges import AtLeastOne, NotNegative, Seed, check_ranges
-from experiments.explanations.options import check_rows
+from experiments.explanations.options import ImageChoice, check_rows
 
 
 @dataclass(frozen=True)
@@ -51,6 +51,10 @@ class Options:
     """Of which images are drawn, and of what is random in augmentations."""
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
     """Where to compute."""
+
+    @property
+    def choice(self) -> ImageChoice:
+        return ImageChoice(self.split, self.rows, self.count, self.seed)
 
     def check(self) -> None:
         """Raises UserError for flags that make no sense."""

@@ -21,7 +21,7 @@ from dscm.metrics.minimality import excess, latent_divergence, misplaced_change
 from dscm.metrics.score import Score
 from dscm.metrics.truth import image_error, inner, psnr_per_image, ssim
 from dscm.model import DSCM
-from experiments.illustrations.scene import BLUR, COPY, STRANGER, TRUE, Scene
+from experiments.illustrations.scene import BLUR, COPY, NEAREST, TRUE, Scene
 from experiments.illustrations.sheet import Cell, Line, Sheet
 
 Picture = Callable[[Scene], Figure]
@@ -68,8 +68,8 @@ def truth(scene: Scene) -> Figure:
 
 @picture("effectiveness")
 def effectiveness(scene: Scene) -> Figure:
-    """A right answer and a stranger with the right attributes."""
-    names, variable = [COPY, TRUE, *scene.models, STRANGER], scene.dataset.graph[scene.question.variable]
+    """A right answer, and another image with the right attributes."""
+    names, variable = [COPY, TRUE, *scene.models, NEAREST], scene.dataset.graph[scene.question.variable]
     scene.measured(variable.name)
     classes = [v for v in scene.dataset.graph.image_parents if v.discrete]
     errors = {name: _error(scene, scene.image(name), scene.truth["image"]) for name in names}
@@ -84,22 +84,22 @@ def effectiveness(scene: Scene) -> Figure:
         rows.append(Line(f"asked for\n{written(variable, scene.question.values[r], unit=True)}", cells))
     means = []
     for name in names:
-        found = scene.effectiveness(name)
-        told = [("off by {}", s) for s in found if s.metric == "effectiveness_measured" and s.variable == variable.name]
-        right = [(f"{s.variable} right {{}}", s) for s in found if s.metric == "effectiveness_accuracy"]
-        means.append([*told, *right, ("L1 to x° {}", scene.truth_scores(name)["truth_l1"])])
+        scores = scene.effectiveness(name)
+        off = [("off by {}", s) for s in scores if s.metric == "effectiveness_measured" and s.variable == variable.name]
+        right = [(f"{s.variable} right {{}}", s) for s in scores if s.metric == "effectiveness_accuracy"]
+        means.append([*off, *right, ("L1 to x° {}", scene.truth_scores(name)["truth_l1"])])
     return Sheet(f"{scene.question.name}: what is read off x*", names, [*rows, _means(scene, means)]).figure()
 
 
 @picture("minimality")
 def minimality(scene: Scene) -> Figure:
     """Doing nothing beside a right answer: alike in latent divergence, not in where they change what."""
-    names, crowd, shown = [COPY, TRUE, *scene.models, STRANGER], scene.crowd, scene.shown
+    names, crowd, shown = [COPY, TRUE, *scene.models, NEAREST], scene.crowd, scene.shown
     x, target = (inner(images[shown], scene.border) for images in (scene.observed["image"], scene.truth["image"]))
-    own, alike, lines = scene.inquiry.real.features[shown], scene.alike(), {}
+    features, alike, lines = scene.inquiry.real.features[shown], scene.alike(), {}
     for name in names:
         images = inner(scene.image(name)[shown], scene.border)
-        divergence = latent_divergence(own, scene.seen(name).answer.features[shown], crowd.features, *alike)
+        divergence = latent_divergence(features, scene.seen(name).answer.features[shown], crowd.features, *alike)
         each = zip(divergence, excess(images, x, target), misplaced_change(images, x, target), strict=True)
         lines[name] = [(f"CLD {d:.3f}", f"excess {e:.2f}", f"misplaced {m:.2f}") for d, e, m in each]
     rows = []
@@ -109,7 +109,7 @@ def minimality(scene: Scene) -> Figure:
         rows.append(Line("x* − x", [Cell(change, lines[name][k], 1.0) for name, change in zip(names, changes, strict=True)]))
     wanted = {"CLD {}": "minimality_cld", "excess {}": "minimality_excess", "misplaced {}": "minimality_misplaced"}
     scores = [scene.change_scores(name) for name in names]
-    means = _means(scene, [[(text, found[metric]) for text, metric in wanted.items()] for found in scores])
+    means = _means(scene, [[(text, of_metric[metric]) for text, metric in wanted.items()] for of_metric in scores])
     return Sheet(f"{scene.question.name}: minimality", names, [*rows, means]).figure()
 
 
@@ -117,9 +117,9 @@ def minimality(scene: Scene) -> Figure:
 def realism(scene: Scene) -> Figure:
     """Whose images they are does not matter to a Fréchet distance; whether they look real does."""
     crowd, rows = scene.crowd, []
-    floor = scoring.realism_floor(scene.inquiry.real, crowd, scene.options.seed)
+    floor = scoring.realism_floor(scene.inquiry.real, crowd, scene.seed)
     index = crowd.chosen.sort().values[:_CROWD]
-    for name in (COPY, TRUE, *scene.models, BLUR, STRANGER):
+    for name in (COPY, TRUE, *scene.models, BLUR, NEAREST):
         score = scoring.realism_score(scene.seen(name), scene.inquiry.real, crowd, floor)
         label = f"{name}\nFréchet {in_figures(score)}\nL1 to x° {in_figures(scene.truth_scores(name)['truth_l1'])}"
         rows.append(Line(label, [Cell(image) for image in scene.image(name)[index]]))
@@ -132,9 +132,9 @@ def realism(scene: Scene) -> Figure:
 def cycles(scene: Scene) -> Figure:
     """Null interventions, and interventions and back, with the pixel residual and without; and a model that never changes anything."""
     times, steps, row = (1, 10), (2, 10), scene.cycled
-    asked = [(name, scene.respondents[name], t) for name in scene.models for t in (1.0, 0.0)] + [(COPY, scene.respondents[COPY], None)]
+    cases = [(name, scene.respondents[name], t) for name in scene.models for t in (1.0, 0.0)] + [(COPY, scene.respondents[COPY], None)]
     rows = []
-    for name, respondent, temperature in asked:
+    for name, respondent, temperature in cases:
         x, forward, backward = respondent.round_trip(scene.question, temperature)
         null = _copied if temperature is None else respondent.null_steps(temperature)[1]
         again, there, back = [], [], []
@@ -163,15 +163,15 @@ def _off(scene: Scene, x: Tensor, images: Tensor, metric: str) -> Cell:
 @picture("commutativity")
 def either_order(scene: Scene) -> Figure:
     """Two interventions in either order."""
-    second, row, made = scene.second, scene.cycled, {}
+    second, row, answers = scene.second, scene.cycled, {}
     for name in (*scene.models, TRUE, COPY):
-        made[name] = [images.cpu() for images in scene.respondents[name].in_either_order(scene.question, second)]
-    reach = max(1 / 255, *(float((one[row] - other[row]).abs().max()) for one, other, _ in made.values()))
+        answers[name] = [images.cpu() for images in scene.respondents[name].in_either_order(scene.question, second)]
+    reach = max(1 / 255, *(float((one[row] - other[row]).abs().max()) for one, other, _ in answers.values()))
     rows = []
-    for name, (one, other, joint) in made.items():
-        found = commutativity(*(inner(images, scene.border) for images in (one, other, joint)))
-        lines = (f"L1 {found.orders[row]:.2f}", f"({in_figures(scoring.summarise('commutativity_l1', found.orders))})")
-        joint_lines = [(f"L1 to joint {errors[row]:.2f}",) for errors in (found.first, found.second)]
+    for name, (one, other, joint) in answers.items():
+        distance = commutativity(*(inner(images, scene.border) for images in (one, other, joint)))
+        lines = (f"L1 {distance.orders[row]:.2f}", f"({in_figures(scoring.summarise('commutativity_l1', distance.orders))})")
+        joint_lines = [(f"L1 to joint {errors[row]:.2f}",) for errors in (distance.first, distance.second)]
         rows.append(Line(name, [Cell(scene.observed["image"][row]), Cell(one[row], joint_lines[0]), Cell(other[row], joint_lines[1]),
                                 Cell(one[row] - other[row], lines, reach), Cell(joint[row])]))
     a, b = scene.question.name, second.name
@@ -191,9 +191,9 @@ def free_energy(scene: Scene) -> Figure:
         errors = _error(scene, scene.image(name), scene.truth["image"])
         ranks = torch.stack([values.argsort().argsort().double() for values in (bits, errors)])
         bound, wrong = scoring.summarise("free_energy", bits), scoring.summarise("truth_l1", errors)
-        told = f"{name}: {in_figures(bound)} bits/dim, L1 {in_figures(wrong)}; rank correlation {float(torch.corrcoef(ranks)[0, 1]):.2f}"
+        label = f"{name}: {in_figures(bound)} bits/dim, L1 {in_figures(wrong)}; rank correlation {float(torch.corrcoef(ranks)[0, 1]):.2f}"
         axes.scatter(bits, errors, s=5, color=color, alpha=0.35, linewidths=0)
-        axes.plot(bound.value, wrong.value, "o", color=color, markersize=7, markeredgecolor="white", label=told, linewidth=0)
+        axes.plot(bound.value, wrong.value, "o", color=color, markersize=7, markeredgecolor="white", label=label, linewidth=0)
     axes.set_xlabel("free energy of x, bits/dim", fontsize=8)
     axes.set_ylabel(f"L1 to x° under {scene.question.name}, of 255", fontsize=8)
     axes.set_ylim(bottom=0)
@@ -207,14 +207,14 @@ def calibration(scene: Scene) -> Figure:
     """Intervals of draws about the truth: of latents alone, and of the model as it is calibrated."""
     variable = scene.dataset.graph[scene.question.variable]
     target, model = scene.measured(variable.name), scene.models[scene.first]
-    asked = {"latents alone": DSCM(model.attributes, model.image), **({"calibrated": model} if model.calibration else {})}
-    figure = page(3.4 * len(asked) + 0.3, 2.9)
-    panels = figure.subplots(1, len(asked), sharey=True, squeeze=False)[0]
-    for axes, (words, contestant) in zip(panels, asked.items(), strict=True):
-        ((_, draws),) = Respondent(contestant, scene.observed, scene.config, scene.options.seed).drawn([scene.question])
+    models = {"latents alone": DSCM(model.attributes, model.image), **({"calibrated": model} if model.calibration else {})}
+    figure = page(3.4 * len(models) + 0.3, 2.9)
+    panels = figure.subplots(1, len(models), sharey=True, squeeze=False)[0]
+    for axes, (words, each) in zip(panels, models.items(), strict=True):
+        ((_, draws),) = Respondent(each, scene.observed, scene.config, scene.seed).drawn([scene.question])
         scores = scoring.calibration_scores(scene.inquiry.cases[0], draws, scene.observed["image"], scene.seen(TRUE).truth,
                                             scene.inquiry.real, scene.border, scene.inquiry.reader, scene.dataset)
-        told = {s.metric: s for s in scores if s.variable in ("", variable.name) and s.settings.get("level", LEVEL) == LEVEL}
+        by_metric = {s.metric: s for s in scores if s.variable in ("", variable.name) and s.settings.get("level", LEVEL) == LEVEL}
         order = target[:draws.shape[1]].argsort()
         read = scene.inquiry.reader.measure(draws.flatten(0, 1))[variable.name].view(len(draws), -1)
         low, high = ((end - target[:len(end)])[order] for end in Ensemble(read).interval(LEVEL, "weibull"))
@@ -222,8 +222,8 @@ def calibration(scene: Scene) -> Figure:
         axes.axhline(0, color=INK, linewidth=0.8)
         axes.vlines(range(len(order)), low, high, colors=[BLUE if held else ORANGE for held in holds], linewidth=2.2)
         tidy(axes)
-        share, ideal = told["coverage_attribute"], told["coverage_attribute"].floors["ideal"]
-        changed, width, crps = (told[metric] for metric in ("coverage_changed_pixel", "width_attribute", "crps_attribute"))
+        share, ideal = by_metric["coverage_attribute"], by_metric["coverage_attribute"].floors["ideal"]
+        changed, width, crps = (by_metric[metric] for metric in ("coverage_changed_pixel", "width_attribute", "crps_attribute"))
         axes.set_title(f"{words}: coverage {in_figures(share)} (ideal {ideal:.2f}),\nof changed pixels {in_figures(changed)};\n"
                        f"width {in_figures(width)}, CRPS {in_figures(crps)} {crps.unit}".rstrip(), fontsize=7, loc="left", color=INK)
         axes.set_xticks([])

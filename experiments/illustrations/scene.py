@@ -1,7 +1,7 @@
 """What the pictures of the metrics show: a few images, and the answers of runs, of the truth and of models that are of no use.
 
 The useless ones are made, not trained. Copying x changes nothing; a blurred truth is right wherever it is coarse; a
-stranger is a real training image of the attributes that were asked for, whoever it shows. Each wins some metrics.
+nearest training image has the attributes that were asked for, and shows something else. Each wins some metrics.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 from functools import cached_property
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -27,10 +28,9 @@ from dscm.metrics.score import Score
 from dscm.metrics.truth import image_error, inner, psnr
 from dscm.model import DSCM
 from experiments.comparison.bounds import Identity, Truth
-from experiments.illustrations.options import Options
 from mechanisms.anticausal.model import Predictors
 
-COPY, TRUE, BLUR, STRANGER = "x, copied", "x°, the truth", "x°, blurred", "another image"
+COPY, TRUE, BLUR, NEAREST = "x, copied", "x°, the truth", "x°, blurred", "another image"
 Values = Mapping[str, Tensor]
 
 
@@ -43,30 +43,32 @@ class Scene:
         shown: rows that are shown; ``cycled``: the one among those that go through repeated interventions.
 
     Args:
-        models: runs by name, the one that is illustrated first.
+        models: runs by name, the one that is illustrated first; ``run``: its folder, which messages name.
         predictors: None where none were trained; some pictures cannot be drawn then.
+        count: images that means are taken over, at most; ``shown``: how many of them are shown.
+        seed: of interventions and noise.
 
     Raises:
         SchemaError: for a data set that knows no true counterfactual image.
         RunError: for models of different data.
     """
 
-    def __init__(self, models: Mapping[str, DSCM], dataset: CausalDataset, predictors: Predictors | None, options: Options) -> None:
-        self.models, self.dataset, self.options, self.border = models, dataset, options, dataset.border
-        drawn = draw_questions(dataset, "test", min(options.count, len(dataset.split("test"))), options.seed)
-        known = [question for question in drawn.questions if dataset.has_truth([question.variable])]
-        if not known:
+    def __init__(self, models: Mapping[str, DSCM], dataset: CausalDataset, predictors: Predictors | None, run: Path,
+                 config: EvaluationConfig, *, count: int, shown: int, seed: int = 0) -> None:
+        self.models, self.dataset, self.config, self.seed, self.border = models, dataset, config, seed, dataset.border
+        drawn = draw_questions(dataset, "test", min(count, len(dataset.split("test"))), seed)
+        with_truth = [question for question in drawn.questions if dataset.has_truth([question.variable])]
+        if not with_truth:
             raise SchemaError(f"{dataset.title} knows no true counterfactual image, so nothing shows whether a metric is right")
-        self.question, self.others = known[0], known[1:]
-        self.questions = replace(drawn, questions=tuple(known[:1]))
-        self.config = EvaluationConfig(draws=options.draws, draw_images=options.draw_images, cycle_images=options.cycle_images)
-        self.inquiry = Inquiry(next(iter(models.values())), dataset, self.questions, predictors, self.config, options.run)
+        self.question, self.others = with_truth[0], with_truth[1:]
+        self.questions = replace(drawn, questions=tuple(with_truth[:1]))
+        self.inquiry = Inquiry(next(iter(models.values())), dataset, self.questions, predictors, config, run)
         self.inquiry.answers()
         self.inquiry.readings()
         self.observed, self.truth = self.inquiry.observed, self.inquiry.cases[0].truth
         change = image_error(self.observed["image"], self.truth["image"])
-        self.shown = (change >= change.median()).nonzero().flatten()[:options.shown]
-        self.cycled = int(self.shown[0]) if self.shown[0] < options.cycle_images else 0
+        self.shown = (change >= change.median()).nonzero().flatten()[:shown]
+        self.cycled = int(self.shown[0]) if self.shown[0] < config.cycle_images else 0
         self._seen: dict[str, Seen] = {}
 
     @property
@@ -90,9 +92,9 @@ class Scene:
     @cached_property
     def respondents(self) -> dict[str, Respondent]:
         """The runs, and the two of the others that are models: they can be asked again about what they have made."""
-        known = replace(self.questions, questions=(self.question, *self.others))
-        bounds = {COPY: Identity(self.dataset.graph), TRUE: Truth(self.dataset, known)}
-        fresh = {name: Respondent(model, self.observed, self.config, self.options.seed)
+        with_truth = replace(self.questions, questions=(self.question, *self.others))
+        bounds = {COPY: Identity(self.dataset.graph), TRUE: Truth(self.dataset, with_truth)}
+        fresh = {name: Respondent(model, self.observed, self.config, self.seed)
                  for name, model in {**self.models, **bounds}.items() if name != self.first}
         return {self.first: self.inquiry.respondent, **fresh}
 
@@ -101,9 +103,9 @@ class Scene:
         """Everybody's answer to the question, by name."""
         runs = {name: self.respondents[name].case(self.question, self.dataset, self.questions.split)
                 for name in self.models if name != self.first}
-        images = {COPY: self.observed["image"], TRUE: self.truth["image"], BLUR: self._blurred(), STRANGER: self._strangers()}
-        made = {name: Case(self.question, {**self.truth, "image": x}, self.truth, x) for name, x in images.items()}
-        return {COPY: made[COPY], TRUE: made[TRUE], self.first: self.inquiry.cases[0], **runs, BLUR: made[BLUR], STRANGER: made[STRANGER]}
+        images = {COPY: self.observed["image"], TRUE: self.truth["image"], BLUR: self._blurred(), NEAREST: self._nearest_others()}
+        foils = {name: Case(self.question, {**self.truth, "image": x}, self.truth, x) for name, x in images.items()}
+        return {COPY: foils[COPY], TRUE: foils[TRUE], self.first: self.inquiry.cases[0], **runs, BLUR: foils[BLUR], NEAREST: foils[NEAREST]}
 
     def image(self, name: str) -> Tensor:
         """Answers ``(B, C, H, W)`` in [0, 1]."""
@@ -120,18 +122,18 @@ class Scene:
             sharp, wide = (sigma, wide) if psnr(inner(images, self.border), inner(truth, self.border)) > goal else (sharp, sigma)
         return images
 
-    def _strangers(self) -> Tensor:
+    def _nearest_others(self) -> Tensor:
         """Training images nearest in the continuous attributes that were asked for, of another class where there are classes."""
         training, variables = self.dataset.split("train"), self.dataset.graph.image_parents
-        found, classes = training.attributes, [v for v in variables if v.discrete]
+        attributes, classes = training.attributes, [v for v in variables if v.discrete]
         nearest = []
         for rows in torch.arange(len(self.observed["image"])).split(64):
             distance = torch.zeros(len(rows), len(training))
             for variable in (v for v in variables if v.continuous):
-                asked = self.truth[variable.name][rows].unsqueeze(1)
-                distance += ((asked - found[variable.name]) / variable.statistics.std).square()
+                value = self.truth[variable.name][rows].unsqueeze(1)
+                distance += ((value - attributes[variable.name]) / variable.statistics.std).square()
             if classes:
-                same = [self.truth[v.name][rows].unsqueeze(1) == found[v.name] for v in classes]
+                same = [self.truth[v.name][rows].unsqueeze(1) == attributes[v.name] for v in classes]
                 distance[torch.stack(same).all(0)] = torch.inf
             nearest.append(distance.argmin(1))
         return training.batch(torch.cat(nearest))["image"]
@@ -140,8 +142,8 @@ class Scene:
     def seen(self, name: str) -> Seen:
         """What is read off the answers of one of them."""
         if name not in self._seen:
-            told = self.inquiry.seen[0]
-            self._seen[name] = told if name == self.first else Seen(self.cases[name], self.inquiry.reader(self.image(name)), told.truth)
+            first = self.inquiry.seen[0]
+            self._seen[name] = first if name == self.first else Seen(self.cases[name], self.inquiry.reader(self.image(name)), first.truth)
         return self._seen[name]
 
     def measured(self, name: str) -> Tensor:

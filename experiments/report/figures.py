@@ -14,6 +14,8 @@ from datasets.base import CausalDataset
 from datasets.errors import UserError
 from datasets.schema import Variable
 from dscm.counterfactual import answer
+from dscm.evaluation.evaluation import Evaluation
+from dscm.evaluation.figures import figures_of
 from dscm.figures.attributes import attribute_figure
 from dscm.figures.grid import counterfactual_grid
 from dscm.figures.style import save_figure
@@ -39,7 +41,7 @@ def draw_figures(dscm: DSCM, dataset: CausalDataset, interventions: Sequence[tup
     paths = {"counterfactuals": save_figure(counterfactual_grid(test.batch(index), columns, graph), folder / "counterfactuals.png")}
 
     # an intervention that has effects among the attributes shows more than one that has none
-    label, do = max(interventions, key=lambda asked: len(graph.descendants(asked[1])))
+    label, do = max(interventions, key=lambda each: len(graph.descendants(each[1])))
     rows = min(len(dataset.split("train")), 4000)
     training = {name: values[:rows] for name, values in dataset.split("train").attributes.items()}
     action = resolve_do(graph, do, training, rows)[0]
@@ -53,6 +55,12 @@ def draw_figures(dscm: DSCM, dataset: CausalDataset, interventions: Sequence[tup
         curves = training_curves(MetricsLog.read(run / name / METRICS), f"{name}: loss and its terms, in nats")
         paths[f"training_{name}"] = save_figure(curves, folder / f"training_{name}.png")
     return paths
+
+
+def metric_figures(evaluation: Evaluation, run: Path) -> dict[str, Path]:
+    """``figures/metrics_*.png`` of the run: ``{what it shows: path}``."""
+    return {f"metrics_{name}": save_figure(figure, run / "figures" / f"metrics_{name}.png")
+            for name, figure in figures_of(evaluation.scores).items()}
 
 
 def save_tiles(images: torch.Tensor, path: Path) -> Path:

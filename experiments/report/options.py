@@ -4,16 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import Annotated, Literal
 
 import tyro
 
 from datasets.options import DataOptions
 from datasets.ranges import AtLeastOne, Positive, Sample, Seed, check_ranges
-
-if TYPE_CHECKING:
-
-    pass
+from experiments.report.effort import SMOKE, Effort, full
 
 
 @dataclass(frozen=True)
@@ -47,6 +44,10 @@ class Options:
     @property
     def folder(self) -> Path:
         return self.run or Path("runs/smoke" if self.smoke else "runs/quickstart")
+
+    @property
+    def effort(self) -> Effort:
+        return SMOKE if self.smoke else full(self.minutes, self.scored)
 
     def check(self) -> None:
         """Raises UserError for a number that makes no sense."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import shlex
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from torch import Tensor
 
@@ -16,14 +16,13 @@ from dscm.evaluation.evaluation import Evaluation
 from dscm.evaluation.table import HEADER, cycle_table, figure, question_rows
 from dscm.metrics.catalogue import METRICS as MEANINGS
 from experiments.metrics.classification import MEANINGS as FIGURES
-from experiments.report.html import Section, bullets, code, definitions, details, graph_svg, note, picture, prose, side_by_side, table
+from experiments.report.classifiers import ClassifierTask
+from experiments.report.graph import graph_svg
+from experiments.report.html import Section, bullets, code, definitions, details, note, picture, prose, side_by_side, table
 from experiments.stress import text as words
 from experiments.stress.results import TITLES, StressResults
 from mechanisms.runs.files import MetricsLog
 from mechanisms.training.state import METRICS
-
-if TYPE_CHECKING:
-    from experiments.report.classifiers import Plan
 
 
 def data(dataset: CausalDataset) -> Section:
@@ -50,12 +49,12 @@ def _summary(variable: Variable, values: Tensor | None) -> tuple[str, str, str]:
     return f"{s.minimum:.4g} to {s.maximum:.4g}", f"{s.mean:.4g} ± {s.std:.3g}", variable.unit or "–"
 
 
-def counterfactuals(grid: Path, labels: Sequence[str], known: Sequence[str]) -> Section:
-    """The grid; ``known`` names the variables whose interventions have a true image."""
+def counterfactuals(grid: Path, labels: Sequence[str], with_truth: Sequence[str]) -> Section:
+    """The grid; ``with_truth`` names the variables whose interventions have a true image."""
     caption = ("Left: an observed test image. Columns: interventions; values that were set are blue, values that followed are grey, "
                "values beyond the training data are orange. Below each answer: what changed (red is brighter, blue darker)")
-    truth = f", and the true counterfactual where it is known, that is under interventions on {_listed(known)}" if known else ""
-    missing = "" if known else note(
+    truth = f", and the true counterfactual where it is known, that is under interventions on {_listed(with_truth)}" if with_truth else ""
+    missing = "" if with_truth else note(
         "There is no row of true images: this data set does not know its own process. A data set that does defines "
         "`true_counterfactual` and names the interventions in `true_images_under`.")
     return Section("Counterfactuals", (
@@ -69,19 +68,19 @@ def scores(evaluation: Evaluation) -> Section:
     bounds = [s for s in evaluation.find("free_energy") if s.unit == "nats/dim"]
     likelihood = prose(*(f"Free energy of the observed images: {figure(s)} nats per dimension (an upper bound of −log p; smaller is "
                          "better)." for s in bounds))
-    found = evaluation.find("truth_l1")
-    if not found:
+    l1_scores = evaluation.find("truth_l1")
+    if not l1_scores:
         return Section("Scores against the truth", note(
             "Nothing can be scored against the truth here: this data set does not define `true_counterfactual`. Looking plausible "
             "is then all that the images above can show; see the limits below.") + likelihood)
     images = []
-    for l1 in found:
+    for l1 in l1_scores:
         exact, psnr = (evaluation.find(name, l1.intervention)[0] for name in ("truth_l1_true_parents", "truth_psnr"))
         similar = [f"{s.value:.3f} ({s.floors['identity']:.3f})" for s in evaluation.find("truth_ssim", l1.intervention)] or ["–"]
         images.append((f"`{l1.intervention}`", figure(l1), figure(exact), f"{l1.floors['identity']:.2f}",
                        f"{psnr.value:.1f} ({psnr.floors['identity']:.1f})", *similar))
     values = [(f"`{l1.intervention}`", s.variable, how, figure(s), f"{s.floors['truth']:.3g}", f"{s.floors['identity']:.3g}")
-              for l1 in found
+              for l1 in l1_scores
               for how, metric in (("predicted by the model", "truth_attribute"), ("measured on the image", "effectiveness_measured"))
               for s in evaluation.find(metric, l1.intervention)]
     of_images = table(("intervention", "error, L1 of 255", "with true parents", "floor: copying", "PSNR in dB (copying)",
@@ -123,8 +122,8 @@ def every_metric(evaluation: Evaluation, figures: Mapping[str, Path]) -> Section
     """All figures of the evaluation beside their floors, what they mean, and what could not be computed."""
     drawn = "".join(picture(figures[name], alt, caption) for name, (alt, caption) in _METRIC_FIGURES.items() if name in figures)
     names = dict.fromkeys(s.intervention for s in evaluation.scores)
-    asked = [(name, rows) for name in names if (rows := question_rows(evaluation.scores, name))]
-    tables = "".join(table(HEADER, rows, f"`{name}`") for name, rows in asked)
+    questions = [(name, rows) for name in names if (rows := question_rows(evaluation.scores, name))]
+    tables = "".join(table(HEADER, rows, f"`{name}`") for name, rows in questions)
     if cycles := cycle_table(evaluation.scores):
         tables += table(*cycles, "Distance to the observed image, L1 of 255, by temperature of the pixel residual")
     missing = prose("What could not be computed, and why:") + bullets(f"`{n}`: {why}" for n, why in evaluation.missing.items())
@@ -202,10 +201,10 @@ def training(curves: Iterable[Path], folders: Iterable[Path]) -> Section:
                 "averaged weights.")))
 
 
-def limits(known: Sequence[str]) -> Section:
+def limits(with_truth: Sequence[str]) -> Section:
     """What the figures above can and cannot show."""
-    truth = (f"The truth here is that of a process somebody wrote down, and for interventions on {_listed(known)} only. How well a "
-             "model does on it says what the method can do, not how well it does on other data." if known else
+    truth = (f"The truth here is that of a process somebody wrote down, and for interventions on {_listed(with_truth)} only. How well a "
+             "model does on it says what the method can do, not how well it does on other data." if with_truth else
              "For this data set no true counterfactual is known, so nothing above measures whether the answers are right.")
     return Section("What this can and cannot claim", bullets((
         "The graph is an assumption. It comes from you, not from the data; with a wrong arrow, every answer can be wrong and still "
@@ -221,7 +220,7 @@ def limits(known: Sequence[str]) -> Section:
 
 
 def commands(data: DataOptions, run: Path, minutes: float, seed: int, do: Sequence[str], example: Mapping[str, float],
-             classifiers: Plan | None = None) -> Section:
+             classifiers: ClassifierTask | None = None) -> Section:
     """Every step as the command that does it alone, for this data set and run folder.
 
     Args:

@@ -10,7 +10,7 @@ from scipy.stats import t as student
 
 from experiments.metrics.seeds import best_of, difference
 from experiments.stress.run import MAJORITY
-from mechanisms.runs.tables import mean_over
+from mechanisms.runs.tables import mean_over, percent
 
 NOTHING, REFERENCE = "–", "erm"
 
@@ -51,8 +51,3 @@ class Column:
         if name in (REFERENCE, MAJORITY) or name not in self.values or REFERENCE not in self.values:
             return None
         return difference(self.values[name], self.values[REFERENCE], "lower")
-
-
-def percent(mean: float, error: float | None = None, sign: bool = False) -> str:
-    """``70.8 ± 0.9``."""
-    return (f"{100 * mean:{'+' if sign else ''}.1f}" + ("" if error is None else f" ± {100 * error:.1f}")).replace("-", "−")

@@ -7,11 +7,11 @@ from collections.abc import Iterator, Sequence
 import torch
 
 from experiments.metrics.classification import COVERED, MEANINGS
-from experiments.stress.column import NOTHING, REFERENCE, Column, percent
+from experiments.stress.column import NOTHING, REFERENCE, Column
 from experiments.stress.results import SOURCES, StressResults
 from experiments.stress.run import MAJORITY, MODEL, OBSERVED
 from experiments.stress.stresses import WORST_GROUP, WORST_INTERVENTION, distinct_rows
-from mechanisms.runs.tables import markdown
+from mechanisms.runs.tables import markdown, percent
 
 CONSTANT = "constant map (chance)"  # what the baseline is where it is asked where classifiers look
 Table = tuple[str, list[str], list[list[str]]]  # heading, header, lines

@@ -27,7 +27,7 @@ from experiments.metrics.classification import FEWEST
 from experiments.training.rules import MEANING, RULES
 from experiments.training.store import FOLDER, LOCK, results
 from mechanisms.runs.files import waiting
-from mechanisms.runs.tables import markdown, mean_over, write_table
+from mechanisms.runs.tables import markdown, mean_over, percent, write_table
 
 TSV = "results.tsv"
 COLUMNS = ("algorithm", "seed", "rule", "step", "accuracy", "worst_group", "shifted", "loss", "steps", "seconds", "rows", "majority",
@@ -51,7 +51,8 @@ def table(rows: Sequence[Mapping[str, Any]]) -> str:
         seconds, _ = mean_over([row["seconds"] for row in seeds])
         for rule in (rule for rule in RULES if rule in seeds[0]["rules"]):
             scores = [row["rules"][rule] for row in seeds]
-            cells = [percent([s[key] for s in scores]) if key in scores[0] else "–" for key in ("accuracy", "worst_group", "shifted")]
+            cells = [percent(*mean_over([s[key] for s in scores])) if key in scores[0] else "–"
+                     for key in ("accuracy", "worst_group", "shifted")]
             step, _ = mean_over([s["step"] for s in scores])
             lines.append([name, rule, *cells, f"{step:.0f}", f"{seconds:.1f}", str(len(seeds))])
     first = rows[0]
@@ -74,9 +75,3 @@ def _small(rows: Sequence[Mapping[str, Any]]) -> str:
         names = ", ".join(name for name in counts if counts[name] == case)
         cases.append(f"{names}: {groups} of {of} groups, with {images:,} of {total:,} images")
     return f"The worst group is none of those below {FEWEST} images, which say little; {'; '.join(cases)}. " if cases else ""
-
-
-def percent(values: Sequence[float]) -> str:
-    """Mean ± standard error over seeds of shares, in percent; without an error if there is one seed."""
-    mean, error = mean_over([100 * value for value in values])
-    return f"{mean:.1f}" if error is None else f"{mean:.1f} ± {error:.1f}"

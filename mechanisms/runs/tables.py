@@ -21,6 +21,25 @@ def mean_over(values: Sequence[float]) -> tuple[float, float | None]:
     return mean, statistics.stdev(values) / len(values) ** 0.5
 
 
+def measured(value: float, error: float | None = None) -> str:
+    """``1.234 ± 0.012``: a value in as many digits as its error lends weight to: two of the error's, else three of its own."""
+    if not math.isfinite(value):
+        return "∞" if value > 0 else "−∞"
+    scale = error if error else value
+    digits = min(4, max(0, (1 if error else 2) - math.floor(math.log10(abs(scale))))) if scale else 1
+    return (f"{value:.{digits}f}" + (f" ± {error:.{digits}f}" if error is not None else "")).replace("-", "−")
+
+
+def percent(mean: float, error: float | None = None, sign: bool = False) -> str:
+    """``70.8 ± 0.9``: shares in percent."""
+    return (f"{100 * mean:{'+' if sign else ''}.1f}" + ("" if error is None else f" ± {100 * error:.1f}")).replace("-", "−")
+
+
+def finite(value: float | None) -> float | str | None:
+    """A number as JSON can have it: an infinite one as text."""
+    return str(value) if value is not None and math.isinf(value) else value
+
+
 def markdown(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     """A Markdown table whose columns also line up as plain text; cells hold text, which is shown as it is."""
     lines = [[shown(cell).replace("|", r"\|") for cell in line] for line in (header, *rows)]

@@ -18,10 +18,11 @@ from datasets.options import DataOptions
 from datasets.schema import Graph, SchemaError, Variable
 from dscm.evaluation.evaluation import Evaluation
 from dscm.evaluation.questions import Questions
-from experiments.quickstart import quickstart
-from experiments.report.classifiers import plan
+from experiments import quickstart as command
+from experiments.report.classifiers import ClassifierTask, classifier_task
 from experiments.report.figures import default_do
-from experiments.report.html import Section, bullets, graph_svg, prose, table, write_report
+from experiments.report.graph import graph_svg
+from experiments.report.html import Section, bullets, prose, table, write_report
 from experiments.report.options import Options
 from experiments.training.store import list_trained
 from mechanisms.runs.files import MetricsLog, RunError, load
@@ -85,6 +86,16 @@ def check_self_contained(page: str) -> None:
     assert all(link.startswith("#") for link in found.links)
     assert not {"script", "link", "iframe", "object", "embed"} & set(found.tags)
     assert not re.search(r"https?://|@import|url\((?!#)", page)
+
+
+def quickstart(options: Options) -> Path:
+    """The command; the path of its report."""
+    command.main(options)
+    return options.folder / "report.html"
+
+
+def task_of(data: DataOptions, run: Path) -> ClassifierTask:
+    return classifier_task(data.open(), data, run, 256, 0)
 
 
 @pytest.fixture(scope="module")
@@ -173,16 +184,16 @@ def test_nothing_to_ask_is_said_at_once(tmp_path: Path) -> None:
 def test_what_classifiers_are_trained_on(tmp_path: Path) -> None:
     """A data set that says what is spurious as it is; else a selection of it, which its own options travel into."""
     declared = DataOptions("colourmnist", option=("train_digits=60", "valid_digits=20", "test_digits=20"))
-    chosen = plan(declared.open(), Options(data=declared, run=tmp_path))
+    chosen = task_of(declared, tmp_path)
     assert (chosen.data, chosen.run, chosen.label, chosen.tied) == (declared, tmp_path, "digit", "colour")
-    chosen = plan(DIGITS.open(), Options(data=DIGITS, run=tmp_path))
+    chosen = task_of(DIGITS, tmp_path)
     assert chosen.run == tmp_path / "confounded" and (chosen.label, chosen.tied) == ("digit", "thickness")
     made = chosen.data.open()
     assert made.title == "confounded morphomnist" and made.inner.train_digits == 96
     (tmp_path / "scm.py").write_text(MINE)
     mine = DataOptions(str(tmp_path / "scm.py"))
     with pytest.raises(SchemaError, match="no class among the image's causes"):  # size causes kind, and nothing else causes the image
-        plan(mine.open(), Options(data=mine, run=tmp_path))
+        task_of(mine, tmp_path)
 
 
 @pytest.mark.parametrize(("declared", "told"), [
@@ -196,7 +207,7 @@ def test_what_a_file_declares_is_checked_first(tmp_path: Path, declared: str, to
     (tmp_path / "scm.py").write_text(MINE.replace("class Mine(CausalDataset):\n", f"class Mine(CausalDataset):\n    {declared}\n"))
     data = DataOptions(str(tmp_path / "scm.py"))
     with pytest.raises(SchemaError, match=re.escape(told)):
-        plan(data.open(), Options(data=data, run=tmp_path))
+        task_of(data, tmp_path)
 
 
 def test_a_task_that_makes_no_sense_costs_that_section_only(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -23,7 +23,7 @@ from experiments.report.html import write_report
 from experiments.report.sections import robustness as section
 from experiments.robustness import main
 from experiments.stress.agreement import agreement, agreement_figure
-from experiments.stress.column import REFERENCE, Column, percent
+from experiments.stress.column import REFERENCE, Column
 from experiments.stress.figure import robustness_figure
 from experiments.stress.files import save_results
 from experiments.stress.options import Options
@@ -35,6 +35,7 @@ from experiments.stress.text import as_markdown, tables
 from experiments.training.results import COLUMNS, save_tsv
 from experiments.training.store import record
 from mechanisms.runs.files import RunError
+from mechanisms.runs.tables import percent
 from tests.trees import wildcam
 
 DATA = ("train_digits=96", "valid_digits=32", "test_digits=32", "renderings=1")

@@ -8,11 +8,12 @@ import torch
 from PIL import Image
 from torch import nn
 
+import experiments.augmenters
 from datasets.errors import UserError
 from datasets.schema import SchemaError
 from experiments.augmenters.ready import as_images, ready_images
 from experiments.augmenters.regions import GREY, continued, has_foreground, inside, rectangles, shuffled, strips, taken, tiled
-from experiments.augmenters.registry import COUNTERFACTUAL, FACTUAL, KINDS, augmenter
+from experiments.augmenters.registry import COUNTERFACTUAL, FACTUAL, KINDS, augmenter, find_augmenters
 from experiments.benchmarks.augmenters import measure_augmenters
 from mechanisms.runs.files import RunError
 from mechanisms.training.noise import seeded
@@ -398,3 +399,20 @@ def test_speed_is_told_of_every_augmenter():
 def test_both_kinds_are_registered():
     assert list(COUNTERFACTUAL) == ["mean", "random", "shuffle", "tile", "folder", "dscm"]
     assert list(FACTUAL) == ["random", "shuffle", "mrand", "fgsm", "pgd", "dscm"]
+
+
+def test_a_new_file_is_a_new_augmenter(tmp_path, monkeypatch):
+    (tmp_path / "black.py").write_text("""from experiments.augmenters.counterfactual import Fill
+
+
+class Black(Fill):
+    name, title = "black", "black"
+
+    def make(self, images, masks, labels, generator, context):
+        return images * 0
+""")
+    monkeypatch.setattr(experiments.augmenters, "__path__", [*experiments.augmenters.__path__, str(tmp_path)])
+    kinds = find_augmenters()
+    assert set(kinds["counterfactual"]) == {*COUNTERFACTUAL, "black"} and kinds["factual"] == FACTUAL
+    images, masks, labels = a_batch()
+    assert (kinds["counterfactual"]["black"]()(images, masks, labels, seeded(0))[0].flatten(1) == 0).any()

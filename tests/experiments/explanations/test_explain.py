@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from types import SimpleNamespace
 
 import matplotlib.image
@@ -13,16 +14,19 @@ from datasets.options import DataOptions
 from dscm.figures.style import ORANGE, save_figure
 from experiments import explain, selective
 from experiments.algorithms.masks import load_masks
+from experiments.algorithms.masktune import MaskTune
+from experiments.algorithms.registry import ALGORITHMS
 from experiments.attribution.methods import ATTRIBUTIONS
 from experiments.explanations import explain as explanations
 from experiments.explanations.figure import Panel, explanation_figure, heated, outline, prediction_lines
-from experiments.explanations.options import Options
+from experiments.explanations.images import chosen_images, chosen_rows
+from experiments.explanations.options import ImageChoice, Options
 from experiments.networks.registry import rebuild
 from experiments.train import main as train
 from experiments.training import store as classifier
 from experiments.training.options import Options as TrainOptions
 from experiments.training.options import TrainingFlags
-from experiments.training.store import load_trained
+from experiments.training.store import Trained, load_trained, trained_task
 from mechanisms.runs.command import run_command
 from mechanisms.runs.files import RunError, load, weights_fingerprint
 from mechanisms.training.config import RunOptions
@@ -135,24 +139,23 @@ def test_masktune_before_and_after(run, tmp_path, drawn):
 
 def test_masks_of_other_images_are_what_they_would_have_been(run):
     """Of training images computed like those of test images, they are those that were kept."""
-    options = Options(run, count=20, split="train")
     before, trained = load_trained(run, "erm", 0), load_trained(run, "masktune", 0)
-    images = explanations._images(explanations.trained_task(run), options)
-    kept, seen = explanations._masks(options, trained, before.network, images)
-    fresh, again = explanations._masks(Options(run, count=20, split="test"), trained, before.network, images)
+    images = chosen_images(trained_task(run), ImageChoice("train", count=20))
+    kept, seen = explanations.masks_of(run, trained, before.network, images, used=True)
+    fresh, again = explanations.masks_of(run, trained, before.network, images, used=False)
     assert weights_fingerprint(seen) == weights_fingerprint(again) == trained.description["begun_from"]
     assert (kept.dropped != fresh.dropped).float().mean() < 2e-3 and kept.counts.sum() > 0  # rounding
 
 
-def test_images_are_drawn_at_random(run):
-    drawn = Options(run, count=8).chosen(100)
-    assert drawn == Options(run, count=8).chosen(100) == sorted(set(drawn)) != Options(run, count=8, seed=1).chosen(100)
-    assert len(drawn) == 8 and drawn[-1] > 8 and Options(run, count=8).chosen(5) == list(range(5))
+def test_images_are_drawn_at_random():
+    choice = ImageChoice(count=8)
+    drawn = chosen_rows(choice, 100)
+    assert drawn == chosen_rows(choice, 100) == sorted(set(drawn)) != chosen_rows(replace(choice, seed=1), 100)
+    assert len(drawn) == 8 and drawn[-1] > 8 and chosen_rows(choice, 5) == list(range(5))
 
 
 def test_images_under_a_shift(run):
-    task = explanations.trained_task(run)
-    images = explanations._images(task, Options(run, count=6, shift="malicious"))
+    images = chosen_images(trained_task(run), ImageChoice(count=6, shift="malicious"))
     assert torch.equal(images.attributes["square"], images.attributes["label"])
     assert (images.images[images.attributes["square"] == 1][:, 2, 0, 0] == 255).all()
 
@@ -163,7 +166,7 @@ def test_other_algorithms_stand_beside_erm(run, tmp_path, monkeypatch, drawn):
     monkeypatch.setattr(explanations, "load_trained", lambda folder, name, *given: trained)
     draw("--run", run, "--algorithm", "vrex", "--count", 2, "--out", tmp_path / "vrex.png")
     headings = [[panel.heading for panel in made["panels"]] for made in drawn]
-    assert headings == [["image", "ERM"], ["image", "ERM", explanations.algorithm("vrex").title]]
+    assert headings == [["image", "ERM"], ["image", "ERM", ALGORITHMS["vrex"].title]]
 
 
 OWN = """
@@ -292,11 +295,11 @@ def test_nothing_to_explain(capsys):
 def test_a_masktune_whose_erm_is_another_one_now(run, monkeypatch):
     trained = load_trained(run, "masktune", 0)
     changed = {**trained.description, "base": "0"}
-    other = explanations.Trained(trained.algorithm, 0, "last", trained.network, 1, changed)
+    other = Trained(trained.algorithm, 0, "last", trained.network, 1, changed)
     original = load_trained
     monkeypatch.setattr(explanations, "load_trained", lambda r, name, *rest: other if name == "masktune" else original(r, name, *rest))
     with pytest.raises(RunError, match="began with another erm"):
-        explanations.explain(Options(run))
+        explanations.explained(run, ImageChoice(), MaskTune)
 
 
 def test_selective_refuses_a_masktune_of_another_erm(run, monkeypatch):

@@ -15,9 +15,10 @@ from datasets.options import DataOptions
 from dscm.figures.style import ORANGE
 from experiments import preview
 from experiments.augmenters.registry import COUNTERFACTUAL, FACTUAL, augmenter
-from experiments.explanations import preview as preview_figure
+from experiments.explanations import preview as room
 from experiments.explanations.figure import EDGE
-from experiments.explanations.preview import Scene
+from experiments.explanations.options import ImageChoice
+from experiments.explanations.preview import AugmentedBatch, open_batch, preview_figure
 from experiments.explanations.preview_options import Options
 from experiments.train import main as train
 from experiments.training.options import Options as TrainOptions
@@ -107,8 +108,13 @@ def draw(*arguments):
     run_command(Options, preview.main, [*map(str, arguments), "--device", "cpu"])
 
 
-def figure_of(bars, **given):
-    return preview_figure.preview(Options(data=DataOptions(str(bars)), device="cpu", **given))
+def batch_of(source, count=6, rows="", seed=0, **given) -> AugmentedBatch:
+    source = source if isinstance(source, DataOptions) or source.is_dir() else DataOptions(str(source))
+    return open_batch(source, ImageChoice("train", rows, count, seed), device="cpu", **given)
+
+
+def figure_of(source, cf="all", factual="all", **given):
+    return preview_figure(batch_of(source, **given), {"counterfactual": cf, "factual": factual})
 
 
 def words(figure):
@@ -134,20 +140,19 @@ def test_columns_are_those_that_are_asked_for_in_this_order(bars):
 
 
 def test_labels_follow(bars):
-    scene = Scene(Options(data=DataOptions(str(bars)), count=5, device="cpu"))
-    (fill,), (background,) = (scene.wanted(kind, "shuffle")[0] for kind in ("counterfactual", "factual"))
-    classes = [("bar", "square")[int(label)] for label in scene.labels[:5]]
-    assert [line[0] for line in scene.panel(fill).lines] == [f"not {name}" for name in classes]
-    assert [line[0] for line in scene.panel(background).lines] == classes
+    batch = batch_of(bars, count=5)
+    (fill,), (background,) = (batch.wanted(kind, "shuffle")[0] for kind in ("counterfactual", "factual"))
+    classes = [("bar", "square")[int(label)] for label in batch.labels[:5]]
+    assert [line[0] for line in batch.panel(fill).lines] == [f"not {name}" for name in classes]
+    assert [line[0] for line in batch.panel(background).lines] == classes
 
 
 def test_an_image_without_foreground_is_marked(bars):
-    options = Options(data=DataOptions(str(bars)), count=40, device="cpu")
-    scene = Scene(options)
-    row = scene.rows.tolist().index(0)
-    image, mask = scene.given()
+    batch = batch_of(bars, count=40)
+    row = batch.rows.tolist().index(0)
+    image, mask = batch.given()
     assert mask.lines[row] == ["no foreground"] and not mask.outline[row].any()
-    panel = scene.panel(scene.wanted("counterfactual", "mean")[0][0])
+    panel = batch.panel(batch.wanted("counterfactual", "mean")[0][0])
     assert panel.lines[row][1:] == ["as it is"] and sum(len(line) == 2 for line in panel.lines) == 1
     assert torch.equal(panel.images[row], image.images[row])
 
@@ -159,46 +164,45 @@ def test_the_mask_is_outlined(bars):
 
 
 def test_the_rectangle_that_is_filled_is_outlined(bars):
-    scene = Scene(Options(data=DataOptions(str(bars)), device="cpu"))
-    box, filled = scene.given()[1].foreground, scene.panel(scene.wanted("counterfactual", "mean")[0][0]).images
-    assert torch.equal((filled != scene.batch["image"][:6]).any(1), box & (scene.batch["image"][:6] != 0.5).any(1))
+    batch = batch_of(bars)
+    box, filled = batch.given()[1].foreground, batch.panel(batch.wanted("counterfactual", "mean")[0][0]).images
+    assert torch.equal((filled != batch.batch["image"][:6]).any(1), box & (batch.batch["image"][:6] != 0.5).any(1))
 
 
 def test_no_more_images_than_there_are(bars):
-    scene = Scene(Options(data=DataOptions(str(bars)), count=50, device="cpu"))
-    assert scene.count == 40 and sorted(scene.rows.tolist()) == list(range(40)) and len(scene.given()[0].images) == 40
+    batch = batch_of(bars, count=50)
+    assert batch.count == 40 and sorted(batch.rows.tolist()) == list(range(40)) and len(batch.given()[0].images) == 40
 
 
 def test_rows_may_be_named(bars):
-    options = Options(data=DataOptions(str(bars)), rows="7,3", device="cpu")
-    scene, rows = Scene(options), options.data.open().split("train")
-    assert scene.rows[:2].tolist() == [7, 3] and sorted(scene.rows.tolist()) == list(range(40))
-    assert torch.equal(scene.given()[0].images, rows.batch([7, 3])["image"]) and len(scene.given()[1].lines) == 2
+    batch, rows = batch_of(bars, rows="7,3"), DataOptions(str(bars)).open().split("train")
+    assert batch.rows[:2].tolist() == [7, 3] and sorted(batch.rows.tolist()) == list(range(40))
+    assert torch.equal(batch.given()[0].images, rows.batch([7, 3])["image"]) and len(batch.given()[1].lines) == 2
 
 
 def test_headings_say_what_replaces_what(bars):
     told = words(figure_of(bars, cf="mean,tile", factual="shuffle", count=1))
     assert {"rectangle: grey", "rectangle: strip tiled", "background: pixels shuffled"} <= set(told)
-    assert [preview_figure.replacement(augmenter("factual", name)) for name in ("fgsm", "dscm")] == [
+    assert [room.replacement(augmenter("factual", name)) for name in ("fgsm", "dscm")] == [
         "background: attack (FGSM)", "whole image: causal model"]
 
 
 def test_a_rectangle_without_a_strip_is_said(bars):
-    scene = Scene(Options(data=DataOptions(str(bars)), count=2, device="cpu"))
-    scene.batch["mask"][0] = True
-    lines = scene.panel(scene.wanted("counterfactual", "tile")[0][0]).lines
+    batch = batch_of(bars, count=2)
+    batch.batch["mask"][0] = True
+    lines = batch.panel(batch.wanted("counterfactual", "tile")[0][0]).lines
     assert lines[0][-1] == "no strip: grey" and len(lines[1]) == 1
 
 
 def test_seeds_draw_images_and_repeat(bars):
-    rows, again, others = (Scene(Options(data=DataOptions(str(bars)), seed=seed, device="cpu")) for seed in (0, 0, 1))
+    rows, again, others = (batch_of(bars, seed=seed) for seed in (0, 0, 1))
     assert torch.equal(rows.rows, again.rows) and not torch.equal(rows.rows, others.rows)
-    made = [scene.panel(scene.wanted("factual", "random")[0][0]).images for scene in (rows, again)]
+    made = [batch.panel(batch.wanted("factual", "random")[0][0]).images for batch in (rows, again)]
     assert torch.equal(*made)
 
 
 def test_masks_may_be_lazy(bars):
-    eager, lazy = (Scene(Options(data=DataOptions(str(bars), option=(f"lazy={lazy}",)), device="cpu")) for lazy in ("false", "true"))
+    eager, lazy = (batch_of(DataOptions(str(bars), option=(f"lazy={lazy}",))) for lazy in ("false", "true"))
     assert torch.equal(eager.batch["mask"], lazy.batch["mask"])
 
 
@@ -227,22 +231,22 @@ def test_everything_there_is(bars, run, tmp_path):
     folder.mkdir()
     for row in range(40):
         Image.fromarray(np.full((16, 16, 3), 7, dtype=np.uint8)).save(folder / f"{row}.png")
-    options = Options(run=run, ready=tmp_path, truth=True, count=3, device="cpu")
-    figure = preview_figure.preview(options)
+    given = {"ready": tmp_path, "truth": True, "count": 3}
+    figure = figure_of(run, **given)
     assert headings(figure) == [f"--cf {name}" for name in COUNTERFACTUAL] + [f"--factual {name}" for name in FACTUAL]
     assert not [text for text in words(figure) if text.startswith("left out")]
-    scene = Scene(options)
-    pasted = scene.panel(scene.wanted("counterfactual", "folder")[0][0]).images
-    assert ((pasted == 7 / 255).all(1).any(2).any(1) == scene.batch["mask"][:3].any(2).any(1)).all()
+    batch = batch_of(run, **given)
+    pasted = batch.panel(batch.wanted("counterfactual", "folder")[0][0]).images
+    assert ((pasted == 7 / 255).all(1).any(2).any(1) == batch.batch["mask"][:3].any(2).any(1)).all()
 
 
 def test_the_model_sets_the_label_or_what_is_spurious(bars):
     """A counterfactual is of the other shape; a factual image is of the same shape, on either ground."""
-    scene = Scene(Options(data=DataOptions(str(bars)), truth=True, count=12, device="cpu"))
-    white = (scene.batch["image"][:12] == 1).all(1)
-    other, same = (scene.panel(scene.wanted(kind, "dscm")[0][0]).images for kind in ("counterfactual", "factual"))
+    batch = batch_of(bars, truth=True, count=12)
+    white = (batch.batch["image"][:12] == 1).all(1)
+    other, same = (batch.panel(batch.wanted(kind, "dscm")[0][0]).images for kind in ("counterfactual", "factual"))
     assert ((other == 1).all(1) != white).flatten(1).any(1).all()
-    assert torch.equal((same == 1).all(1), white) and not torch.equal(same, scene.batch["image"][:12])
+    assert torch.equal((same == 1).all(1), white) and not torch.equal(same, batch.batch["image"][:12])
 
 
 def test_a_trained_model_makes_the_images_of_dscm(bars, tmp_path):
@@ -255,14 +259,14 @@ def test_a_trained_model_makes_the_images_of_dscm(bars, tmp_path):
     figure = figure_of(bars, model=tmp_path / "model", cf="dscm", factual="dscm", count=2)
     assert headings(figure) == ["--cf dscm", "--factual dscm"] and "as it is" not in words(figure)
     with pytest.raises(RunError, match="was trained on other data"):
-        preview_figure.preview(Options(data=DataOptions(str(bars), option=("direct=false",)), model=tmp_path / "model", device="cpu"))
+        figure_of(DataOptions(str(bars), option=("direct=false",)), model=tmp_path / "model")
 
 
 def test_a_label_that_does_not_cause_the_image_is_none_to_set(bars):
-    scene = Scene(Options(data=DataOptions(str(bars), option=("direct=false",)), truth=True, device="cpu"))
+    batch = batch_of(DataOptions(str(bars), option=("direct=false",)), truth=True)
     with pytest.raises(RunError, match="--cf dscm needs a label that is itself a cause of the image"):
-        scene.wanted("counterfactual", "dscm")
-    assert [made.name for made in scene.wanted("factual", "dscm")[0]] == ["dscm"]
+        batch.wanted("counterfactual", "dscm")
+    assert [made.name for made in batch.wanted("factual", "dscm")[0]] == ["dscm"]
 
 
 # ---------------------------------------------------------------------------------------------------- bad input

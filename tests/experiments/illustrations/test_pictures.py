@@ -17,11 +17,12 @@ from datasets.schema import SchemaError
 from dscm import DSCM
 from dscm.calibrate import Options as CalibrateOptions
 from dscm.calibrate import calibrate_run
+from dscm.evaluation.config import EvaluationConfig
 from dscm.metrics.truth import inner, psnr
 from experiments import illustrate
 from experiments.illustrations.options import Options
 from experiments.illustrations.pictures import PICTURES
-from experiments.illustrations.scene import BLUR, COPY, STRANGER, TRUE, Scene
+from experiments.illustrations.scene import BLUR, COPY, NEAREST, TRUE, Scene
 from experiments.illustrations.sheet import Cell, Line, Sheet
 from mechanisms.anticausal.model import FOLDER, PredictorConfig, Predictors, describe, load_predictors
 from mechanisms.runs.files import save
@@ -42,9 +43,14 @@ def run(tiny_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return copy
 
 
+def scene_of(run: Path, predictors: Predictors | None) -> Scene:
+    config = EvaluationConfig(**{name: SMALL[name] for name in ("cycle_images", "draws", "draw_images")})
+    return Scene({"model": DSCM.load(run)}, dataset_of(run), predictors, run, config, count=SMALL["count"], shown=2)
+
+
 @pytest.fixture(scope="module")
 def scene(run: Path) -> Scene:
-    return Scene({"model": DSCM.load(run)}, dataset_of(run), load_predictors(run), Options(run, **SMALL))
+    return scene_of(run, load_predictors(run))
 
 
 def size(path: Path) -> tuple[int, int]:
@@ -80,8 +86,8 @@ def test_what_needs_predictors_is_named_without_them(tiny_run, tmp_path, capsys)
 
 
 @pytest.mark.parametrize(("given", "message"), [
-    ({"only": "truth,beauty"}, "unknown picture beauty; valid are truth, "), ({"shown": 0}, "--shown 0 must be at least 1"),
-    ({"draws": 1}, "--draws 1 must be at least 2"), ({"other": Path("runs/model")}, "--other runs/model is the run itself")])
+    ({"only": "truth,beauty"}, "--only truth,beauty: unknown 'beauty'; valid are truth, "), ({"shown": 0}, "--shown 0 must be at least 1"),
+    ({"draws": 1}, r"--draws 1 must lie in \[2, 10000\]"), ({"other": Path("runs/model")}, "--other runs/model is the run itself")])
 def test_bad_input_is_refused(given, message):
     with pytest.raises(UserError, match=message):
         illustrate.main(replace(Options(), **given))
@@ -102,10 +108,10 @@ def test_the_blurred_truth_has_the_psnr_of_the_run(scene):
     assert (blurred.diff().abs().mean() < sharp.diff().abs().mean()) and not torch.equal(blurred, sharp)
 
 
-def test_strangers_are_the_nearest_training_images_of_other_digits(scene):
+def test_others_are_the_nearest_training_images_of_other_digits(scene):
     training = scene.dataset.split("train")
     everyone = training.batch(slice(None))["image"]
-    for k, image in enumerate(scene.image(STRANGER)):
+    for k, image in enumerate(scene.image(NEAREST)):
         which = (everyone == image).flatten(1).all(1).nonzero().flatten()
         assert len(which) == 1 and training.attributes["digit"][which] != scene.truth["digit"][k]
 
@@ -124,7 +130,7 @@ def test_shown_images_change_more_than_the_median(scene):
 
 
 def test_one_known_intervention_has_no_other_order(run):
-    scene = Scene({"model": DSCM.load(run)}, dataset_of(run), None, Options(run, **SMALL))
+    scene = scene_of(run, None)
     scene.others = []
     with pytest.raises(SchemaError, match="it takes two interventions whose true images morphomnist knows"):
         PICTURES["commutativity"](scene)
