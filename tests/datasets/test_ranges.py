@@ -9,7 +9,7 @@ from typing import Literal, get_type_hints
 
 import numpy as np
 import pytest
-from test_layout import COMMANDS
+from tests.test_layout import COMMANDS
 
 from datasets.errors import UserError
 from datasets.ranges import Draws, Positive, Range, Share, check_ranges, within
