@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import re
 
+_VALUE = re.compile(r"(?:\([^()]*\)|\[[^][]*\]|\S)+")  # a tuple or a list is one value, with its blanks
+
 
 def naming(*values: object) -> str:
     r"""A pattern for ``match=``: every word of every value stands in the message, whole and in any order.
 
-    ``naming("size=20 14 28")`` matches ``size=20 must be 14 or 28``, and neither ``size=200`` nor ``size=20 is wrong``.
+    ``naming("size=20 14 28")`` matches ``size=20 must be 14 or 28``, and neither ``size=200 …`` nor ``size=20 is wrong``.
     """
-    return "(?s)^" + "".join(f"(?=.*{_whole(word)})" for value in values for word in str(value).split())
+    return "(?s)^" + "".join(f"(?=.*{_whole(word)})" for value in values for word in _VALUE.findall(str(value)))
 
 
 def says(text: object, *values: object) -> bool:
@@ -20,6 +22,6 @@ def says(text: object, *values: object) -> bool:
 
 def _whole(word: str) -> str:
     """No longer word and no longer number: ``1`` is neither in ``10`` nor in ``1.5``, ``--run`` not in ``--runs``."""
-    before = r"(?<!\w)(?<!\d\.)" if word[0].isdigit() else r"(?<!\w)" if word[0].isalpha() or word[0] == "_" else ""
+    before = r"(?<!\w)(?<!\d\.)" if word[0].isdigit() else r"(?<!\w)" if word[0].isalpha() else ""
     after = r"(?![\w-])" if word.startswith("--") else r"(?!\w)(?!\.\d)" if word[-1].isdigit() else r"(?!\w)"
-    return before + re.escape(word) + (after if word[-1].isalnum() or word[-1] == "_" else "")
+    return before + r"\s+".join(map(re.escape, word.split())) + (after if word[-1].isalnum() else "")
