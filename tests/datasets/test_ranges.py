@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import math
+import re
 from dataclasses import dataclass, fields, is_dataclass, replace
 from typing import Literal, get_type_hints
 
@@ -12,22 +13,16 @@ import pytest
 
 from datasets.errors import UserError
 from datasets.ranges import Draws, Positive, Range, Share, check_ranges, within
-from dscm.evaluation.config import EvaluationConfig
-from dscm.finetuning.config import FinetuneConfig
 from experiments.algorithms.registry import ALGORITHMS
-from experiments.networks.config import ClassifierConfig
 from experiments.training.options import TrainingFlags
-from mechanisms.anticausal.config import PredictorConfig
-from mechanisms.experts.options import ExpertsConfig
-from mechanisms.image.config import ImageConfig
 from mechanisms.runs.command import run_command
-from mechanisms.training.config import TrainingConfig
-from pgm.scm import AttributeConfig
 from tests.errors import naming, says
-from tests.test_layout import COMMANDS
+from tests.test_layout import COMMANDS, modules
 
-CONFIGS = (TrainingConfig, ImageConfig, PredictorConfig, AttributeConfig, FinetuneConfig, EvaluationConfig, ExpertsConfig, ClassifierConfig,
-           TrainingFlags, *{kind.settings for kind in ALGORITHMS.values()})
+CONFIGS = sorted({kind for name, path in modules().items() if re.search(r"^class \w+Config\b", path.read_text(encoding="utf-8"), re.M)
+                  for kind in vars(importlib.import_module(name)).values()
+                  if isinstance(kind, type) and kind.__name__.endswith("Config") and is_dataclass(kind)}
+                 | {TrainingFlags} | {kind.settings for kind in ALGORITHMS.values()}, key=lambda kind: (kind.__module__, kind.__name__))
 
 
 @dataclass(frozen=True)

@@ -13,10 +13,10 @@ from datasets import SPLITS, CausalDataset, SchemaError, open_dataset
 from datasets.files.idx import DataError
 from datasets.files.images import ImageFiles
 from datasets.files.masks import read_picture_mask
-from datasets.files.table import FolderMasks, Row, share_of
-from datasets.registry import names
+from datasets.files.table import FolderMasks, Folders, Row, share_of
 from datasets.task import task_of
 from tests.errors import naming
+from tests.registered import data_sets
 from tests.trees import TREES, WIDE, change_json, photograph
 
 pytestmark = pytest.mark.filterwarnings("ignore:waterbirds. this is not all")
@@ -40,7 +40,7 @@ def name(request):
 
 # ---------------------------------------------------------------------------------------------------- laws
 def test_names_are_known():
-    assert set(TREES) <= set(names())
+    assert set(TREES) == set(data_sets(Folders)) == set(SIZES)
 
 
 def test_splits_are_read_one_by_one(dataset):

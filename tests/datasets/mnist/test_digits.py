@@ -9,9 +9,11 @@ import torch
 
 from datasets import SPLITS, CausalDataset, SchemaError, open_dataset
 from datasets.files.idx import DataError
+from datasets.mnist.digits import DigitSplits
 from datasets.options import DataOptions
 from datasets.task import task_of
 from tests.errors import naming
+from tests.registered import data_sets
 
 SMALL = {"train_digits": 60, "valid_digits": 20, "test_digits": 30}
 KINDS = {"coloredmnist": {}, "coloredmnist-28": {"size": 28}, "spuriousmnist": {"mix": 0.2}, "colourmnist": {"strength": 0.7},
@@ -25,7 +27,7 @@ def name_of(kind: str) -> str:
 
 
 def opened(kind: str, **options: object) -> CausalDataset:
-    return open_dataset(name_of(kind), {**KINDS[kind], **SMALL, **options})
+    return open_dataset(name_of(kind), {**KINDS.get(kind, {}), **SMALL, **options})
 
 
 @pytest.fixture(scope="module", params=list(KINDS))
@@ -156,7 +158,7 @@ def test_refused_values_and_rows(dataset):
     assert len(dataset.true_counterfactual("test", torch.tensor([]), {name: some[:1]})["image"]) == 0
 
 
-@pytest.mark.parametrize("kind", ["coloredmnist", "spuriousmnist", "colourmnist", "morphomnist-confounded", "photo-backgrounds"])
+@pytest.mark.parametrize("kind", data_sets(DigitSplits))
 @pytest.mark.parametrize(("options", "words"), [
     ({"train_digits": -1}, "train_digits=-1"), ({"seed": -1}, "seed=-1"), ({"test_digits": "9999"}, "test_digits=9999"),
     ({"data_dir": "nowhere/at/all"}, "nowhere/at/all"), ({"strenght": 1}, "'strenght'"),

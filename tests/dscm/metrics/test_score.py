@@ -29,6 +29,7 @@ from dscm.metrics.truth import attribute_error, changed_pixels, image_error, inn
 from mechanisms.anticausal.class_scores import class_scores
 from mechanisms.runs.files import RunError
 from mechanisms.training.noise import seeded
+from tests.errors import naming
 
 DOCS = Path(__file__).resolve().parents[3] / "docs" / "metrics.md"
 IDENTITY_CLD = math.log(0.8 + 0.2 * math.e)
@@ -77,7 +78,7 @@ def test_ssim_is_torchmetrics(shape):
     for other in (two, 0.5 * one, torch.where(two > 0.5, one, two), torch.zeros_like(one)):
         expected = structural_similarity_index_measure(one.double(), other.double(), data_range=1.0, reduction="none")
         assert ssim(one, other).tolist() == pytest.approx(expected.reshape(-1).tolist(), abs=1e-9)
-    with pytest.raises(SchemaError, match="at least 6 pixels on each side, got"):
+    with pytest.raises(SchemaError, match=naming("SSIM 6", tuple(one.shape[-2:-1]) + (5,))):
         ssim(one[..., :5], two[..., :5])
 
 
@@ -125,10 +126,10 @@ def test_each_cycle_is_computed_once_and_in_order(pair):
 
 def test_refuses_cycles_that_are_none(pair):
     for cycles in ((), (0, 1), (-1,)):
-        with pytest.raises(SchemaError, match="1 or more"):
+        with pytest.raises(SchemaError, match=naming(f"cycles={list(cycles)}")):
             composition(pair[0], lambda x: x, cycles)
     for steps in ((), (1,), (2, 3), (0,)):
-        with pytest.raises(SchemaError, match="round trip is 2 steps"):
+        with pytest.raises(SchemaError, match=naming(f"steps={list(steps)} 2")):
             reversibility(pair[0], lambda x: x, lambda x: x, steps)
 
 
@@ -172,9 +173,9 @@ def test_classes_that_do_not_occur_have_no_vote_and_are_named():
     assert alone.auroc is None and alone.absent == (0, 2, 3) and alone.f1 == pytest.approx(0.8)  # precision 1, recall 2/3
 
 
-@pytest.mark.parametrize("target, message", [([0, 1, 3], "class 3 is none of the 3"), ([0, -1, 0], "class -1"), ([0, 1], "expected")])
+@pytest.mark.parametrize("target, message", [([0, 1, 3], "3 0..2"), ([0, -1, 0], "-1 0..2"), ([0, 1], "(3, 3) (2,) (B, K) (B,)")])
 def test_class_scores_refuse_what_does_not_fit(target, message):
-    with pytest.raises(SchemaError, match=message):
+    with pytest.raises(SchemaError, match=naming(message)):
         class_scores(torch.eye(3), torch.tensor(target))
 
 
@@ -219,7 +220,7 @@ def test_cld_has_no_unit_and_names_what_it_lacks():
     like, like_star = torch.arange(50).expand(6, 50) < 25, torch.arange(50).expand(6, 50) >= 25
     score = latent_divergence(x, x_star[:6], reference, like, like_star)
     assert torch.equal(score, latent_divergence(4 * x, 4 * x_star[:6], 4 * reference, like, like_star))
-    with pytest.raises(SchemaError, match="image 0: none of the 50 reference images has its counterfactual value"):
+    with pytest.raises(SchemaError, match=naming("0 50")):
         latent_divergence(x, x_star[:6], reference, like, torch.zeros_like(like))
 
 
@@ -346,11 +347,11 @@ def test_the_real_floor_is_the_bias_of_its_number_of_images():
 
 
 def test_too_few_images_for_a_frechet_distance():
-    with pytest.raises(SchemaError, match="8 features needs at least 16 images, got 15 counterfactual ones"):
+    with pytest.raises(SchemaError, match=naming("8 16 15")):
         frechet_distance(features(15, 8), features(100, 8))
-    with pytest.raises(SchemaError, match="got 9 real ones"):
+    with pytest.raises(SchemaError, match=naming("8 16 9")):
         frechet_distance(features(100, 8), features(9, 8))
-    with pytest.raises(SchemaError, match="at 60 images needs 120 real ones, got 100"):
+    with pytest.raises(SchemaError, match=naming("60 120 100")):
         real_floor(features(100, 8), 60, seeded(0))
 
 
@@ -454,12 +455,12 @@ def test_an_ensemble_is_a_set(pair):
 
 
 def test_calibration_refuses_what_it_cannot_answer():
-    with pytest.raises(SchemaError, match=r"shape \(1, 3\): calibration needs \(K, B, …\) with at least 2 draws"):
+    with pytest.raises(SchemaError, match=naming("(1, 3) (K, B, …) 2")):
         Ensemble(torch.zeros(1, 3))
     for level in (0, 1, 90):
-        with pytest.raises(SchemaError, match=f"level={level}"):
+        with pytest.raises(SchemaError, match=naming(f"level={level}")):
             Ensemble(torch.zeros(4, 3)).width(level)
-    with pytest.raises(SchemaError, match="'median'; valid are linear, weibull"):
+    with pytest.raises(SchemaError, match=naming("'median' linear weibull")):
         expected_coverage(4, method="median")
 
 
@@ -478,25 +479,25 @@ def test_a_score_survives_strict_json():
 
 @pytest.mark.parametrize("change, message", [
     ({"value": "high"}, "value='high'"), ({"value": None}, "value=None"), ({"value": True}, "value=True"), ({"count": 1.5}, "count=1.5"),
-    ({"floors": {"truth": "x"}}, "floors="), ({"settings": [1]}, "settings="), ({"extra": 1}, "unknown key 'extra'"),
+    ({"floors": {"truth": "x"}}, "floors="), ({"settings": [1]}, "settings="), ({"extra": 1}, "'extra'"),
     ({"count": None}, "count=None"), ({"value": float("nan")}, "value=nan"), ({"unit": 3}, "unit=3"),
 ])
 def test_a_damaged_score_is_refused_by_name(change, message):
-    with pytest.raises(RunError, match=f"run/metrics.json: not a score .*{message}"):
+    with pytest.raises(RunError, match=naming(f"run/metrics.json {message}")):
         Score.from_dict({**SCORE.to_dict(), **change}, "run/metrics.json")
-    with pytest.raises(RunError, match="no key 'metric'"):
+    with pytest.raises(RunError, match=naming("metrics.json 'metric' dscm.evaluate")):
         Score.from_dict({key: value for key, value in SCORE.to_dict().items() if key != "metric"})
-    with pytest.raises(RunError, match="an object with keys, got 3"):
+    with pytest.raises(RunError, match=naming("metrics.json 3")):
         Score.from_dict(3)
 
 
 @pytest.mark.parametrize("change, message", [
-    ({"value": math.nan}, "value is not a number"), ({"error": math.nan}, "error is not a number"),
-    ({"floors": {"truth": math.nan}}, "the floor truth is not a number"), ({"count": 0}, "count=0"),
-    ({"floors": {"ground": 1.0}}, "unknown floor ground; valid are identity, truth, real"), ({"better": "up"}, "better='up'"),
+    ({"value": math.nan}, "truth_l1 value"), ({"error": math.nan}, "truth_l1 error"),
+    ({"floors": {"truth": math.nan}}, "truth_l1 truth"), ({"count": 0}, "count=0"),
+    ({"floors": {"truth_l1 ground": 1.0}}, "ground identity truth real"), ({"better": "up"}, "better='up'"),
 ])
 def test_what_is_no_figure_is_no_score(change, message):
-    with pytest.raises(RunError, match=message):
+    with pytest.raises(RunError, match=naming(message)):
         Score(**{**{"metric": "truth_l1", "value": 1.0, "error": None, "count": 2}, **change})
 
 
@@ -508,11 +509,11 @@ def test_summarise_takes_means_with_their_errors():
     assert summarise("truth_l1", torch.tensor([1.0])).error is None
     coverage = summarise("coverage_attribute", 0.8, count=7, variable="age", unit="years", better="0.5", settings={"level": 0.5})
     assert (coverage.error, coverage.count, coverage.unit, coverage.better) == (None, 7, "years", "0.5")
-    for given, message in (({"metric": "l1", "values": 1.0}, "unknown metric 'l1'; valid are truth_l1,"),
-                           ({"metric": "truth_l1", "values": 1.0}, "give count"),
-                           ({"metric": "minimality_misplaced", "values": torch.zeros(0)}, "no image that it is about"),
-                           ({"metric": "truth_l1", "values": torch.tensor([1.0, math.nan])}, "NaN in the model's images")):
-        with pytest.raises(RunError, match=message):
+    for given, message in (({"metric": "l1", "values": 1.0}, "'l1' truth_l1"),
+                           ({"metric": "truth_l1", "values": 1.0}, "truth_l1 count"),
+                           ({"metric": "minimality_misplaced", "values": torch.zeros(0)}, "minimality_misplaced"),
+                           ({"metric": "truth_l1", "values": torch.tensor([1.0, math.nan])}, "truth_l1 NaN")):
+        with pytest.raises(RunError, match=naming(message)):
             summarise(**given)
 
 
