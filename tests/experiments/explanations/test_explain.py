@@ -14,7 +14,7 @@ from dscm.figures.style import ORANGE, save_figure
 from experiments import explain, selective
 from experiments.algorithms.masks import load_masks
 from experiments.attribution.methods import ATTRIBUTIONS
-from experiments.explanations.explain import explain as explanations
+from experiments.explanations import explain as explanations
 from experiments.explanations.figure import Panel, explanation_figure, heated, outline, prediction_lines
 from experiments.explanations.options import Options
 from experiments.networks.registry import rebuild
