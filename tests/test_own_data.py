@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from datasets import CausalDataset, SchemaError, Split, open_dataset
+from tests.errors import naming
 
 FILE = Path(__file__).resolve().parents[1] / "docs" / "my_scm.py"
 DATA = ["--dataset", str(FILE), "--option", "size=300"]
@@ -206,14 +207,14 @@ def test_files_of_one_name_in_two_folders_are_two(tmp_path):
         (tmp_path / folder).mkdir()
     good, bad = own(tmp_path / "a"), own(tmp_path / "b", (RETURN, "return 1 / 0"))
     first, second = open_dataset(good), open_dataset(bad)
-    with pytest.raises(SchemaError, match=f"{bad}, line 11"):
+    with pytest.raises(SchemaError, match=naming(f"{bad} 11")):
         second.split("train")
     assert len(first.split("train")) == 6
 
 
 @pytest.mark.parametrize("name", [None, 3, ["my_scm.py"], CausalDataset])
 def test_what_is_no_data_set_is_named(name):
-    with pytest.raises(SchemaError, match=re.escape(f"data set {name!r}") + ".*morphomnist"):
+    with pytest.raises(SchemaError, match=naming(repr(name), "morphomnist")):
         open_dataset(name)
 
 
@@ -230,7 +231,7 @@ def test_batches(tmp_path, lazy):
         assert batch["age"].tolist() == [0, 5] and batch["image"].shape == (2, 1, 4, 4)
     for none in ([], torch.zeros(0, dtype=torch.long), slice(2, 2), [False] * 6):
         assert rows.batch(none)["image"].shape == (0, 1, 4, 4) and rows.batch(none)["age"].shape == (0,)
-    for index, named in (([0, 6], "no row 6"), ([-7], "no row -7"), ([0.0, 1.0], r"\[0.0, 1.0\]"), (["a"], r"\['a'\]"), (None, "None"),
-                         (3, "rows 3"), ("03", "'03'"), ([[0], [1]], r"\[\[0\], \[1\]\]"), ([True, False], "2 booleans"), ([None], "None")):
-        with pytest.raises(SchemaError, match=named):
+    for index, named in (([0, 6], "test 6"), ([-7], "test -7"), ([0.0, 1.0], "[0.0, 1.0]"), (["a"], "['a']"), (None, "None"),
+                         (3, "3"), ("03", "'03'"), ([[0], [1]], "[[0] [1]]"), ([True, False], "2 6"), ([None], "None")):
+        with pytest.raises(SchemaError, match=naming(named)):
             rows.batch(index)

@@ -21,6 +21,7 @@ from datasets.options import DataOptions
 from datasets.registry import names
 from mechanisms.training.config import RunOptions, TrainingConfig
 from mechanisms.training.loop import fit
+from tests.errors import naming
 
 GREY, COLOUR = (1, 4, 6), (3, 4, 6)
 HEAD = """
@@ -55,23 +56,23 @@ def write(folder: Path, text: str, name: str = "mine.py") -> str:
 
 # ---------------------------------------------------------------------------------------------------- names and options
 def test_unknown_name_lists_the_valid_ones():
-    with pytest.raises(SchemaError, match="unknown data set 'mnits'; valid are .*morphomnist, .*your own file ending in .py"):
+    with pytest.raises(SchemaError, match=naming("'mnits' morphomnist .py")):
         open_dataset("mnits")
-    with pytest.raises(SchemaError, match=r"did you mean morphomnist\?"):
+    with pytest.raises(SchemaError, match=naming("'morphomnits' morphomnist")):
         open_dataset("morphomnits")
-    with pytest.raises(SchemaError, match=r"has no option 'rendering'; .*did you mean renderings\?"):
+    with pytest.raises(SchemaError, match=naming("'rendering' renderings")):
         open_dataset("morphomnist", {"rendering": 3})
     assert "morphomnist" in names() and names() == sorted(set(names()))
 
 
 def test_unknown_option_lists_the_valid_ones():
-    with pytest.raises(SchemaError, match="no option 'train_digit'; valid are .*train_digits"):
+    with pytest.raises(SchemaError, match=naming("'train_digit' train_digits")):
         open_dataset("morphomnist", {"train-digit": "5"})
     assert open_dataset("morphomnist", {"train-digits": "7"}).train_digits == 7
 
 
 def test_option_of_another_type_is_refused():
-    with pytest.raises(SchemaError, match="train_digits=many: 'many' is no whole number"):
+    with pytest.raises(SchemaError, match=naming("train_digits=many 'many'")):
         open_dataset("morphomnist", {"train_digits": "many"})
 
 
@@ -97,26 +98,26 @@ def test_options_become_the_declared_types(tmp_path):
     mine = open_dataset(path, text)
     found = (mine.size, mine.share, mine.either, mine.folder, mine.flag, mine.old, mine.word)
     assert found == (3, 0.5, 0.5, Path("a/b"), True, 4, "5")
-    with pytest.raises(SchemaError, match="flag=perhaps: 'perhaps' is no true or false"):
+    with pytest.raises(SchemaError, match=naming("flag=perhaps 'perhaps'")):
         open_dataset(path, {"flag": "perhaps"})
 
 
 def test_command_line_options():
     assert DataOptions(option=("a=b=c", "d="), download=True).as_dict() == {"a": "b=c", "d": "", "download": True}
-    with pytest.raises(UserError, match="--option 'size' is not KEY=VALUE"):
+    with pytest.raises(UserError, match=naming("--option 'size' KEY=VALUE")):
         DataOptions(option=("size",)).as_dict()
-    with pytest.raises(UserError, match="--option train_digits is given twice, as 5 and 7"):
+    with pytest.raises(UserError, match=naming("--option train_digits 5 7")):
         DataOptions(option=("train-digits=5", "train_digits=7")).as_dict()
-    with pytest.raises(UserError, match="--data-dir and --option data_dir=a say the same"):
+    with pytest.raises(UserError, match=naming("--data-dir --option data_dir=a")):
         DataOptions(data_dir=Path("b"), option=("data_dir=a",)).as_dict()
 
 
 @pytest.mark.parametrize(("option", "value"), [("train_digits", "-5"), ("renderings", "0"), ("renderings", "100000000000"),
                                                ("seed", str(10**23)), ("workers", "-1"), ("train_digits", True), ("renderings", 1.5)])
 def test_options_out_of_their_range_are_refused(option, value):
-    with pytest.raises(SchemaError, match=f"morphomnist: {option}={value} must"):
+    with pytest.raises(SchemaError, match=naming(f"morphomnist {option}={value}")):
         open_dataset("morphomnist", {option: value})
-    with pytest.raises(SchemaError, match=f"morphomnist: {option}={value} must"):
+    with pytest.raises(SchemaError, match=naming(f"morphomnist {option}={value}")):
         type(open_dataset("morphomnist"))(**{option: int(value) if isinstance(value, str) else value})
 
 
@@ -133,31 +134,31 @@ def test_a_users_own_options_are_numbers_too(tmp_path):
             part: Share[float] = 0.5
     """)
     for option, value in (("level", "nan"), ("level", "inf"), ("part", "2")):
-        with pytest.raises(SchemaError, match=f"{option}={float(value)} must"):
+        with pytest.raises(SchemaError, match=naming(f"{option}={float(value)}")):
             open_dataset(path, {option: value})
 
 
 def test_renderings_that_do_not_fit_are_refused_with_their_size(monkeypatch):
     monkeypatch.setattr("datasets.memory.memory", lambda: 2**20)
-    with pytest.raises(SchemaError, match=r"renderings=1000 of 7 digits, 7,000 images, needs .* MiB of memory; this machine has 1 MiB"):
+    with pytest.raises(SchemaError, match=naming("renderings=1000 7 7,000 MiB 1")):
         open_dataset("morphomnist", {"train_digits": 7, "renderings": 1000}).split("train")
 
 
 @pytest.mark.parametrize("text, message", [
-    (HEAD, "exactly one subclass of CausalDataset; found none"),
-    (HEAD + ONE + ONE.replace("Mine", "Other"), "exactly one subclass of CausalDataset; found Mine, Other"),
-    (HEAD + "    from datasets.mnist.morpho import MorphoMNIST", "found none"),
-    (HEAD + ONE.replace('("x",)', '("y",)'), "unknown parent 'y'"),
-    (HEAD + ONE.replace('"image", "image"', '"photo", "image"'), "name the image variable 'image', not 'photo'"),
-    (HEAD + ONE + "        true_images_under = ('y',)", "true_images_under names unknown variables: y"),
+    (HEAD, "CausalDataset"),
+    (HEAD + ONE + ONE.replace("Mine", "Other"), "CausalDataset Mine Other"),
+    (HEAD + "    from datasets.mnist.morpho import MorphoMNIST", "CausalDataset"),
+    (HEAD + ONE.replace('("x",)', '("y",)'), "'y'"),
+    (HEAD + ONE.replace('"image", "image"', '"photo", "image"'), "'image' 'photo'"),
+    (HEAD + ONE + "        true_images_under = ('y',)", "true_images_under y"),
 ])
 def test_files_that_define_no_data_set(tmp_path, text, message):
-    with pytest.raises(SchemaError, match=message):
+    with pytest.raises(SchemaError, match=naming(message)):
         open_dataset(write(tmp_path, textwrap.dedent(text)))
 
 
 def test_file_that_does_not_exist(tmp_path):
-    with pytest.raises(SchemaError, match="absent.py does not exist"):
+    with pytest.raises(SchemaError, match=naming("absent.py")):
         open_dataset(str(tmp_path / "absent.py"))
 
 
@@ -184,9 +185,9 @@ def test_users_file_is_a_data_set(tmp_path):
     mine = open_dataset(write(tmp_path, textwrap.dedent(HEAD) + textwrap.dedent(ONE)))
     assert mine.title == "Mine" and mine.graph["x"].statistics.maximum == 2 and len(mine.split("valid")) == 3
     assert mine.measure(torch.zeros(1, 1, 4, 4)) == {} and not mine.has_truth(["x"])
-    with pytest.raises(SchemaError, match="Mine does not know its own process"):
+    with pytest.raises(SchemaError, match=naming("Mine")):
         mine.true_counterfactual("test", torch.arange(2), {"x": torch.ones(2)})
-    with pytest.raises(SchemaError, match="unknown split 'validation'; valid are train, valid, test"):
+    with pytest.raises(SchemaError, match=naming("'validation' train valid test")):
         mine.split("validation")
 
 
@@ -219,30 +220,30 @@ def test_masks_are_black_and_white():
 
 
 @pytest.mark.parametrize("images, message", [
-    (np.zeros((5, 6, 4)), r"shape \(5, 1, 6, 4\); the schema says \(N, 1, 4, 6\)"),
-    (np.zeros((5, 3, 4, 6)), r"shape \(5, 3, 4, 6\)"),
-    (np.zeros(5), r"shape \(5,\)"),
-    (np.full((5, 4, 6), 255.0), r"float images.*\[0, 1\]; got 255..255"),
-    (np.full((5, 4, 6), np.nan), r"must lie in \[0, 1\]"),
-    (np.full((5, 4, 6), -1), "0..255; got -1..-1"),
-    (np.full((5, 4, 6), 4095), "0..255; got 4095..4095"),
-    (np.zeros((4, 4, 6)), "4 images but 5 values of 'x'"),
-    (np.zeros((5, 4, 6), object), "an array of object; expected uint8"),
-    ([np.zeros((1, 4, 6))] * 5, "float64.*uint8"),  # lazy images are bytes: floats in [0, 1] would all turn black
-    ([np.zeros((6, 4, 1), np.uint8)] * 5, r"\(6, 4, 1\).*\(1, 4, 6\)"),
+    (np.zeros((5, 6, 4)), "(5, 1, 6, 4) (N, 1, 4, 6)"),
+    (np.zeros((5, 3, 4, 6)), "(5, 3, 4, 6)"),
+    (np.zeros(5), "(5,)"),
+    (np.full((5, 4, 6), 255.0), "[0, 1] 255..255"),
+    (np.full((5, 4, 6), np.nan), "[0, 1] nan..nan"),
+    (np.full((5, 4, 6), -1), "0..255 -1..-1"),
+    (np.full((5, 4, 6), 4095), "0..255 4095..4095"),
+    (np.zeros((4, 4, 6)), "4 5 'x'"),
+    (np.zeros((5, 4, 6), object), "object uint8"),
+    ([np.zeros((1, 4, 6))] * 5, "torch.float64 uint8"),  # lazy images are bytes: floats in [0, 1] would all turn black
+    ([np.zeros((6, 4, 1), np.uint8)] * 5, "(6, 4, 1) (1, 4, 6)"),
 ])
 def test_images_that_do_not_fit(images, message):
-    with pytest.raises(SchemaError, match=message):
+    with pytest.raises(SchemaError, match=naming(message)):
         data(image=images).split("train")
 
 
 @pytest.mark.parametrize("raw, message", [
-    ({"x": np.arange(4.0)}, "attributes of different length in the test split of Given.*'x': 4, 'k': 5"),
-    ({"k": [0, 1, 3, 1, 0]}, r"k=3 \(row 2\) in the test split of Given"),
-    ({"weight": np.zeros(5)}, "unknown weight; load.split. returns x, k, image"),
+    ({"x": np.arange(4.0)}, "test Given 'x' 4 'k' 5"),
+    ({"k": [0, 1, 3, 1, 0]}, "k=3 2 test Given"),
+    ({"weight": np.zeros(5)}, "weight load(split) x k image"),
 ])
 def test_attributes_that_do_not_fit(raw, message):
-    with pytest.raises(SchemaError, match=message):
+    with pytest.raises(SchemaError, match=naming(message)):
         data(**raw).split("test")
 
 
@@ -254,8 +255,8 @@ def test_incomplete_and_empty_splits():
             images = np.zeros((1, *GREY))
             return {"test": {"x": [], "image": images[:0]}, "valid": {"x": [1.0]}, "train": {"image": images}}[split]
 
-    for split, message in (("test", "is empty"), ("valid", "has no 'image'"), ("train", "missing x")):
-        with pytest.raises(SchemaError, match=message):
+    for split, message in (("test", "test Empty"), ("valid", "valid Empty 'image'"), ("train", "x train Empty")):
+        with pytest.raises(SchemaError, match=naming(message)):
             Empty().split(split)
 
 
@@ -305,9 +306,9 @@ def test_missing_files_are_counted_and_one_is_named(tmp_path):
     paths = files(tmp_path)
     paths[2].unlink()
     paths[4].unlink()
-    with pytest.raises(UserError, match="2 of 5 image files are missing, first .*2.png"):
+    with pytest.raises(UserError, match=naming("2 5 2.png")):
         ImageFiles(paths, GREY)
-    with pytest.raises(UserError, match="1 or 3 channels, not 2"):
+    with pytest.raises(UserError, match=naming("1 3 2")):
         ImageFiles(paths[:1], (2, 4, 6))
 
 
@@ -318,14 +319,14 @@ def test_broken_file_is_named(tmp_path, damage):
     paths[1].write_bytes(damage(paths[1].read_bytes()))
     split = data(image=ImageFiles(paths, GREY)).split("train")
     assert split.batch([0, 2])["image"].shape == (2, *GREY)
-    with pytest.raises(UserError, match="1.png is broken: .*mend it or leave its row out"):
+    with pytest.raises(UserError, match=naming(paths[1])):
         split.batch([0, 1])
 
 
 def test_sixteen_bits_are_not_cut_to_white(tmp_path):
     """Pillow's own conversion turns all grey levels above 255 of 65535 into white, without a word."""
     Image.fromarray(np.full((4, 6), 1000, np.uint16)).save(tmp_path / "deep.png")
-    with pytest.raises(UserError, match="deep.png.*16.*8 bits"):
+    with pytest.raises(UserError, match=naming("deep.png 16 8")):
         ImageFiles([tmp_path / "deep.png"], GREY)[0]
 
 
@@ -391,7 +392,7 @@ def test_transparent_images_are_on_white(tmp_path, mode, channels, ending):
         on_transparent(colour, mode).save(tmp_path / f"{colour}{ending}", lossless=True)
         files = ImageFiles([tmp_path / f"{colour}{ending}"], (channels, 8, 8))
         if colour == 255:
-            with pytest.raises(UserError, match=f"{tmp_path}/255{ending} shows nothing: .*transparent.*white"):
+            with pytest.raises(UserError, match=naming(f"{tmp_path}/255{ending}")):
                 files[0]
         else:
             assert (files[0] == np.where(STROKE, colour, 255)).all()
@@ -405,7 +406,7 @@ def test_transparency_that_changes_nothing(tmp_path):
         Image.fromarray(pixels).save(tmp_path / f"{name}.png")
     assert np.array_equal(ImageFiles([tmp_path / "opaque.png"], (3, 8, 8))[0], opaque[..., :3].transpose(2, 0, 1))
     assert (np.abs(ImageFiles([tmp_path / "half.png"], (1, 8, 8))[0] - 132.0) <= 1).all()  # of one colour, and meant so
-    with pytest.raises(UserError, match="gone.png shows nothing"):
+    with pytest.raises(UserError, match=naming("gone.png")):
         ImageFiles([tmp_path / "gone.png"], (1, 8, 8))[0]
     grey = Image.fromarray(np.where(STROKE, 7, 200).astype(np.uint8))
     grey.save(tmp_path / "named.png", transparency=200)  # one grey level is transparent
@@ -429,32 +430,32 @@ class Sequence:
 
 
 @pytest.mark.parametrize(("wrong", "told"), [
-    (np.zeros((1, 5, 6), np.uint8), r"\(1, 5, 6\)"), (np.zeros(GREY, np.float32), "float32"), (np.zeros((4, 6), np.uint8), r"\(4, 6\)"),
-    (None, "NoneType|None"), (OSError("disk on fire"), "disk on fire"), (KeyError("3.png"), "3.png"), ("3.png", "str"),
+    (np.zeros((1, 5, 6), np.uint8), "(1, 5, 6)"), (np.zeros(GREY, np.float32), "float32"), (np.zeros((4, 6), np.uint8), "(4, 6)"),
+    (None, "NoneType"), (OSError("disk on fire"), "disk on fire"), (KeyError("3.png"), "3.png"), ("3.png", "'str'"),
     (Image.new("L", (6, 4)), "Image"),
 ])
 def test_the_row_that_is_wrong_is_named(wrong, told):
     split = data(image=Sequence(wrong)).split("train")
     assert split.batch([0, 4])["image"].shape == (2, *GREY)
-    with pytest.raises(SchemaError, match=f"row 3 of the train split of Given .*({told})") as caught:
+    with pytest.raises(SchemaError, match=naming(f"3 train Given {told}")) as caught:
         split.batch([1, 3])
     assert "\n" not in str(caught.value)
     if isinstance(wrong, np.ndarray):  # a list is read one by one too
-        with pytest.raises(SchemaError, match="row 3 of the train split"):
+        with pytest.raises(SchemaError, match=naming("3 train Given")):
             data(image=[wrong if k == 3 else np.zeros(GREY, np.uint8) for k in range(5)]).split("train").batch([3])
 
 
 @pytest.mark.parametrize("paths", [list, tuple, np.array, lambda p: np.array(p, object), lambda p: [Path(a) for a in p]])
 def test_paths_are_no_images(tmp_path, paths):
     given = paths([str(path) for path in files(tmp_path)])
-    with pytest.raises(SchemaError, match=rf"train split of Given are paths, first {tmp_path}/0.png; .*ImageFiles\(paths, \(1, 4, 6\)\)"):
+    with pytest.raises(SchemaError, match=naming(f"train Given {tmp_path}/0.png ImageFiles (1, 4, 6)")):
         data(image=given).split("train")
     assert len(data(image=ImageFiles(list(given), GREY)).split("train")) == 5
 
 
 @pytest.mark.parametrize("images", ["images/*.png", Path("images"), None, 5, (k for k in range(3))])
 def test_what_is_no_list_of_images(images):
-    with pytest.raises(SchemaError, match="images of the train split of Given are .*ImageFiles"):
+    with pytest.raises(SchemaError, match=naming("train Given ImageFiles")):
         data(image=images).split("train")
 
 
@@ -490,6 +491,6 @@ def test_training_stops_at_a_broken_file_in_one_line(tmp_path, workers):
     paths[13].write_bytes(b"text")
     train, valid = (Split("train", ImageFiles(rows, GREY), {"x": torch.zeros(len(rows))}) for rows in (paths, paths[:10]))
     config = TrainingConfig(epochs=1, batch_size=5, device="cpu", precision="fp32", workers=workers)
-    with pytest.raises(UserError, match="^image file .*13.png is broken: .*row out$") as caught:
+    with pytest.raises(UserError, match=naming(paths[13])) as caught:
         fit(Brightness(), train, valid, config, tmp_path / "run", {"kind": "toy"})
     assert "\n" not in str(caught.value)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import math
+import re
 from dataclasses import dataclass, fields, is_dataclass, replace
 from typing import Literal, get_type_hints
 
@@ -12,21 +13,16 @@ import pytest
 
 from datasets.errors import UserError
 from datasets.ranges import Draws, Positive, Range, Share, check_ranges, within
-from dscm.evaluation.config import EvaluationConfig
-from dscm.finetuning.config import FinetuneConfig
 from experiments.algorithms.registry import ALGORITHMS
-from experiments.networks.config import ClassifierConfig
 from experiments.training.options import TrainingFlags
-from mechanisms.anticausal.config import PredictorConfig
-from mechanisms.experts.options import ExpertsConfig
-from mechanisms.image.config import ImageConfig
 from mechanisms.runs.command import run_command
-from mechanisms.training.config import TrainingConfig
-from pgm.scm import AttributeConfig
-from tests.test_layout import COMMANDS
+from tests.errors import naming, says
+from tests.test_layout import COMMANDS, modules
 
-CONFIGS = (TrainingConfig, ImageConfig, PredictorConfig, AttributeConfig, FinetuneConfig, EvaluationConfig, ExpertsConfig, ClassifierConfig,
-           TrainingFlags, *dict.fromkeys(kind.settings for kind in ALGORITHMS.values()))
+CONFIGS = sorted({kind for name, path in modules().items() if re.search(r"^class \w+Config\b", path.read_text(encoding="utf-8"), re.M)
+                  for kind in vars(importlib.import_module(name)).values()
+                  if isinstance(kind, type) and kind.__name__.endswith("Config") and is_dataclass(kind)}
+                 | {TrainingFlags} | {kind.settings for kind in ALGORITHMS.values()}, key=lambda kind: (kind.__module__, kind.__name__))
 
 
 @dataclass(frozen=True)
@@ -47,17 +43,17 @@ class Given:
 
 
 @pytest.mark.parametrize(("given", "named"), [
-    (Given(Inner(0.0)), "--rate 0.0 must be positive"), (Given(Inner(math.inf)), "--rate inf must be positive, and finite"),
-    (Given(share=(0.1, 1.5)), r"--share 1.5 must lie in \[0, 1\]"), (Given(share=(math.nan,)), "--share nan"),
-    (Given(draws=1), r"--draws 1 must be 0, or lie in \[2, 10000\]: one draw"), (Given(steps=3), "--steps 3 .* even"),
+    (Given(Inner(0.0)), "--rate 0.0"), (Given(Inner(math.inf)), "--rate inf"),
+    (Given(share=(0.1, 1.5)), "--share 1.5 [0, 1]"), (Given(share=(math.nan,)), "--share nan"),
+    (Given(draws=1), "--draws 1 0 [2, 10000]"), (Given(steps=3), "--steps 3"),
     (Given(steps=10), "--steps 10"),
-    (Given(any_number=-math.inf), "--any-number -inf"), (Given(any_number="3"), "--any-number '3' must be a number"),
-    (Given(plain=True), "--plain True must be a whole number"), (Given(plain=1.5), "--plain 1.5 must be a whole number"),
-    (Given(plain=10**23), "--plain 1.*0 must fit"), (Given(plain=10**400), "--plain 1.*0 must fit"),
-    (Given(flag="no"), "--flag no must be true"),
-    (Given(kind="c"), "--kind c is unknown; valid are a, b")])
+    (Given(any_number=-math.inf), "--any-number -inf"), (Given(any_number="3"), "--any-number '3'"),
+    (Given(plain=True), "--plain True"), (Given(plain=1.5), "--plain 1.5"),
+    (Given(plain=10**23), f"--plain {10**23}"), (Given(plain=10**400), "--plain"),
+    (Given(flag="no"), "--flag no"),
+    (Given(kind="c"), "--kind c a b")])
 def test_what_is_refused_is_named_with_its_value_and_its_range(given, named):
-    with pytest.raises(UserError, match=named):
+    with pytest.raises(UserError, match=naming(named)):
         check_ranges(given)
 
 
@@ -83,7 +79,7 @@ def test_no_number_of_any_configuration_is_nan_infinite_or_minus_one(config):
     for name in numbers(config):
         for value in (math.nan, math.inf, -1, True, 10**23):
             wrong = (value,) if isinstance(getattr(config(), name), tuple) else value
-            with pytest.raises(UserError, match=f"--{name.replace('_', '-')} {value}"):
+            with pytest.raises(UserError, match=naming(f"--{name.replace('_', '-')} {value}")):
                 check_ranges(replace(config(), **{name: wrong}))
 
 
@@ -100,7 +96,7 @@ def test_every_command_refuses_senseless_numbers_before_it_begins(module, capsys
             with pytest.raises(SystemExit) as stop:
                 run_command(options, begun.append, [flag, value := "-1" if whole else "nan"])
             last = capsys.readouterr().err.strip().splitlines()[-1]
-            assert stop.value.code == 2 and last.startswith(f"error: {flag} {value} must"), last
+            assert stop.value.code == 2 and last.startswith("error: ") and says(last, flag, value), last
     assert not begun
 
 

@@ -9,6 +9,7 @@ import pytest
 
 from datasets.errors import UserError
 from datasets.words import convert, listed, listed_numbers
+from tests.errors import naming
 
 
 def test_lists():
@@ -17,18 +18,18 @@ def test_lists():
 
 
 @pytest.mark.parametrize(("text", "named"), [
-    ("a,b,a", "--names names a twice"), ("a,,b", "--names 'a,,b': nothing stands between commas 1 and 2"), ("a,", "after the last comma"),
-    (",a", "before the first comma"), ("a,c", "--names a,c: unknown 'c'; valid are a, b")])
+    ("a,b,a", "--names a"), ("a,,b", "--names 'a,,b' 1 2"), ("a,", "--names 'a,'"),
+    (",a", "--names ',a'"), ("a,c", "--names a,c 'c' a b")])
 def test_lists_that_are_refused(text, named):
-    with pytest.raises(UserError, match=named):
+    with pytest.raises(UserError, match=naming(named)):
         listed(text, "--names", ("a", "b"))
 
 
-@pytest.mark.parametrize(("text", "named"), [("3,3", "--rows names 3 twice"), ("3,03", "--rows names 3 twice"),
-                                             ("3,x", "--rows '3,x' is no list of whole numbers"),
-                                             ("1.5", "'1.5' is no list of whole numbers")])
+@pytest.mark.parametrize(("text", "named"), [("3,3", "--rows 3"), ("3,03", "--rows 3"),
+                                             ("3,x", "--rows '3,x'"),
+                                             ("1.5", "--rows '1.5'")])
 def test_numbers_that_are_refused(text, named):
-    with pytest.raises(UserError, match=named):
+    with pytest.raises(UserError, match=naming(named)):
         listed_numbers(text, "--rows")
 
 
@@ -41,9 +42,9 @@ def test_a_text_becomes_the_fields_type(text, hint, value):
 
 
 @pytest.mark.parametrize(("text", "hint", "named"), [
-    ("many", int, "--set x: 'many' is no whole number"), ("x", float | None, "'x' is no number"),
-    ("maybe", bool, "'maybe' is no true or false"),
-    ("c", Literal["a", "b"], "'c' is unknown; valid are a, b"), ("1,2", tuple[int, ...], "cannot be set by text")])
+    ("many", int, "--set x 'many'"), ("x", float | None, "--set x 'x'"),
+    ("maybe", bool, "--set x 'maybe'"),
+    ("c", Literal["a", "b"], "'c' a b"), ("1,2", tuple[int, ...], "--set x")])
 def test_a_text_of_another_type_is_refused(text, hint, named):
-    with pytest.raises(UserError, match=named):
+    with pytest.raises(UserError, match=naming(named)):
         convert(text, hint, "--set x")

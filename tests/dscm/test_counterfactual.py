@@ -25,6 +25,7 @@ from mechanisms.runs.command import run_command
 from mechanisms.runs.files import MetricsLog, RunError
 from mechanisms.training.devices import find_device
 from pgm.interventions import parse_do
+from tests.errors import naming, says
 
 
 @pytest.fixture(scope="module")
@@ -65,28 +66,28 @@ def test_the_same_seed_makes_the_same_file(tiny_run, tmp_path):
 
 
 @pytest.mark.parametrize(("arguments", "message"), [
-    (["--do", "shoe_size=3"], "cannot intervene on 'shoe_size'; names are thickness, digit, intensity"),
-    (["--do", "intensity=300"], "intensity=300 in 'intensity=300' has no support: intensity is a number in [64, 255]"),
-    (["--do", "digit=12"], "has no support: digit is one of the 10 classes"),
-    (["--do", "thickness+=-9"], "has no support: thickness is a number above 0"),
-    (["--do", "thickness"], "cannot read the intervention 'thickness'"),
-    ([], "give at least one intervention"),
-    (["--do", "digit=3", "--count", "33"], "--count 33: the test split has 32 rows; take 1..32"),
+    (["--do", "shoe_size=3"], "'shoe_size' thickness digit intensity"),
+    (["--do", "intensity=300"], "intensity=300 'intensity=300' intensity [64, 255]"),
+    (["--do", "digit=12"], "'digit=12' digit 10"),
+    (["--do", "thickness+=-9"], "thickness 0"),
+    (["--do", "thickness"], "'thickness'"),
+    ([], "--do"),
+    (["--do", "digit=3", "--count", "33"], "--count 33 test 32 1..32"),
     (["--do", "digit=3", "--count", "0"], "--count 0"),
-    (["--do", "digit=3", "--rows", "3,32"], "so there is no row 32; take 0..31"),
-    (["--do", "digit=3", "--rows", "3-7"], "is no list of whole numbers"),
-    (["--do", "digit=3", "--draws", "0"], "--draws 0 must lie in [1, 10000]"),
-    (["--do", "digit=3", "--temperature", "-1"], "--temperature -1.0 must not be negative"),
-    (["--do", "digit=3", "--out", "grid.xyz"], "the ending .xyz is no image format; known are"),
-    (["--do", "digit=3", "--out", "."], "the ending (none) is no image format"),
-    (["--do", "digit=3", "--run", "nowhere"], "run folder nowhere does not exist"),
+    (["--do", "digit=3", "--rows", "3,32"], "32 0..31"),
+    (["--do", "digit=3", "--rows", "3-7"], "--rows '3-7'"),
+    (["--do", "digit=3", "--draws", "0"], "--draws 0 [1, 10000]"),
+    (["--do", "digit=3", "--temperature", "-1"], "--temperature -1.0"),
+    (["--do", "digit=3", "--out", "grid.xyz"], ".xyz png"),
+    (["--do", "digit=3", "--out", "."], "png"),
+    (["--do", "digit=3", "--run", "nowhere"], "nowhere pgm.train --run"),
 ])
 def test_refusals_are_one_line(tiny_run, tmp_path, monkeypatch, capsys, arguments, message):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(SystemExit) as stopped:
         run_command(Options, main, ["--run", str(tiny_run), "--device", "cpu", *arguments])
     error = capsys.readouterr().err
-    assert stopped.value.code == 2 and message in error and error.startswith("error: ") and error.count("\n") == 1
+    assert stopped.value.code == 2 and says(error, message) and error.startswith("error: ") and error.count("\n") == 1
     assert not list(tmp_path.iterdir())
 
 
@@ -94,13 +95,13 @@ def test_refusals_are_one_line(tiny_run, tmp_path, monkeypatch, capsys, argument
 def test_a_missing_mechanism_is_named_with_its_command(tiny_run, tmp_path, folder, command):
     shutil.copytree(tiny_run, tmp_path / "run")
     shutil.rmtree(tmp_path / "run" / folder)
-    with pytest.raises(RunError, match=f"no {folder} mechanism yet; train it first: python -m {command}"):
+    with pytest.raises(RunError, match=naming(tmp_path / "run", folder, command)):
         main(Options(tmp_path / "run", ("digit=3",), tmp_path / "grid.png"))
 
 
 def test_a_place_that_cannot_be_written_is_refused_and_an_earlier_file_kept(tiny_run, tmp_path, monkeypatch, opened):
     (tmp_path / "folder.png").mkdir()
-    with pytest.raises(RunError, match="it is a folder"):
+    with pytest.raises(RunError, match=naming(tmp_path / "folder.png")):
         main(Options(tiny_run, ("digit=3",), tmp_path / "folder.png"))
     figure, out = training_curves(MetricsLog.read(tiny_run / "pgm" / "metrics.jsonl")), tmp_path / "kept.png"
     out.write_text("earlier")
@@ -109,7 +110,7 @@ def test_a_place_that_cannot_be_written_is_refused_and_an_earlier_file_kept(tiny
         raise OSError("No space left on device")
 
     monkeypatch.setattr(figure, "savefig", full)
-    with pytest.raises(RunError, match="cannot write .*No space left"):
+    with pytest.raises(RunError, match=naming(out, "No space left")):
         save_figure(figure, out)
     assert out.read_text() == "earlier" and len(list(tmp_path.iterdir())) == 2
 
@@ -118,7 +119,7 @@ def test_a_data_set_that_changed_since_is_refused(tiny_run, tmp_path):
     shutil.copytree(tiny_run, tmp_path / "run")
     record = tmp_path / "run" / "run.json"
     record.write_text(record.read_text().replace('"96"', '"95"'))
-    with pytest.raises(RunError, match="is not what .* was trained on .*thickness.statistics"):
+    with pytest.raises(RunError, match=naming(tmp_path / "run", "morphomnist thickness.statistics")):
         open_run(tmp_path / "run", "cpu")
 
 

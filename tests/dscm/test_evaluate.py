@@ -20,6 +20,7 @@ from dscm.evaluation.questions import Questions, draw_questions
 from mechanisms.runs.command import run_command
 from mechanisms.runs.files import RunError, save
 from mechanisms.runs.folder import dataset_of
+from tests.errors import naming
 
 
 @pytest.fixture
@@ -81,10 +82,10 @@ def test_interventions_are_shared_through_a_file(run, tmp_path, capsys):
     assert Evaluation.load(tmp_path / "c.json").about["count"] == 6
     dataset = dataset_of(run)
     draw_questions(dataset, "valid", 8).save(tmp_path / "valid.json")
-    for given, said in (({"seed": 4}, "--seed 3, not 4"), ({"count": 33}, "asks about 32 images"),
-                        ({"split": "valid"}, "not the valid split"),
-                        ({"interventions": tmp_path / "valid.json", "split": "test"}, "asks about the valid split")):
-        with pytest.raises(RunError, match=said):
+    for given, said in (({"seed": 4}, "--seed 3 4"), ({"count": 33}, "--count 33 32 2..32"),
+                        ({"split": "valid"}, "shared.json test valid --split"),
+                        ({"interventions": tmp_path / "valid.json", "split": "test"}, "valid.json valid test --split")):
+        with pytest.raises(RunError, match=naming(said)):
             main(options(run, out=tmp_path / "d.json", **{"interventions": file, **given}))
         assert not (tmp_path / "d.json").exists()
     assert Questions.load(file, dataset).seed == 3
@@ -93,13 +94,13 @@ def test_interventions_are_shared_through_a_file(run, tmp_path, capsys):
 def test_bad_runs_and_places_are_refused_and_nothing_is_overwritten(run, tmp_path):
     kept = run / "metrics.json"
     kept.write_text("mine")
-    for given, error, said in (({"out": tmp_path}, RunError, "it is a folder"), ({"out": kept / "x.json"}, RunError, "cannot write"),
-                               ({"count": 33}, SchemaError, "take 2..32"), ({"run": tmp_path / "none"}, RunError, "does not exist")):
-        with pytest.raises(error, match=said):
+    for given, error, said in (({"out": tmp_path}, RunError, tmp_path), ({"out": kept / "x.json"}, RunError, "metrics.json --out"),
+                               ({"count": 33}, SchemaError, "2..32"), ({"run": tmp_path / "none"}, RunError, tmp_path / "none")):
+        with pytest.raises(error, match=naming(said)):
             main(replace(options(run), **given))
     record = json.loads((run / "run.json").read_text())
     (run / "run.json").write_text(json.dumps({**record, "options": {**record["options"], "train_digits": "48"}}))
-    with pytest.raises(RunError, match="is not what .* was trained on"):
+    with pytest.raises(RunError, match=naming(run, "morphomnist")):
         main(options(run))
     (run / "run.json").write_text(json.dumps(record))
     assert kept.read_text() == "mine"
@@ -112,7 +113,7 @@ def test_a_diverged_checkpoint_is_refused_by_name(run, folder):
     name = list(state["weights"])[-1]
     state["weights"][name].view(-1)[0] = math.nan
     save(path, state)
-    with pytest.raises(RunError, match=f"mechanism.pt.*{name}"):
+    with pytest.raises(RunError, match=naming(path, name)):
         main(options(run))
     assert not (run / "metrics.json").exists()
 
@@ -123,7 +124,7 @@ def test_predictors_of_another_graph_are_refused(run, tmp_path):
     graph = open_run(run, "cpu")[1].graph
     model = Predictors(type(graph)(replace(v, unit="mm") if v.name == "thickness" else v for v in graph))
     save(run / FOLDER / "mechanism.pt", {**describe(model), "weights": model.state_dict()})
-    with pytest.raises(RunError, match="another graph.*thickness.unit"):
+    with pytest.raises(RunError, match=naming(run / FOLDER / "mechanism.pt", "thickness.unit mm px mechanisms.predictors")):
         main(options(run))
 
 

@@ -22,6 +22,7 @@ from mechanisms.image.hvae import HVAE
 from mechanisms.runs.files import RunError, load, save
 from mechanisms.runs.folder import dataset_of, graph_of
 from pgm import AttributeSCM, interventions
+from tests.errors import naming
 
 ROWS = 10
 NAMES = ("thickness", "intensity", "digit")
@@ -123,7 +124,7 @@ def test_noise_in_batches_is_the_noise(dscm, observed, draws):
 
 def test_noise_of_another_observation_is_refused(dscm, observed):
     noise = dscm.abduct({name: value[:4] for name, value in observed.items()}, draws=2)
-    with pytest.raises(SchemaError, match="noise is that of 4 images and draws=2; asked are 10 images"):
+    with pytest.raises(SchemaError, match=naming("4 draws=2 10")):
         dscm.counterfactual(observed, {"thickness": 3.0}, noise=noise)
     with pytest.raises(SchemaError, match="draws=3"):
         dscm.counterfactual({name: value[:4] for name, value in observed.items()}, {"thickness": 3.0}, draws=3, noise=noise)
@@ -170,9 +171,9 @@ def test_draws(dscm, observed):
 
 def test_spread_needs_draws(dscm, observed):
     for draws in (None, 1):
-        with pytest.raises(SchemaError, match="at least two draws"):
+        with pytest.raises(SchemaError, match=naming("draws=K")):
             dscm.counterfactual(observed, {"thickness": 3.5}, draws).spread  # noqa: B018
-    with pytest.raises(SchemaError, match="draws=0 must be at least 1"):
+    with pytest.raises(SchemaError, match=naming("draws=0 1")):
         dscm.counterfactual(observed, {"thickness": 3.5}, draws=0)
 
 
@@ -221,32 +222,33 @@ def test_beyond_training_is_flagged(dscm, observed):
     statistics = dscm.graph["thickness"].statistics
     values = torch.full((ROWS,), statistics.mean)
     values[:2] = statistics.maximum + 3
-    with pytest.warns(UserWarning, match="thickness.*beyond the training range"):
+    with pytest.warns(UserWarning, match=naming("do(thickness)")):
         result = dscm.counterfactual(observed, {"thickness": values, "digit": 3})
     assert result.beyond["thickness"].tolist() == [True] * 2 + [False] * 8 and not result.beyond["digit"].any()
     assert result.image.isfinite().all()
 
 
 @pytest.mark.parametrize("do, message", [
-    ({"width": 3}, "names are .*thickness"), ({"image": 0.0}, "cannot intervene on 'image'"),
-    ({"thickness": "thick"}, "not a number"), ({"thickness": math.nan}, "no support"), ({"thickness": torch.ones(3)}, "3 values for 10"),
-    ({"thickness": lambda t: t[:3]}, "3 values for 10"), ({"intensity": 300}, "no support"), ({"digit": 12}, "10 classes"),
+    ({"width": 3}, "'width' thickness digit intensity"), ({"image": 0.0}, "'image'"),
+    ({"thickness": "thick"}, "thickness='thick'"), ({"thickness": math.nan}, "thickness=nan"),
+    ({"thickness": torch.ones(3)}, "thickness 3 10"),
+    ({"thickness": lambda t: t[:3]}, "do(thickness) 3 10"), ({"intensity": 300}, "intensity=300 [64, 255]"), ({"digit": 12}, "digit=12 10"),
 ])
 def test_impossible_interventions_are_refused(dscm, observed, do, message):
-    with pytest.raises(SchemaError, match=message):
+    with pytest.raises(SchemaError, match=naming(message)):
         dscm.counterfactual(observed, do)
 
 
 @pytest.mark.parametrize("change, message", [
-    ({"image": None}, "image"),
-    ({"image": lambda x: x[:, :, :-1]}, r"expected float \(B, 1, 32, 32\) in \[0, 1\]"),
+    ({"image": None}, "'image'"),
+    ({"image": lambda x: x[:, :, :-1]}, "(B, 1, 32, 32) [0, 1]"),
     ({"image": lambda x: (x * 255).byte()}, "torch.uint8"),
-    ({"image": lambda x: x * 255}, r"values 0\.\.2\d\d; expected \[0, 1\]"),
+    ({"image": lambda x: x * 255}, "image [0, 1]"),
     ({"image": lambda x: x * math.nan}, "nan..nan"),
-    ({"image": lambda x: x[:3]}, "3 images but 10 values"),
-    ({"thickness": lambda t: t[:3]}, "different length"),
-    ({"thickness": lambda t: -t}, "no support"),
-    ({"digit": None}, "missing digit"),
+    ({"image": lambda x: x[:3]}, "3 10 'thickness'"),
+    ({"thickness": lambda t: t[:3]}, "'thickness' 3 'digit' 10"),
+    ({"thickness": lambda t: -t}, "thickness=- 0"),
+    ({"digit": None}, "digit"),
 ])
 def test_impossible_observations_are_refused(dscm, observed, change, message):
     wrong = dict(observed)
@@ -255,7 +257,7 @@ def test_impossible_observations_are_refused(dscm, observed, change, message):
         if action:
             wrong[name] = action(value)
     for verb in (lambda o: dscm.counterfactual(o, {}), dscm.abduct, dscm.log_prob):
-        with pytest.raises(SchemaError, match=message):
+        with pytest.raises(SchemaError, match=naming(message)):
             verb(wrong)
 
 
@@ -414,11 +416,11 @@ def fails(age):
 
 
 @pytest.mark.parametrize("do, named", [
-    (None, "do=None"), ("age=3", "parse_do"), ([("age", 3.0)], r"\[\('age', 3.0\)\].*list"), (3, "do=3"), ({3: 1.0}, "3.*names are age"),
-    ({"age": lambda age, sex: age}, r"do\(age\).*TypeError"), ({"age": fails}, r"do\(age\).*IndexError"),
-    ({"age": lambda age: None}, "age=None"), ({"age": lambda age: "old"}, "age='old'"), ({"age": lambda: 3}, r"do\(age\).*TypeError"),
-    ({"sex": lambda sex: 1 / 0}, r"do\(sex\).*ZeroDivisionError"),
-    ({"age": lambda age: age[:2]}, "2 values for 4"), ({"age": {}}, "age={}"),
+    (None, "do=None"), ("age=3", "parse_do"), ([("age", 3.0)], "[('age', 3.0)] list"), (3, "do=3"), ({3: 1.0}, "3 age"),
+    ({"age": lambda age, sex: age}, "do(age) TypeError"), ({"age": fails}, "do(age) IndexError"),
+    ({"age": lambda age: None}, "age=None"), ({"age": lambda age: "old"}, "age='old'"), ({"age": lambda: 3}, "do(age) TypeError"),
+    ({"sex": lambda sex: 1 / 0}, "do(sex) ZeroDivisionError"),
+    ({"age": lambda age: age[:2]}, "2 4"), ({"age": {}}, "age={}"),
 ])
 def test_what_is_no_intervention_is_refused(clinic, patients, do, named):
     noise = clinic.abduct(patients)
@@ -426,7 +428,7 @@ def test_what_is_no_intervention_is_refused(clinic, patients, do, named):
     if do is not None:  # there it means: nothing
         verbs += [lambda: clinic.predict(noise, do), lambda: clinic.attributes.predict(noise.attributes, do), lambda: clinic.sample(4, do)]
     for verb in verbs:
-        with pytest.raises(SchemaError, match=named) as caught:
+        with pytest.raises(SchemaError, match=naming(named)) as caught:
             verb()
         assert "\n" not in str(caught.value)
 
@@ -436,7 +438,7 @@ def test_what_is_no_intervention_is_refused(clinic, patients, do, named):
     ({"draws": math.nan}, "draws=nan"), ({"temperature": "1"}, "temperature='1'"), ({"temperature": math.nan}, "temperature=nan"),
     ({"temperature": -0.5}, "temperature=-0.5"), ({"temperature": math.inf}, "temperature=inf"),
     ({"temperature": None}, "temperature=None"),
-    ({"batch_size": 0}, "batch_size=0"), ({"batch_size": 2.0}, "batch_size=2.0"), ({"generator": 3}, "generator=3.*manual_seed"),
+    ({"batch_size": 0}, "batch_size=0"), ({"batch_size": 2.0}, "batch_size=2.0"), ({"generator": 3}, "generator=3 manual_seed"),
 ])
 def test_numbers_that_make_no_sense_are_named(clinic, patients, given, named):
     (name,) = given
@@ -445,7 +447,7 @@ def test_numbers_that_make_no_sense_are_named(clinic, patients, given, named):
     verbs += [lambda **g: clinic.regenerate(patients, **g)] if name != "draws" else []
     verbs += [lambda **g: clinic.sample(3, **g)] if name in ("temperature", "generator") else []
     for verb in verbs:
-        with pytest.raises(ValueError, match=named) as caught:
+        with pytest.raises(ValueError, match=naming(named)) as caught:
             verb(**given)
         assert isinstance(caught.value, UserError)
 
@@ -459,22 +461,22 @@ def test_sizes_that_make_no_sense_are_named(clinic, size):
 
 
 @pytest.mark.parametrize("image, named", [
-    (Image.new("L", (4, 4)), "image is a Image"), (None, "image is a NoneType"), ("scan.png", "image is a str"),
-    ([[1.0], [2.0, 3.0]], "image is a list"),
-    (torch.zeros(4, 4), r"shape \(4, 4\)"), (torch.tensor(0.5), r"shape \(\)"),
+    (Image.new("L", (4, 4)), "Image"), (None, "NoneType"), ("scan.png", "image str"),
+    ([[1.0], [2.0, 3.0]], "image list"),
+    (torch.zeros(4, 4), "(4, 4)"), (torch.tensor(0.5), "()"),
 ])
 def test_what_is_no_image_is_refused(clinic, patients, image, named):
     for verb in (lambda o: clinic.counterfactual(o, {}), clinic.abduct, clinic.regenerate, clinic.log_prob):
-        with pytest.raises(SchemaError, match=named + r".*\(B, 1, 4, 4\)"):
+        with pytest.raises(SchemaError, match=naming(named, "(B, 1, 4, 4)")):
             verb({**patients, "image": image})
 
 
 @pytest.mark.parametrize("observed", [None, "scan.png", [1, 2], torch.zeros(3)], ids=type)
 def test_what_is_no_observation_is_refused(clinic, observed):
     for verb in (lambda o: clinic.counterfactual(o, {}), clinic.abduct, clinic.regenerate, clinic.log_prob):
-        with pytest.raises(SchemaError, match=f"the observation is a {type(observed).__name__}.*age, sex, finding, weight"):
+        with pytest.raises(SchemaError, match=naming(f"{type(observed).__name__} age sex finding weight")):
             verb(observed)
-    with pytest.raises(SchemaError, match=f"is a {type(observed).__name__}"):
+    with pytest.raises(SchemaError, match=naming(f"{type(observed).__name__}")):
         clinic.attributes.abduct(observed)
 
 
@@ -493,11 +495,11 @@ def test_weights_in_double_precision_are_refused(clinic, patients):
     double = DSCM(copy_of(clinic.attributes), copy_of(clinic.image))
     double.image.double()
     for verb in (lambda: double.counterfactual(patients, {}), lambda: double.abduct(patients), lambda: double.sample(2)):
-        with pytest.raises(RunError, match=r"HVAE are torch.float64.*\.float\(\)"):
+        with pytest.raises(RunError, match=naming("HVAE torch.float64 .float()")):
             verb()
     double.attributes.double()
     for verb in (double.attributes.sample, lambda size: double.attributes.abduct(patients)):
-        with pytest.raises(RunError, match="AttributeSCM are torch.float64"):
+        with pytest.raises(RunError, match=naming("AttributeSCM torch.float64")):
             verb(2)
 
 
@@ -510,7 +512,7 @@ def test_what_is_no_run_folder_is_refused(run):
 @pytest.mark.parametrize("device", ["gpu", "cuda:63", "mps:3", "", None, "CPU", "meta"])
 def test_devices_that_are_not_there_are_named(clinic, tiny_run, device):
     for verb in (lambda: DSCM.load(tiny_run, device), lambda: clinic.to(device)):
-        with pytest.raises(RunError, match=re.escape(f"device={device!r}") + ".*available: .*cpu"):
+        with pytest.raises(RunError, match=naming(f"device={device!r} cpu")):
             verb()
 
 
@@ -527,16 +529,16 @@ def test_loaded_twice_is_the_same(dscm, observed, tiny_run):
 
 
 def test_missing_folders(tmp_path):
-    with pytest.raises(RunError, match=f"{tmp_path}/absent does not exist; .*python -m pgm.train --run {tmp_path}/absent"):
+    with pytest.raises(RunError, match=naming(f"{tmp_path}/absent pgm.train --run {tmp_path}/absent")):
         DSCM.load(tmp_path / "absent")
-    with pytest.raises(RunError, match="is not a run folder: it has no run.json"):
+    with pytest.raises(RunError, match=naming(tmp_path, "run.json")):
         DSCM.load(tmp_path)
 
 
 @pytest.mark.parametrize("folder, command", [("pgm", "pgm.train"), ("image", "mechanisms.train")])
 def test_missing_mechanism_names_its_command(copy, folder, command):
     shutil.rmtree(copy / folder)
-    with pytest.raises(RunError, match=f"no {folder} mechanism yet; train it first: python -m {command} --run {copy}"):
+    with pytest.raises(RunError, match=naming(f"{folder} {command} --run {copy}")):
         DSCM.load(copy)
 
 
@@ -544,18 +546,18 @@ def test_missing_mechanism_names_its_command(copy, folder, command):
 def test_damaged_mechanism_is_named(copy, folder):
     path = copy / folder / "mechanism.pt"
     path.write_bytes(path.read_bytes()[:1000])
-    with pytest.raises(RunError, match=f"{path} is truncated"):
+    with pytest.raises(RunError, match=naming(path)):
         DSCM.load(copy)
 
 
 def test_swapped_mechanisms_are_refused(copy):
     (copy / "pgm" / "mechanism.pt").rename(copy / "kept.pt")
     shutil.copy(copy / "image" / "mechanism.pt", copy / "pgm" / "mechanism.pt")
-    with pytest.raises(RunError, match="holds a 'hvae', not a 'attributes'"):
+    with pytest.raises(RunError, match=naming(copy / "pgm" / "mechanism.pt", "'hvae' 'attributes'")):
         DSCM.load(copy)
     shutil.copy(copy / "kept.pt", copy / "pgm" / "mechanism.pt")
     shutil.copy(copy / "kept.pt", copy / "image" / "mechanism.pt")
-    with pytest.raises(RunError, match="'attributes'.*hvae, vae"):
+    with pytest.raises(RunError, match=naming("'attributes' hvae vae")):
         DSCM.load(copy)
 
 
@@ -566,16 +568,16 @@ def test_other_statistics_are_refused(copy):
         if variable["name"] == "thickness":
             variable["statistics"]["mean"] += 0.1
     save(path, state)
-    with pytest.raises(RunError, match="different graphs or training splits .*thickness.statistics"):
+    with pytest.raises(RunError, match=naming("thickness.statistics")):
         DSCM.load(copy)
 
 
 def test_mechanisms_of_other_graphs_are_refused(dscm):
     variables = [v for v in dscm.graph if v.name not in ("image", "digit")]
     other = Graph([*variables, Variable("image", "image", ("thickness", "intensity"), shape=(1, 32, 32))])
-    with pytest.raises(RunError, match="digit is only in the first; image.parents: .*Train both on one data set"):
+    with pytest.raises(RunError, match=naming("digit image.parents")):
         DSCM(dscm.attributes, HVAE(other, ImageConfig(z_dim=2, widths="16:8,8:8,4:8,1:8")))
-    with pytest.raises(RunError, match="digit is only in the second"):
+    with pytest.raises(RunError, match=naming("digit image.parents")):
         DSCM(AttributeSCM(other), dscm.image)
 
 
@@ -585,7 +587,7 @@ def test_a_flipped_bit_of_a_mechanism_is_noticed(copy, folder):
     content = bytearray(path.read_bytes())
     content[len(content) // 2] ^= 4  # among the weights: all would load, and answer
     path.write_bytes(content)
-    with pytest.raises(RunError, match=f"{path} is damaged.*Restore a copy of it"):
+    with pytest.raises(RunError, match=naming(path)):
         DSCM.load(copy)
 
 
@@ -597,16 +599,16 @@ def test_weights_of_another_configuration_are_refused(copy, folder, config):
     state = load(path)
     wrong = {**state["config"], **config} if folder == "image" and config else config
     save(path, {**state, "config": wrong})
-    with pytest.raises(RunError, match=f"{path} is damaged or from another version"):
+    with pytest.raises(RunError, match=naming(path)):
         DSCM.load(copy)
 
 
 @pytest.mark.parametrize("content, named", [
-    ("[]", "it holds a list"), ("{}", "it lacks dataset, options, graph"), ("[" * 50_000, "nested too deep"),
-    ('{"dataset": 1, "options": {}, "graph": {}}', "dataset is a int"),
+    ("[]", "list"), ("{}", "dataset options graph"), ("[" * 50_000, "run.json"),
+    ('{"dataset": 1, "options": {}, "graph": {}}', "dataset int"),
     ('{"dataset": "morphomnist", "options": {}, "graph": {"variables": [1]}}', ""),
-    ('{"dataset": "morphomnist", "options": {}, "graph": {"nodes": []}}', "it lacks 'variables'")])
+    ('{"dataset": "morphomnist", "options": {}, "graph": {"nodes": []}}', "'variables'")])
 def test_a_damaged_run_record_is_refused(copy, content, named):
     (copy / "run.json").write_text(content)
-    with pytest.raises(RunError, match=f"run.json is damaged or from another version: .*{named}.*remove it"):
+    with pytest.raises(RunError, match=naming(copy / "run.json", named)):
         graph_of(copy)

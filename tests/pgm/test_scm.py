@@ -15,6 +15,7 @@ from datasets import Graph, SchemaError, Variable
 from mechanisms.discrete import GumbelMax
 from pgm import AttributeConfig, AttributeSCM, parse_do, resolve_do
 from pgm.scm import noise_site
+from tests.errors import naming, says
 
 SIZE = 400
 IMAGE = Variable("image", "image", ("intensity", "digit"), shape=(1, 8, 8))
@@ -186,11 +187,11 @@ def test_other_mechanisms_and_sizes(scm):
     other = AttributeSCM(scm.graph, AttributeConfig(bins=4, hidden=(8,)), {"digit": own})
     assert other.mechanism("digit") is own
     assert sum(p.numel() for p in other.parameters()) < sum(p.numel() for p in scm.parameters())
-    with pytest.raises(SchemaError, match="thickness, digit"):
+    with pytest.raises(SchemaError, match=naming("thickness digit")):
         AttributeSCM(scm.graph, mechanisms={"digits": own})
-    with pytest.raises(SchemaError, match="at least one"):
+    with pytest.raises(SchemaError, match=naming("SCM")):
         AttributeSCM(Graph([Variable("image", "image", shape=(1, 8, 8))]))
-    with pytest.raises(SchemaError, match="no mechanism of 'image'"):
+    with pytest.raises(SchemaError, match=naming("'image'")):
         scm.mechanism("image")
 
 
@@ -251,30 +252,30 @@ def test_chirho_worlds_agree(scm, observed, names):
 
 # ---------------------------------------------------------------------------------------------------- refusals
 @pytest.mark.parametrize("do, message", [
-    ({"width": 3}, "names are thickness, digit, intensity, finding, type"),
-    ({"image": 0.0}, "cannot intervene on 'image'"),
-    ({"thickness": "thick"}, "not a number"),
-    ({"thickness": None}, "not a number"),
-    ({"thickness": math.nan}, "thickness=nan.*no support"),
-    ({"thickness": -1}, "thickness=-1.*above 0"),
-    ({"intensity": 300.0}, r"\[64, 255\]"),
-    ({"digit": 12}, "digit=12.*10 classes"),
-    ({"digit": 1.5}, "digit=1.5.*10 classes"),
-    ({"digit": lambda digit: digit + 9}, "no support"),
-    ({"thickness": torch.ones(3)}, f"3 values for {SIZE} rows"),
-    ({"thickness": [2.0]}, f"1 values for {SIZE} rows"),
+    ({"width": 3}, "thickness digit intensity finding type"),
+    ({"image": 0.0}, "'image' thickness digit intensity"),
+    ({"thickness": "thick"}, "thickness='thick'"),
+    ({"thickness": None}, "thickness=None"),
+    ({"thickness": math.nan}, "thickness=nan"),
+    ({"thickness": -1}, "thickness=-1 0"),
+    ({"intensity": 300.0}, "[64, 255]"),
+    ({"digit": 12}, "digit=12 10"),
+    ({"digit": 1.5}, "digit=1.5 10"),
+    ({"digit": lambda digit: digit + 9}, "digit 10"),
+    ({"thickness": torch.ones(3)}, f"thickness 3 {SIZE}"),
+    ({"thickness": [2.0]}, f"thickness 1 {SIZE}"),
 ])
 def test_do_refuses(scm, observed, do, message):
-    with pytest.raises(SchemaError, match=message):
+    with pytest.raises(SchemaError, match=naming(message)):
         scm.counterfactual(observed, do)
 
 
 def test_refuses_bad_observations(scm, observed):
-    with pytest.raises(SchemaError, match="missing thickness"):
+    with pytest.raises(SchemaError, match=naming("thickness")):
         scm.abduct({name: value for name, value in observed.items() if name != "thickness"})
-    with pytest.raises(SchemaError, match="different length"):
+    with pytest.raises(SchemaError, match=naming("'thickness' 400 'digit' 5")):
         scm.log_prob({**observed, "digit": observed["digit"][:5]})
-    with pytest.raises(SchemaError, match="function of the observed thickness"):
+    with pytest.raises(SchemaError, match=naming("do(thickness) thickness")):
         resolve_do(scm.graph, {"thickness": lambda t: t}, {}, 3)
 
 
@@ -283,8 +284,8 @@ def test_beyond_training_is_flagged_and_warned_once(scm, observed):
     statistics = scm.graph["thickness"].statistics
     with pytest.warns(UserWarning) as caught:
         values, beyond = resolve_do(scm.graph, do, observed, SIZE)
-    assert len(caught) == 2 and f"[{statistics.minimum:g}, {statistics.maximum:g}]" in str(caught[0].message)
-    assert "class 9" in str(caught[1].message)
+    assert len(caught) == 2 and says(str(caught[0].message), f"[{statistics.minimum:g}, {statistics.maximum:g}]")
+    assert says(str(caught[1].message), "digit 9")
     assert torch.equal(beyond["thickness"], values["thickness"] > observed["thickness"].max()) and beyond["digit"].all()
     with warnings.catch_warnings(record=True) as caught:  # the words depend on no value, so that Python's own filter says them once
         warnings.simplefilter("always")
@@ -327,7 +328,7 @@ def test_labels_name_the_class_that_is_set(classes, text, labels, indices):
 @pytest.mark.parametrize("text", ["c=0", "c=6", "c=1.5", "c=-1", "c=one", "c=", "c=nan", "c=1,0"])
 def test_numbers_that_are_no_class_are_refused_where_classes_are_numbers(text):
     graph = Graph([Variable("c", "categorical", classes=("1", "2", "3", "4", "5")), Variable("image", "image", ("c",), shape=(1, 8, 8))])
-    with pytest.raises(SchemaError, match=rf"c='.*{text}.*1, 2, 3, 4, 5"):
+    with pytest.raises(SchemaError, match=naming(f"c='{text.rpartition(',')[2].removeprefix('c=')}' '{text}' 1 2 3 4 5")):
         parse_do(text, graph)
 
 
@@ -343,17 +344,17 @@ def test_parse_marginal(scm, observed):
 
 
 @pytest.mark.parametrize("text, message", [
-    ("thickness", "cannot read.*name=value.*names are thickness"),
-    ("thickness-=1", "cannot read"),
-    ("width=3", "cannot intervene on 'width'; names are thickness"), ("thicknes=3", r"\(did you mean thickness\?\)"),
-    ("thickness=", "'' in 'thickness=' is not a number"),
-    ("thickness=1,,2", "not a number"),
-    ("thickness=thick", "not a number: thickness is a number above 0"),
-    ("thickness=-1", "no support"),
-    ("finding=maybe", "absent, present"),
-    ("finding+=present", "not a number"),
-    ("thickness~uniform", "'uniform'.*name~marginal"),
+    ("thickness", "'thickness' name=value digit"),
+    ("thickness-=1", "'thickness-=1' name=value thickness"),
+    ("width=3", "'width' thickness"), ("thicknes=3", "'thicknes' thickness"),
+    ("thickness=", "'' 'thickness='"),
+    ("thickness=1,,2", "'' 'thickness=1,,2'"),
+    ("thickness=thick", "'thick' 'thickness=thick' 0"),
+    ("thickness=-1", "thickness=-1 'thickness=-1'"),
+    ("finding=maybe", "finding='maybe' absent present"),
+    ("finding+=present", "'present' 'finding+=present'"),
+    ("thickness~uniform", "'uniform' name~marginal"),
 ])
 def test_parse_refuses(scm, text, message):
-    with pytest.raises(SchemaError, match=message):
+    with pytest.raises(SchemaError, match=naming(message)):
         parse_do(text, scm.graph)

@@ -8,6 +8,7 @@ from PIL import Image
 
 from datasets.files.idx import DataError
 from datasets.files.masks import read_array_mask, read_picture_mask
+from tests.errors import naming
 
 SHAPE = np.zeros((6, 9), bool)
 SHAPE[1:4, 2:7] = True
@@ -42,11 +43,11 @@ READ = {
     "palette with transparent index": transparent(palette(SHAPE, (9, 99, 9), (9, 9, 99)), 0),
 }
 REFUSED = {
-    "16 bits": (Image.fromarray(np.where(SHAPE, 65535, 13107).astype(np.uint16)), "16 bits"),
-    "label map": (Image.fromarray(SHAPE.astype(np.uint8) * 2), "brightest pixel is 2 of 255"),
-    "photograph cut out": (layers(NOISE, NOISE, NOISE, WHITE), "colours.*transparency"),
-    "colours": (layers(WHITE, 0, NOISE), "has colours"),
-    "foreground and border": (Image.fromarray(np.where(np.eye(6, 9) > 0, 255, SHAPE).astype(np.uint8)), "0, 1 and 255"),
+    "16": (Image.fromarray(np.where(SHAPE, 65535, 13107).astype(np.uint16)), "16 bits"),
+    "label map": (Image.fromarray(SHAPE.astype(np.uint8) * 2), "2 255"),
+    "photograph cut out": (layers(NOISE, NOISE, NOISE, WHITE), "transparency"),
+    "colours": (layers(WHITE, 0, NOISE), "colours"),
+    "foreground and border": (Image.fromarray(np.where(np.eye(6, 9) > 0, 255, SHAPE).astype(np.uint8)), "0 1 255"),
 }
 
 
@@ -60,7 +61,7 @@ def test_shapes_that_can_be_told(tmp_path, name):
 def test_shapes_that_cannot_be_told(tmp_path, name):
     image, told = REFUSED[name]
     image.save(tmp_path / "m.png")
-    with pytest.raises(DataError, match=f"{tmp_path}/m.png.*{told}"):
+    with pytest.raises(DataError, match=naming(f"{tmp_path}/m.png {told}")):
         read_picture_mask(tmp_path / "m.png")
 
 
@@ -79,11 +80,11 @@ def test_masks_are_turned_as_images_are(tmp_path):
 
 @pytest.mark.parametrize(("array", "told"), [
     (WHITE, "0..255"), (SHAPE * 2.0, "0..2"), (SHAPE - 0.5, "-0.5..0.5"), (np.where(SHAPE, np.nan, 0), "nan"), (SHAPE.astype("U1"), "<U1"),
-    (SHAPE * 1j, "complex"), (np.where(SHAPE, np.inf, 0), "inf"),
+    (SHAPE * 1j, "complex128"), (np.where(SHAPE, np.inf, 0), "inf"),
 ])
 def test_arrays_that_are_no_shares(tmp_path, array, told):
     np.save(tmp_path / "m.npy", array)
-    with pytest.raises(DataError, match=f"m.npy holds .*{told}"):
+    with pytest.raises(DataError, match=naming(f"m.npy {told}")):
         read_array_mask(tmp_path / "m.npy")
 
 
@@ -93,7 +94,7 @@ def test_arrays(tmp_path):
         assert np.array_equal(read_array_mask(tmp_path / "m.npy"), SHAPE)
     np.savez(tmp_path / "m.npz", SHAPE)
     (tmp_path / "m.npz").rename(tmp_path / "m.npy")
-    with pytest.raises(DataError, match="m.npy"):
+    with pytest.raises(DataError, match=naming("m.npy")):
         read_array_mask(tmp_path / "m.npy")
 
 
@@ -101,5 +102,5 @@ def test_a_header_that_promises_more_than_there_is(tmp_path):
     np.save(tmp_path / "m.npy", np.zeros((30, 40), bool))
     raw = (tmp_path / "m.npy").read_bytes()
     (tmp_path / "m.npy").write_bytes(raw.replace(b"(30, 40)", b"(9999999, 999999)", 1).replace(b" " * 9, b"", 1))
-    with pytest.raises(DataError, match="m.npy is broken"):
+    with pytest.raises(DataError, match=naming("m.npy")):
         read_array_mask(tmp_path / "m.npy")

@@ -9,6 +9,7 @@ import torch
 
 from datasets import SchemaError, open_dataset
 from datasets.files.idx import load_mnist
+from tests.errors import naming
 
 
 def within(found: torch.Tensor, probability: float) -> bool:
@@ -85,11 +86,11 @@ def test_recipes_are_those_of_the_paper(colored):
 
 
 @pytest.mark.parametrize(("options", "words"), [
-    ({"size": 20}, "size=20 must be 14 or 28"), ({"label_flip": 1.2}, "label_flip=1.2 must lie in"),
+    ({"size": 20}, "size=20 14 28"), ({"label_flip": 1.2}, "label_flip=1.2"),
     ({"flip_0": -0.1}, "flip_0=-0.1"), ({"flip_1": float("nan")}, "flip_1=nan"),
 ])
 def test_senseless_options(options, words):
-    with pytest.raises(SchemaError, match=words):
+    with pytest.raises(SchemaError, match=naming(words)):
         open_dataset("coloredmnist", options)
 
 

@@ -9,8 +9,11 @@ import torch
 
 from datasets import SPLITS, CausalDataset, SchemaError, open_dataset
 from datasets.files.idx import DataError
+from datasets.mnist.digits import DigitSplits
 from datasets.options import DataOptions
 from datasets.task import task_of
+from tests.errors import naming
+from tests.registered import data_sets
 
 SMALL = {"train_digits": 60, "valid_digits": 20, "test_digits": 30}
 KINDS = {"coloredmnist": {}, "coloredmnist-28": {"size": 28}, "spuriousmnist": {"mix": 0.2}, "colourmnist": {"strength": 0.7},
@@ -24,7 +27,7 @@ def name_of(kind: str) -> str:
 
 
 def opened(kind: str, **options: object) -> CausalDataset:
-    return open_dataset(name_of(kind), {**KINDS[kind], **SMALL, **options})
+    return open_dataset(name_of(kind), {**KINDS.get(kind, {}), **SMALL, **options})
 
 
 @pytest.fixture(scope="module", params=list(KINDS))
@@ -136,32 +139,32 @@ def test_seed_decides_everything(kind, monkeypatch):
 
 # ---------------------------------------------------------------------------------------------------- refusals
 @pytest.mark.parametrize(("do", "words"), [
-    ({"digit": 3}, r"do\(digit\) has no true image"), ({"image": 0}, r"do\(image\) has no true image"),
-    ({"color": 1}, "unknown variable 'color'"),
+    ({"digit": 3}, "do(digit)"), ({"image": 0}, "do(image)"),
+    ({"color": 1}, "'color'"),
 ])
 def test_refused_interventions(dataset, do, words):
-    with pytest.raises(SchemaError, match=words):
+    with pytest.raises(SchemaError, match=naming(words)):
         dataset.true_counterfactual("test", torch.arange(2), do)
 
 
 def test_refused_values_and_rows(dataset):
     name = dataset.spurious[0]
     some = dataset.split("test").attributes[name]
-    for value, words in ((-1, "no support"), (float("nan"), "no support"), (some[:3], "3 values for 2 rows")):
-        with pytest.raises(SchemaError, match=words):
+    for value, words in ((-1, "-1"), (float("nan"), "nan"), (some[:3], "3 2")):
+        with pytest.raises(SchemaError, match=naming(name, words)):
             dataset.true_counterfactual("test", torch.arange(2), {name: value})
-    with pytest.raises(SchemaError, match="no such row"):
+    with pytest.raises(SchemaError, match=naming("30..30 test")):
         dataset.true_counterfactual("test", torch.tensor([30]), {name: some[:1]})
     assert len(dataset.true_counterfactual("test", torch.tensor([]), {name: some[:1]})["image"]) == 0
 
 
-@pytest.mark.parametrize("kind", ["coloredmnist", "spuriousmnist", "colourmnist", "morphomnist-confounded", "photo-backgrounds"])
+@pytest.mark.parametrize("kind", data_sets(DigitSplits))
 @pytest.mark.parametrize(("options", "words"), [
-    ({"train_digits": -1}, "train_digits=-1 must not be negative"), ({"seed": -1}, "seed=-1"), ({"test_digits": "9999"}, "the source has"),
-    ({"data_dir": "nowhere/at/all"}, "no folder"), ({"strenght": 1}, "no option 'strenght'"),
+    ({"train_digits": -1}, "train_digits=-1"), ({"seed": -1}, "seed=-1"), ({"test_digits": "9999"}, "test_digits=9999"),
+    ({"data_dir": "nowhere/at/all"}, "nowhere/at/all"), ({"strenght": 1}, "'strenght'"),
 ])
 def test_refused_options(kind, options, words):
-    with pytest.raises((SchemaError, DataError), match=words):
+    with pytest.raises((SchemaError, DataError), match=naming(words)):
         opened(kind, **options).split("test")
 
 

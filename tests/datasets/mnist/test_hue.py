@@ -9,6 +9,7 @@ import torch
 
 from datasets import SchemaError, open_dataset
 from datasets.mnist.hue import HUES, PALETTE
+from tests.errors import naming
 
 
 def own_share(dataset, environment: int) -> tuple[float, float]:
@@ -62,11 +63,11 @@ def test_shifts():
 
 
 @pytest.mark.parametrize(("options", "words"), [
-    ({"strength": 1.1}, "strength=1.1 must lie in"), ({"strength": -0.1}, "strength=-0.1"),
+    ({"strength": 1.1}, "strength=1.1"), ({"strength": -0.1}, "strength=-0.1"),
     ({"strength": float("nan")}, "strength=nan"),
-    ({"strength": 0.99}, r"gap=0.05 must lie in \[0, 1\] and leave strength·\(1 \+ gap\) at most 1, with strength=0.99"),
+    ({"strength": 0.99}, "gap=0.05 [0, 1] strength·(1 + gap) 1 strength=0.99"),
     ({"gap": -0.1}, "gap=-0.1"),
 ])
 def test_senseless_options(options, words):
-    with pytest.raises(SchemaError, match=words):
+    with pytest.raises(SchemaError, match=naming(words)):
         open_dataset("colourmnist", options)

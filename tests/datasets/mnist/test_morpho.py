@@ -25,6 +25,7 @@ from datasets.mnist.morphology import (
     shrink,
     with_intensity,
 )
+from tests.errors import naming, says
 
 SMALL = {"train_digits": 40, "valid_digits": 8, "test_digits": 24}
 NAMES = ("morphomnist", "morphomnist-slant", "morphomnist-width")
@@ -208,19 +209,19 @@ def test_extremes_of_the_support(morpho):
 
 
 @pytest.mark.parametrize(("do", "words"), [
-    ({"digit": 3}, r"do\(digit\) has no true image"),
-    ({"thickness": -1.0}, "has no support"),
-    ({"intensity": 300.0}, r"\[64, 255\]"),
-    ({"thicknes": 2.0}, "unknown variable 'thicknes'"),
-    ({"thickness": torch.ones(3)}, "3 values for 2 rows"),
+    ({"digit": 3}, "do(digit)"),
+    ({"thickness": -1.0}, "thickness=-1"),
+    ({"intensity": 300.0}, "[64, 255]"),
+    ({"thicknes": 2.0}, "'thicknes' thickness"),
+    ({"thickness": torch.ones(3)}, "thickness 3 2"),
 ])
 def test_refusals(morpho, do, words):
-    with pytest.raises(SchemaError, match=words):
+    with pytest.raises(SchemaError, match=naming(words)):
         morpho.true_counterfactual("test", torch.arange(2), do)
 
 
 def test_row_that_does_not_exist(morpho):
-    with pytest.raises(SchemaError, match="no such row"):
+    with pytest.raises(SchemaError, match=naming("48..48 test morphomnist")):
         morpho.true_counterfactual("test", torch.tensor([48]), {"thickness": 2.0})
     assert len(morpho.true_counterfactual("test", torch.tensor([]), {"thickness": 2.0})["image"]) == 0
 
@@ -250,14 +251,14 @@ def test_every_option_counts(morpho):
 
 
 @pytest.mark.parametrize(("options", "words"), [
-    ({"rendering": 3}, "no option 'rendering'.*renderings"),
+    ({"rendering": 3}, "'rendering' renderings"),
     ({"renderings": 0}, "renderings=0"),
     ({"train-digits": "many"}, "train_digits"),
-    ({"valid_digits": 501}, "the source has 500"),
-    ({"data_dir": "nowhere/at/all"}, "no folder"),
+    ({"valid_digits": 501}, "valid_digits=501 500"),
+    ({"data_dir": "nowhere/at/all"}, "nowhere/at/all"),
 ])
 def test_wrong_options(options, words):
-    with pytest.raises(SchemaError, match=words):
+    with pytest.raises(SchemaError, match=naming(words)):
         open_dataset("morphomnist", options).split("valid")
 
 
@@ -285,28 +286,28 @@ def test_official_truth(shared_data):
 def test_official_without_mnist_has_no_truth(shared_data):
     official = open_dataset("morphomnist-official", {"data_dir": shared_data / "morphomnist_official"})
     assert not official.has_truth(["thickness"])
-    with pytest.raises(SchemaError, match="option mnist"):
+    with pytest.raises(SchemaError, match=naming("morphomnist-official mnist")):
         official.true_counterfactual("test", torch.arange(2), {"thickness": 2.0})
 
 
 def test_official_files_that_do_not_fit(official_copy):
     table = official_copy / "t10k-morpho.csv"
     lines = table.read_text().splitlines()
-    for content, words in ((lines[:-3], "4997 rows, but there are 5000 images"),
-                           (["index,thick,intensity", *lines[1:]], "no column"),
-                           ([lines[0], *lines[2:], lines[1]], "cannot be matched"),
-                           ([*lines[:-1], "4999,x,2"], "table of numbers")):
+    for content, words in ((lines[:-3], "4997 5000"),
+                           (["index,thick,intensity", *lines[1:]], "thickness thick"),
+                           ([lines[0], *lines[2:], lines[1]], "0..4999"),
+                           ([*lines[:-1], "4999,x,2"], "5001 thickness='x'")):
         table.write_text("\n".join(content))
-        with pytest.raises(DataError, match=words):
+        with pytest.raises(DataError, match=naming(table, words)):
             open_dataset("morphomnist-official", {"data_dir": official_copy}).split("test")
     table.unlink()
-    with pytest.raises(DataError, match="cannot read"):
+    with pytest.raises(DataError, match=naming(table)):
         open_dataset("morphomnist-official", {"data_dir": official_copy}).split("test")
     labels = official_copy / "t10k-labels-idx1-ubyte.gz"
     labels.write_bytes(gzip.compress(gzip.decompress(labels.read_bytes())[:-1]))
-    with pytest.raises(DataError, match="truncated"):
+    with pytest.raises(DataError, match=naming(labels, "5,008 5,007")):
         open_dataset("morphomnist-official", {"data_dir": official_copy}).split("test")
-    with pytest.raises(DataError, match="needs data_dir"):
+    with pytest.raises(DataError, match=naming("morphomnist-official data_dir")):
         open_dataset("morphomnist-official")
 
 
@@ -327,9 +328,9 @@ def test_official_tables_that_a_spreadsheet_sorted(official_copy, mark, kept):
                 rows = dataset.split("test").batch(range(100))
                 assert (dataset.measure(rows["image"])["thickness"] - rows["thickness"]).abs().mean() < 0.15
             else:
-                with pytest.raises(DataError, match=f"{table}: .*(index is not 0..4999 in order|not in the order of the images)"):
+                with pytest.raises(DataError, match=naming(table)):
                     dataset.split("test")
-        assert any(f"{table} has no column index" in str(w.message) for w in told) == (not kept)
+        assert any(says(w.message, table, "index") for w in told) == (not kept)
 
 
 def test_official_tables_of_other_encodings(official_copy):
@@ -339,7 +340,7 @@ def test_official_tables_of_other_encodings(official_copy):
     table.write_text(text, encoding="utf-16")
     assert equal(open_dataset("morphomnist-official", {"data_dir": official_copy}).split("test").attributes, rows)
     table.write_text(text.replace("index", "ïndex"), encoding="latin-1")
-    with pytest.raises(DataError, match=f"{table}, line 1 is not in UTF-8: byte 1 .*0xef"):
+    with pytest.raises(DataError, match=naming(f"{table} 1 UTF-8 0xef")):
         open_dataset("morphomnist-official", {"data_dir": official_copy}).split("test")
 
 

@@ -11,6 +11,7 @@ from scipy.stats import gamma, kstest
 
 from datasets import SchemaError, open_dataset
 from datasets.mnist.morpho_confounded import quantile
+from tests.errors import naming
 
 SMALL = {"train_digits": 40, "valid_digits": 8, "test_digits": 24, "renderings": 1}
 MEDIAN = 0.5 + gamma.median(10) / 5
@@ -105,13 +106,13 @@ def test_shifts(tie):
 
 
 @pytest.mark.parametrize(("options", "words"), [
-    ({"tied": "slant"}, "tied='slant' is not among thickness, intensity"), ({"strength": 0.4}, r"strength=0.4 must lie in \[0.5, 1\]"),
+    ({"tied": "slant"}, "tied='slant' thickness intensity"), ({"strength": 0.4}, "strength=0.4 [0.5, 1]"),
     ({"strength": 1.2}, "strength=1.2"), ({"strength": float("nan")}, "strength=nan"),
-    ({"strength": 1.0}, "gap=0.125 must lie in .* with strength=1.0"),
-    ({"gap": -1}, "gap=-1"), ({"renderings": 0}, "renderings=0 must be at least 1"), ({"workers": -1}, "workers=-1 must be at least 0"),
+    ({"strength": 1.0}, "gap=0.125 [0, 1] strength=1.0"),
+    ({"gap": -1}, "gap=-1"), ({"renderings": 0}, "renderings=0 1"), ({"workers": -1}, "workers=-1 0"),
 ])
 def test_senseless_options(options, words):
-    with pytest.raises(SchemaError, match=words):
+    with pytest.raises(SchemaError, match=naming(words)):
         open_dataset("morphomnist-confounded", options)
 
 

@@ -10,6 +10,7 @@ import torch
 from datasets import SPLITS, SchemaError, open_dataset
 from datasets.mnist.photo_backgrounds import PHOTOS, photographs
 from datasets.task import task_of
+from tests.errors import naming
 
 SMALL = {"train_digits": 200, "valid_digits": 60, "test_digits": 60}
 
@@ -99,12 +100,12 @@ def test_background_is_measured(dataset):
 
 
 @pytest.mark.parametrize(("options", "words"), [
-    ({"strength": 1.1}, "strength=1.1 must lie in"), ({"strength": float("nan")}, "strength=nan"),
-    ({"gap": 0.2}, r"gap=0.2 must lie in \[0, 1\] and leave \|strength − ½\|·\(1 \+ gap\) at most ½, with strength=0.95"),
-    ({"gap": -0.1}, "gap=-0.1"), ({"size": 48}, "size=48 must be 32 or 64"),
+    ({"strength": 1.1}, "strength=1.1"), ({"strength": float("nan")}, "strength=nan"),
+    ({"gap": 0.2}, "gap=0.2 [0, 1] ½|·(1 + gap) ½ strength=0.95"),
+    ({"gap": -0.1}, "gap=-0.1"), ({"size": 48}, "size=48 32 64"),
 ])
 def test_senseless_options(options, words):
-    with pytest.raises(SchemaError, match=words):
+    with pytest.raises(SchemaError, match=naming(words)):
         open_dataset("photo-backgrounds", options)
 
 

@@ -7,6 +7,7 @@ import torch
 
 from datasets import SchemaError, open_dataset
 from datasets.task import task_of
+from tests.errors import naming
 
 
 def counts(dataset, split: str = "train") -> list[list[int]]:
@@ -90,12 +91,12 @@ def test_groups():
 
 
 @pytest.mark.parametrize(("options", "words"), [
-    ({"square_size": 0}, r"square_size=0 must be 1\.\.14"), ({"square_size": 15}, "square_size=15"),
-    ({"corner": "middle"}, "unknown corner 'middle'; valid are top-left, "),
-    ({"colour": "blau"}, "unknown colour 'blau'; valid are red, .*#rrggbb"),
-    ({"colour": "#000010"}, "hardly to be seen"), ({"colour": "#12345"}, "unknown colour"), ({"mix": 1.5}, "mix=1.5 must lie in"),
+    ({"square_size": 0}, "square_size=0 1 14"), ({"square_size": 15}, "square_size=15"),
+    ({"corner": "middle"}, "corner 'middle' top-left"),
+    ({"colour": "blau"}, "colour 'blau' red #rrggbb"),
+    ({"colour": "#000010"}, "#000010 0x40"), ({"colour": "#12345"}, "colour '#12345'"), ({"mix": 1.5}, "mix=1.5"),
     ({"mix": float("nan")}, "mix=nan"),
 ])
 def test_senseless_options(options, words):
-    with pytest.raises(SchemaError, match=words):
+    with pytest.raises(SchemaError, match=naming(words)):
         open_dataset("spuriousmnist", options)

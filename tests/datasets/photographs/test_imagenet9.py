@@ -13,6 +13,7 @@ from datasets import SchemaError, open_dataset
 from datasets.files.idx import DataError
 from datasets.photographs.imagenet9 import VARIANTS, removed
 from datasets.task import task_of
+from tests.errors import naming
 from tests.trees import foreground, imagenet9, unpacked9
 
 
@@ -43,9 +44,9 @@ def test_archives_as_they_unpack(tmp_path):
         assert (dataset.masks("train") is None) == (variant != "original")  # whose no_fg is there
     alone = open_dataset("imagenet9", {"data_dir": root / "bg_challenge", "variant": "only_bg_t"})
     assert alone.rows("test")[3].image.parent.parent == root / "bg_challenge" / "only_bg_t" / "val"
-    with pytest.raises(DataError, match=f"no train/original/train or .* in {root}/bg_challenge, which holds fg_mask, in9l"):
+    with pytest.raises(DataError, match=naming(f"train/original/train {root}/bg_challenge fg_mask in9l")):
         alone.rows("train")
-    with pytest.raises(DataError, match="no train/original/val or"):  # the test images are there, in val
+    with pytest.raises(DataError, match=naming("train/original/val")):  # the test images are there, in val
         alone.rows("valid")
 
 
@@ -55,7 +56,7 @@ def test_archives_that_were_unpacked_into_one_another(tmp_path):
         shutil.copytree(root / "original" / name, root / "bg_challenge" / "original" / name, dirs_exist_ok=True)
     shutil.rmtree(root / "original")
     for folder, split in ((root, "test"), (root / "bg_challenge", "valid")):
-        with pytest.raises(DataError, match=f"{root}/bg_challenge/original has train beside val"):
+        with pytest.raises(DataError, match=naming(root / "bg_challenge" / "original", "train val")):
             open_dataset("imagenet9", {"data_dir": folder}).rows(split)
 
 
@@ -100,7 +101,7 @@ def test_images_from_which_nothing_was_taken_have_an_empty_mask(tree):
     shutil.copy(row.image, row.mask)
     masks = dataset.masks("train")
     assert not masks[3].any() and masks[2].any()
-    with pytest.warns(UserWarning, match=f"1 of 9 train masks of imagenet9 cannot be used and count as missing, first: .*{row.image}"):
+    with pytest.warns(UserWarning, match=naming(f"1 9 train imagenet9 {row.image}")):
         sound = open_dataset("imagenet9", {"data_dir": tree, "size": 32, "skip_broken": "true", "masked_only": "true"})
         assert len(sound.split("train")) == 8 == len(sound.masks("train"))
 
@@ -108,30 +109,30 @@ def test_images_from_which_nothing_was_taken_have_an_empty_mask(tree):
 def test_arrays_of_other_rank_and_images_of_other_size(tree):
     dataset = open_dataset("imagenet9", {"data_dir": tree, "size": 32})
     np.save(dataset.rows("test")[0].mask, np.ones((30, 40, 3)))
-    with pytest.raises(DataError, match=r"holds an array of shape \(30, 40, 3\); a mask is \(height, width\)"):
+    with pytest.raises(DataError, match=naming("(30, 40, 3) (height, width)")):
         dataset.masks("test")[0]
     Image.new("RGB", (7, 9)).save(dataset.rows("train")[0].mask)
-    with pytest.raises(DataError, match=r"is \(9, 7\) pixels, but .*, from which it was made, is \(30, 40\)"):
+    with pytest.raises(DataError, match=naming("(9, 7) (30, 40)")):
         dataset.masks("train")[0]
 
 
 @pytest.mark.parametrize(("options", "words"), [
-    ({"variant": "mixed"}, "variant mixed: unknown 'mixed'; valid are original, mixed_same"),
-    ({"variant": ","}, "variant ',': nothing stands before"),
-    ({"train_variant": "original,blurred"}, "train_variant original,blurred: unknown 'blurred'"),
-    ({"variant": "mixed_next"}, "no test/mixed_next/val or .* bg_challenge/mixed_next/val .*which holds bg_challenge"),
+    ({"variant": "mixed"}, "'mixed' original mixed_same"),
+    ({"variant": ","}, "variant ','"),
+    ({"train_variant": "original,blurred"}, "train_variant 'blurred'"),
+    ({"variant": "mixed_next"}, "test/mixed_next/val bg_challenge/mixed_next/val bg_challenge"),
 ])
 def test_unknown_and_missing_variants(tree, options, words):
-    with pytest.raises(SchemaError, match=words):
+    with pytest.raises(SchemaError, match=naming(words)):
         open_dataset("imagenet9", {"data_dir": tree, **options}).split("test")
 
 
 def test_unknown_and_missing_class_folders(tree):
     place = tree / "bg_challenge" / "train" / "original" / "train"
     (place / "09_tree").mkdir()
-    with pytest.raises(DataError, match="unknown class folder .*09_tree; valid are 00_dog, 01_bird, 02_wheeled vehicle"):
+    with pytest.raises(DataError, match=naming("09_tree 00_dog 01_bird 02_wheeled vehicle")):
         open_dataset("imagenet9", {"data_dir": tree}).split("train")
     (place / "09_tree").rmdir()
     shutil.rmtree(place / "03_reptile")
-    with pytest.raises(DataError, match=f"no class folder 03_reptile in {place}"):
+    with pytest.raises(DataError, match=naming(f"03_reptile {place}")):
         open_dataset("imagenet9", {"data_dir": tree}).split("train")

@@ -10,6 +10,7 @@ from torch.nn import functional as F
 
 from experiments.algorithms.losses import COUNTERFACTUAL_LOSSES, counterfactual_loss
 from mechanisms.runs.files import RunError
+from tests.errors import naming
 
 WIDTH = {"double": 2}
 
@@ -70,7 +71,7 @@ def test_half_precision_is_widened():
 
 def test_bad_input():
     logits, labels = torch.zeros(2, 3), torch.zeros(2, dtype=torch.long)
-    with pytest.raises(RunError, match="unknown counterfactual loss 'sum'; valid are negative, uniform, uniform_others, double"):
+    with pytest.raises(RunError, match=naming("'sum' negative uniform uniform_others double")):
         counterfactual_loss("sum", logits, labels, 3)
-    with pytest.raises(RunError, match=r"'double' of 3 classes needs logits \(B, 6\), not \(2, 3\)"):
+    with pytest.raises(RunError, match=naming("'double' 3 (B, 6) (2, 3)")):
         counterfactual_loss("double", logits, labels, 3)

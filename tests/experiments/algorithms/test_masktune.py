@@ -30,6 +30,7 @@ from mechanisms.training import loop as training
 from mechanisms.training.config import RunOptions
 from mechanisms.training.noise import seeded
 from mechanisms.training.state import CHECKPOINT, METRICS, WEIGHTS
+from tests.errors import naming, says
 
 FLAGS = TrainingFlags(epochs=1, batch_size=32, hidden=8, validations=2, validation_rows=32, device="cpu", precision="fp32",
                       optimizer="sgd", learning_rate=0.05, schedule="step")
@@ -121,7 +122,7 @@ def test_masks_come_back_from_disk(some, tmp_path):
     assert load_masks(path, {**origin, "weights": "abd"}) is None and load_masks(path) is not None
     assert path.stat().st_size < some.dropped.numel() / 8 + 8000  # one bit a pixel
     path.write_bytes(path.read_bytes()[:900])
-    with pytest.raises(RunError, match="truncated"):
+    with pytest.raises(RunError, match=naming(path)):
         load_masks(path, origin)
 
 
@@ -145,7 +146,7 @@ def test_masked_images_lose_all_channels_there_and_nothing_elsewhere(some):
     assert hidden.attributes is split.attributes
     lazy = masked(Split("train", FromDisk(images), split.attributes), some)
     assert torch.equal(lazy.batch([5, 299, 7])["image"], hidden.batch([5, 299, 7])["image"])
-    with pytest.raises(RunError, match="299 masks cannot be laid on 300 images"):
+    with pytest.raises(RunError, match=naming("299 300")):
         masked(split, Masks(some.dropped[1:], some.blank[1:]))
 
 
@@ -248,14 +249,14 @@ def test_masks_of_another_checkpoint_are_made_anew(learned, rows, tmp_path, caps
     _, model = learned
     trainer = make(rows, tmp_path)
     first = stored_masks(trainer, model.network, 1, None)
-    assert "% of pixels dropped" in capsys.readouterr().err
+    assert "%" in capsys.readouterr().err
     assert torch.equal(stored_masks(trainer, model.network, 1, None).dropped, first.dropped) and not capsys.readouterr().err
     other = SmallCNN((3, 28, 28), 2, 8)
     second = stored_masks(trainer, other, 1, None)
     assert load(trainer.folder / "masks-1.pt")["origin"]["weights"] == weights_fingerprint(other)
     assert not torch.equal(first.dropped, second.dropped)
     torch.nn.init.zeros_(other.head.weight)
-    assert stored_masks(trainer, other, 1, None).blank.all() and "warning: the maps of 160 of 160" in capsys.readouterr().err
+    assert stored_masks(trainer, other, 1, None).blank.all() and says(capsys.readouterr().err, "warning: 160")
 
 
 def test_a_masktune_of_another_erm_is_refused(rows, tmp_path):
@@ -265,7 +266,7 @@ def test_a_masktune_of_another_erm_is_refused(rows, tmp_path):
     state = load(path)
     state["weights"]["head.bias"] += 1
     save(path, state)
-    with pytest.raises(RunError, match="begun_from, base differ"):
+    with pytest.raises(RunError, match=naming("begun_from base")):
         make(rows, tmp_path).learn()
 
 
@@ -294,16 +295,16 @@ def test_random_masks_drop_as_much(learned, rows):
 
 @pytest.mark.parametrize("setting", ["sigmas=-1", "iterations=0", "tune_epochs=0", "tune_learning_rate=-0.1"])
 def test_settings_that_make_no_sense(rows, setting):
-    with pytest.raises(UserError, match=f"masktune: {setting.partition('=')[0]}=.* must"):
+    with pytest.raises(UserError, match=naming(f"masktune {setting.partition('=')[0]}=")):
         resolve("masktune", rows.task.dataset, FLAGS, [setting])
 
 
 def test_networks_without_maps_are_refused_before_training(rows, tmp_path):
-    with pytest.raises(RunError, match="no layer of maps; take --network smallcnn"):
+    with pytest.raises(RunError, match=naming("--network smallcnn")):
         rows.check(MaskTune.needs, "masktune", "train", NETWORKS["mlp"])
     trainer = make(rows, tmp_path)
     mixed = Trainer(rows, trainer.plan, trainer.options, lambda name: resolve(name, rows.task.dataset, replace(FLAGS, network=MLP.name)))
-    with pytest.raises(RunError, match="the network that erm has trained, mlp, which has no layer of maps"):
+    with pytest.raises(RunError, match=naming("erm mlp")):
         mixed.learn()
 
 
@@ -347,7 +348,7 @@ def test_coverage_and_accuracy_in_closed_form():
 
 @pytest.mark.parametrize("coverage", [0.0, -0.1, 1.1, math.nan])
 def test_coverages_that_make_no_sense(coverage):
-    with pytest.raises(SchemaError, match="must lie in"):
+    with pytest.raises(SchemaError, match=naming(f"{coverage:g}")):
         threshold_for(torch.rand(5), coverage)
-    with pytest.raises(SchemaError, match="validation images"):
+    with pytest.raises(SchemaError, match=naming("validation")):
         threshold_for(torch.rand(0), 0.5)

@@ -26,6 +26,7 @@ from experiments.stress.results import FIGURES, StressResults
 from experiments.stress.run import AS_OBSERVED, MAJORITY, OBSERVED, Classifier, stress_test
 from experiments.stress.text import as_markdown, tables
 from mechanisms.runs.files import RunError
+from tests.errors import naming
 
 SIDE, BLOCK = 12, 4
 
@@ -131,14 +132,14 @@ def test_means_and_errors():
 
 
 @pytest.mark.parametrize(("maps", "masks", "told"), [
-    (torch.rand(2, 4, 4), torch.zeros(2, 4, 4, dtype=torch.bool), "mask 0 is empty or full"),
-    (torch.rand(2, 4, 4), torch.arange(32).view(2, 4, 4) < 16, "mask 0 is empty or full"),
-    (torch.rand(2, 4, 4), torch.rand(2, 4, 5) < 0.5, r"maps \(2, 4, 4\) and masks torch.bool \(2, 4, 5\)"),
-    (torch.rand(2, 4, 4), torch.rand(2, 4, 4), "give maps .* and bool masks"),
-    (torch.full((2, 4, 4), torch.nan), torch.rand(2, 4, 4) < 0.5, "attributions of 2 of 2 images are not finite"),
+    (torch.rand(2, 4, 4), torch.zeros(2, 4, 4, dtype=torch.bool), "mask 0"),
+    (torch.rand(2, 4, 4), torch.arange(32).view(2, 4, 4) < 16, "mask 0"),
+    (torch.rand(2, 4, 4), torch.rand(2, 4, 5) < 0.5, "(2, 4, 4) torch.bool (2, 4, 5)"),
+    (torch.rand(2, 4, 4), torch.rand(2, 4, 4), "(2, 4, 4) torch.float32"),
+    (torch.full((2, 4, 4), torch.nan), torch.rand(2, 4, 4) < 0.5, "2"),
 ])
 def test_bad_input(maps, masks, told):
-    with pytest.raises(RunError, match=told):
+    with pytest.raises(RunError, match=naming(told)):
         scores(maps, masks)
 
 
@@ -229,7 +230,7 @@ def test_a_later_mask_of_another_kind_is_named(wrong):
 
     masks = task_of(Wrong()).masks("test")
     assert masks[29].shape == (SIDE, SIDE) and len(masks) == 60
-    with pytest.raises(SchemaError, match=r"row 30 of masks\('test'\) of Wrong"):
+    with pytest.raises(SchemaError, match=naming("30 masks('test') Wrong")):
         masks[30]
 
 

@@ -11,9 +11,10 @@ from torch.nn import functional as F
 from experiments.attribution.deeplift import deeplift
 from experiments.attribution.saliency import PENALTIES, SALIENCY, check_saliency, outside, penalty, saliency
 from experiments.networks.base import Network
-from experiments.networks.registry import build_network
+from experiments.networks.registry import NETWORKS, build_network
 from experiments.networks.small import SmallCNN
 from mechanisms.runs.files import RunError
+from tests.errors import naming
 
 ROWS, CLASSES, SHAPE = 6, 3, (3, 16, 16)
 every = pytest.mark.parametrize("name", SALIENCY)
@@ -188,11 +189,11 @@ class Gated(SmallCNN):
 def test_deeplift_of_networks_with_products_is_refused():
     network = Gated(SHAPE, CLASSES, 12)
     state = torch.get_rng_state()
-    with pytest.raises(RunError, match="do not add up .*: Gated has products of activations.* Take saliency_of=gradient"):
+    with pytest.raises(RunError, match=naming("Gated saliency_of=gradient")):
         check_saliency("deeplift", network)
     assert torch.equal(torch.get_rng_state(), state)
     check_saliency("gradient", network)
-    for kind in ("smallcnn", "mlp", "resnet18"):  # the latter's signals vanish without statistics of batch norm
+    for kind in (*NETWORKS, "resnet18"):  # the latter's signals vanish without statistics of batch norm
         check_saliency("deeplift", build_network(kind, (3, 32, 32), CLASSES))
 
 
@@ -262,11 +263,11 @@ def test_known_values():
 
 def test_bad_input():
     network, images, labels, masks = case("mlp")
-    with pytest.raises(RunError, match="unknown saliency 'lime'; valid are gradient, logits_sum, rrr, deeplift, gradcam"):
+    with pytest.raises(RunError, match=naming("'lime' gradient logits_sum rrr deeplift gradcam")):
         saliency("lime", network, images, labels)
-    with pytest.raises(RunError, match="Grad-CAM needs a network with a layer of maps, which --network mlp has not"):
+    with pytest.raises(RunError, match=naming("Grad-CAM --network mlp")):
         saliency("gradcam", network, images, labels)
-    with pytest.raises(RunError, match="unknown saliency penalty 'inside'; valid are outside, cosine, f1"):
+    with pytest.raises(RunError, match=naming("'inside' outside cosine f1")):
         penalty("inside", images, masks)
-    with pytest.raises(RunError, match=r"needs regions of shape \(6, 16, 16\), not \(6, 1, 16, 16\)"):
+    with pytest.raises(RunError, match=naming("(6, 16, 16) (6, 1, 16, 16)")):
         penalty("outside", images, masks[:, None])

@@ -13,6 +13,7 @@ from dscm.evaluation.questions import Questions, draw_questions
 from experiments.comparison.bounds import Identity, Truth
 from experiments.comparison.supervised import STAR, PairConfig, PairNetwork, Supervised, train_supervised, true_pairs
 from mechanisms.training.config import RunOptions, TrainingConfig
+from tests.errors import naming
 
 FILE = Path(__file__).resolve().parents[3] / "docs" / "my_scm.py"
 SMALL = PairConfig(widths=(24, 32), embedding=32, learning_rate=4e-3)
@@ -77,7 +78,7 @@ def test_pairs_are_rendered_once(shapes, own_cache, monkeypatch):
 
 def test_no_pairs_without_a_process(shapes, monkeypatch):
     monkeypatch.setattr(type(shapes), "true_images_under", ())
-    with pytest.raises(SchemaError, match="does not know its own process"):
+    with pytest.raises(SchemaError, match=naming(shapes.title)):
         true_pairs(shapes, "valid")
 
 
@@ -145,13 +146,13 @@ def test_truth_goes_there_and_back(shapes, questions, observed):
 def test_truth_refuses_what_it_does_not_know(shapes, questions, observed, monkeypatch):
     truth = Truth(shapes, questions)
     more = {name: torch.cat([v, v]) for name, v in observed.items()}
-    with pytest.raises(SchemaError, match="60 rows that are asked about, not of 120"):
+    with pytest.raises(SchemaError, match=naming("60 120")):
         truth.counterfactual(more, {"radius": 3.0})
     monkeypatch.setattr(type(shapes), "true_images_under", ("radius",))
-    with pytest.raises(SchemaError, match=r"do\(shape\) has no true image"):
+    with pytest.raises(SchemaError, match=naming("do(shape)")):
         Truth(shapes, questions).counterfactual(observed, {"shape": 1})
     monkeypatch.setattr(type(shapes), "true_images_under", ())
-    with pytest.raises(SchemaError, match="no true counterfactual"):
+    with pytest.raises(SchemaError, match=naming(shapes.title)):
         Truth(shapes, questions)
 
 

@@ -30,6 +30,7 @@ from experiments.training.store import Trained, load_trained, trained_task
 from mechanisms.runs.command import run_command
 from mechanisms.runs.files import RunError, load, weights_fingerprint
 from mechanisms.training.config import RunOptions
+from tests.errors import naming, says
 
 FLAGS = TrainingFlags(epochs=1, batch_size=32, hidden=8, validations=1, validation_rows=16, device="cpu", precision="fp32",
                       optimizer="adam", learning_rate=0.01, schedule="constant")
@@ -248,28 +249,28 @@ def test_the_foreground_is_outlined_and_its_share_told(tmp_path, drawn):
 
 
 @pytest.mark.parametrize("arguments, message", [
-    ("--algorithm masktun", "has erm, masktune\n"),
-    ("--algorithm jtt", "has no classifier jtt of seed 0; there are: erm"),
-    ("--seed-of 7", "has no classifier masktune of seed 7"),
-    ("--algorithm erm --rule oracle --shift nowhere", "unknown shift 'nowhere'; spuriousmnist has raw, malicious"),
-    ("--rows 3,24", "--rows 24: the test split has 24 images, 0..23"),
-    ("--rows 3,x", "--rows '3,x' is no list of whole numbers"),
-    ("--count 0", "--count 0 must be at least 1"),
-    ("--layer nowhere", "unknown layer 'nowhere'; SmallCNN has"),
-    ("--method gradcan", "invalid choice"),
-    ("--method lime --layer conv", "--method lime reads no layer, only gradcam and xgradcam do"),
-    ("--outputs logits", "--outputs logits is about a --classifier of your own"),
-    ("--weights w.pt", "--weights are for a --classifier of your own"),
-    ("--classifier mine.py:build", "--classifier with --method xgradcam needs --layer NAME"),
-    ("--classifier mine.pt2 --layer conv", "an exported program has no layers"),
-    ("--dataset morphomnist-two --option a=b", "leave --dataset and its options out"),
-    ("--out explain.xyz", "no image format"),
+    ("--algorithm masktun", "erm masktune"),
+    ("--algorithm jtt", "jtt seed 0 erm"),
+    ("--seed-of 7", "masktune seed 7"),
+    ("--algorithm erm --rule oracle --shift nowhere", "'nowhere' spuriousmnist"),
+    ("--rows 3,24", "--rows 24 test 0..23"),
+    ("--rows 3,x", "--rows '3,x'"),
+    ("--count 0", "--count 0 1"),
+    ("--layer nowhere", "'nowhere' SmallCNN"),
+    ("--method gradcan", "gradcan --method"),
+    ("--method lime --layer conv", "--method lime gradcam xgradcam"),
+    ("--outputs logits", "--outputs logits --classifier"),
+    ("--weights w.pt", "--weights --classifier"),
+    ("--classifier mine.py:build", "--classifier --method xgradcam --layer NAME"),
+    ("--classifier mine.pt2 --layer conv", "--classifier mine.pt2"),
+    ("--dataset morphomnist-two --option a=b", "--run --dataset"),
+    ("--out explain.xyz", ".xyz png"),
 ])
 def test_bad_input(run, tmp_path, monkeypatch, capsys, arguments, message):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(SystemExit) as stop:
         draw("--run", run, *arguments.split())
-    assert stop.value.code == 2 and message in capsys.readouterr().err and not list(tmp_path.iterdir())
+    assert stop.value.code == 2 and says(capsys.readouterr().err, message) and not list(tmp_path.iterdir())
 
 
 def test_whose_classifier_without_a_name(run, tmp_path, drawn):
@@ -283,13 +284,13 @@ def test_a_run_that_is_not_there(tmp_path, monkeypatch, capsys):
     with pytest.raises(SystemExit):
         draw("--run", "no where")
     told = capsys.readouterr().err
-    assert "run folder no where does not exist; train into it first: python -m experiments.train --run 'no where' --algorithm" in told
+    assert says(told, "experiments.train --run 'no where' --algorithm")
 
 
 def test_nothing_to_explain(capsys):
     with pytest.raises(SystemExit):
         draw("--count", 2)
-    assert "nothing to explain: give --run" in capsys.readouterr().err
+    assert says(capsys.readouterr().err, "--run")
 
 
 def test_a_masktune_whose_erm_is_another_one_now(run, monkeypatch):
@@ -298,7 +299,7 @@ def test_a_masktune_whose_erm_is_another_one_now(run, monkeypatch):
     other = Trained(trained.algorithm, 0, "last", trained.network, 1, changed)
     original = load_trained
     monkeypatch.setattr(explanations, "load_trained", lambda r, name, *rest: other if name == "masktune" else original(r, name, *rest))
-    with pytest.raises(RunError, match="began with another erm"):
+    with pytest.raises(RunError, match=naming("erm")):
         explanations.explained(run, ImageChoice(), MaskTune)
 
 
@@ -306,7 +307,7 @@ def test_selective_refuses_a_masktune_of_another_erm(run, monkeypatch):
     """The ERM of another seed stands for one that was trained anew."""
     original = classifier.load_trained
     monkeypatch.setattr(classifier, "load_trained", lambda r, name, n, *rest: original(r, name, 1 if name == "erm" else n, *rest))
-    with pytest.raises(RunError, match="masktune of seed 0 in .* began with another erm"):
+    with pytest.raises(RunError, match=naming("masktune seed 0 erm")):
         selective.selective(run, "last", [1.0])
 
 
@@ -324,15 +325,15 @@ def test_the_table_of_coverages(run, tmp_path, capsys):
     assert f"| observed    | 100      | 100.0      | {100 * rows[1]['accuracy']:.1f} " in text and "selected by: last" in text
 
 
-@pytest.mark.parametrize("coverage, message", [("0.5,2", "--coverage 2 must lie in (0, 1]"),
-                                               ("most", "--coverage 'most' is no list of numbers")])
+@pytest.mark.parametrize("coverage, message", [("0.5,2", "--coverage 2"),
+                                               ("most", "--coverage 'most'")])
 def test_coverages_that_make_no_sense(run, coverage, message, capsys):
     with pytest.raises(SystemExit):
         run_command(selective.Options, selective.main, ["--run", str(run), "--coverage", coverage])
-    assert message in capsys.readouterr().err
+    assert says(capsys.readouterr().err, message)
 
 
 def test_a_run_without_masktune(tmp_path, capsys):
     with pytest.raises(SystemExit):
         run_command(selective.Options, selective.main, ["--run", str(tmp_path)])
-    assert "has no masktune; train it: python -m experiments.train" in capsys.readouterr().err
+    assert says(capsys.readouterr().err, "masktune experiments.train")

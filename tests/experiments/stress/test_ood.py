@@ -9,6 +9,7 @@ from torchmetrics.functional import classification
 from experiments.augmenters.regions import inside, rectangles
 from experiments.stress.ood import MEANINGS, TITLES, confidence, ood_scores, without_foreground
 from mechanisms.runs.files import RunError
+from tests.errors import naming
 
 
 @pytest.mark.parametrize(("decimals", "apart"), [(1, 1.0), (6, 0.3), (0, -0.5)])
@@ -38,7 +39,7 @@ def test_extremes():
     assert ood_scores(high, low) == {"ood_auroc": 1.0, "ood_aupr": 1.0, "ood_fpr95": 0.0}
     assert ood_scores(low, high)["ood_auroc"] == 0 and ood_scores(low, high)["ood_fpr95"] == 1
     assert ood_scores(torch.zeros(30), torch.zeros(30)) == {"ood_auroc": 0.5, "ood_aupr": 0.5, "ood_fpr95": 1.0}
-    with pytest.raises(RunError, match="0 images in and 30 out of the distribution"):
+    with pytest.raises(RunError, match=naming("0 30")):
         ood_scores(torch.zeros(0), low)
 
 

@@ -19,6 +19,7 @@ from experiments.training.trainer import Trainer
 from mechanisms.runs.command import run_command
 from mechanisms.runs.files import RunError, load
 from mechanisms.training.config import RunOptions
+from tests.errors import naming, says
 from tests.trees import TREES
 
 DIGITS = {"train_digits": 80, "valid_digits": 20, "test_digits": 20}
@@ -76,7 +77,7 @@ def test_images_that_are_not_in_memory(tmp_path):
 
 
 def test_a_share_of_one_class_is_refused():
-    with pytest.raises(RunError, match="--data-fraction 0.01 leaves 1 of 80 training rows, all of one class; take more of them"):
+    with pytest.raises(RunError, match=naming("--data-fraction 0.01 1 80")):
         rows(data_fraction=0.01).train  # noqa: B018
 
 
@@ -159,11 +160,11 @@ def test_from_the_command_line(tmp_path, capsys):
 
 
 @pytest.mark.parametrize(("flags", "words"), [
-    (["--data-fraction", "0"], "--data-fraction 0.0 must lie in"), (["--data-fraction", "1.5"], "--data-fraction 1.5"),
-    (["--data-fraction", "nan"], "--data-fraction nan"), (["--box-noise", "-0.1"], "--box-noise -0.1 must lie in"),
+    (["--data-fraction", "0"], "--data-fraction 0.0"), (["--data-fraction", "1.5"], "--data-fraction 1.5"),
+    (["--data-fraction", "nan"], "--data-fraction nan"), (["--box-noise", "-0.1"], "--box-noise -0.1"),
     (["--box-noise", "2"], "--box-noise 2.0"),
 ])
 def test_senseless_flags(flags, words, tmp_path, capsys):
     with pytest.raises(SystemExit):
         run_command(Options, main, [*DATA, "--run", str(tmp_path), *flags])
-    assert words in capsys.readouterr().err
+    assert says(capsys.readouterr().err, words)

@@ -35,6 +35,7 @@ from mechanisms.runs.files import MetricsLog, RunError, load, read_json, write_j
 from mechanisms.training.config import RunOptions, TrainingConfig
 from mechanisms.training.hooks import Hooks
 from mechanisms.training.loop import fit
+from tests.errors import naming, says
 
 DIGITS = ["--option", "train_digits=60", "--option", "valid_digits=20", "--option", "test_digits=20"]
 SHOWN = [0, 1, 3, 4, 5, 6, 7, 8, 9]  # digits among the 30 of these that are transformed
@@ -61,7 +62,7 @@ def trained(tmp_path_factory, session_cache) -> Iterator[Path]:
 
 def refused(capsys, *words: str) -> None:
     error = capsys.readouterr().err
-    assert all(word in error for word in words) and "Traceback" not in error, error
+    assert says(error, *words) and "Traceback" not in error, error
 
 
 # ---------------------------------------------------------------------------------------------------- training
@@ -121,8 +122,8 @@ def test_more_seeds_join_the_table_and_other_settings_do_not(trained, tmp_path, 
 
 
 def test_what_cannot_be_compared(trained, tmp_path, capsys):
-    for arguments, words in ((["--compare", str(tmp_path)], ["has no experts yet"]),
-                             (["--compare", str(trained), "--transfer"], ["--transfer and --compare", "one at a time"])):
+    for arguments, words in ((["--compare", str(tmp_path)], [tmp_path, "mechanisms.experts"]),
+                             (["--compare", str(trained), "--transfer"], ["--transfer --compare"])):
         with pytest.raises(SystemExit):
             command(tmp_path, *arguments)
         refused(capsys, *words)
@@ -196,13 +197,13 @@ def test_a_finished_run_is_read_again_and_not_overwritten(trained, tmp_path, cap
     assert (run / "experts" / "seed0" / "mechanism.pt").read_bytes() == before
     with pytest.raises(SystemExit):
         train(run)
-    refused(capsys, "already holds a training", "--resume")
+    refused(capsys, "--resume --overwrite")
     with pytest.raises(SystemExit):
         command(run, *DIGITS, "--transforms", "left", "--experts", "2", "--steps", "2", "--resume")
-    refused(capsys, "belongs to another graph", "begun with transformed-mnist", "transforms=right,invert", "transforms=left")
+    refused(capsys, "transformed-mnist", "transforms=right,invert", "transforms=left")
     with pytest.raises(SystemExit):
         train(run, "--resume", "--overwrite")
-    refused(capsys, "--resume continues", "--overwrite throws it away")
+    refused(capsys, "--resume", "--overwrite")
     assert (run / "experts" / "seed0" / "mechanism.pt").read_bytes() == before
     command(run, *DIGITS, "--transforms", "right,invert", "--experts", "2", "--resume")  # the budget is that of the training
     assert load(run / "experts" / "seed0" / "mechanism.pt")["step"] == 6
@@ -234,7 +235,7 @@ def test_experts_that_were_stopped_are_warned_of(trained, tmp_path):
     run = tmp_path / "run"
     shutil.copytree(trained, run)
     write_json(path := run / "experts" / "seed0" / "config.json", {"training": {**read_json(path)["training"], "steps": 60}})
-    with pytest.warns(UserWarning, match="stopped after 6 of 60 updates"):
+    with pytest.warns(UserWarning, match=naming(run, "6 60 --resume")):
         command(run, "--apply", str(folder_of_images(tmp_path / "in")))
 
 
@@ -242,10 +243,10 @@ def test_seeds_that_were_trained_otherwise_are_not_transferred(trained, tmp_path
     run, folder = tmp_path / "run", str(folder_of_images(tmp_path / "in"))
     shutil.copytree(trained, run)
     train(run, "--seed", "4", "--penalty", "0")
-    with pytest.warns(UserWarning, match="seeds 4 of .* were trained otherwise than seed 0"):
+    with pytest.warns(UserWarning, match=naming("4 seed 0 --seed")):
         command(run, "--transfer-from", folder)
     assert set(read_json(run / "experts" / "transfer-in.json")["seeds"]) == {"0", "1"}
-    with pytest.warns(UserWarning, match="seeds 0, 1 of .* than seed 4"):
+    with pytest.warns(UserWarning, match=naming("0, 1 seed 4 --seed")):
         command(run, "--transfer-from", folder, "--seed", "4")
     assert set(read_json(run / "experts" / "transfer-in.json")["seeds"]) == {"4"}
 
@@ -276,7 +277,7 @@ def test_transformed_digits_are_padded_with_their_edges(trained, tmp_path):
 def test_sizes_that_do_not_suit_are_refused(trained, tmp_path, capsys):
     with pytest.raises(SystemExit):
         command(trained, "--apply", str(folder_of_images(tmp_path / "in", 2, 20)), "--out", str(tmp_path / "out"))
-    refused(capsys, "have 20 × 20 pixels", "take 32 × 32 or 28 × 28", "crop or resize these")
+    refused(capsys, 20, 32, 28)
     assert not (tmp_path / "out").exists()
 
 
@@ -297,7 +298,7 @@ def test_sizes_are_changed_where_training_changed_them(tmp_path, capsys, resized
     else:
         with pytest.raises(SystemExit):
             command(tmp_path / "run", *arguments)
-        refused(capsys, "have 20 × 20 pixels", "take 16 × 16, and")
+        refused(capsys, 20, 16)
 
 
 def test_the_seed_and_the_device_that_are_asked_for(trained, tmp_path, capsys, monkeypatch):
@@ -312,7 +313,7 @@ def test_the_seed_and_the_device_that_are_asked_for(trained, tmp_path, capsys, m
     assert asked == ["cpu", "cpu"]
     with pytest.raises(SystemExit):
         command(trained, "--apply", str(folder), "--out", str(tmp_path / "out"), "--seed", "7")
-    refused(capsys, "no experts of seed 7", "of 0, 1")
+    refused(capsys, "7", "0, 1")
     run = tmp_path / "run"
     shutil.copytree(trained, run)
     shutil.rmtree(run / "experts" / "seed0")
@@ -325,7 +326,7 @@ def test_names_that_would_be_written_twice(trained, tmp_path, capsys):
         save(np.zeros((32, 32), np.uint8), tmp_path / "in" / name)
     with pytest.raises(SystemExit):
         command(trained, "--apply", str(tmp_path / "in"), "--out", str(tmp_path / "out"))
-    refused(capsys, "in/a.jpg and ", "in/a.png would both be written as a.png")
+    refused(capsys, tmp_path / "in/a.jpg", tmp_path / "in/a.png")
     assert not (tmp_path / "out").exists()
 
 
@@ -354,7 +355,7 @@ def test_digits_that_the_run_did_not_keep_are_left_out(tmp_path, monkeypatch):
     assert found["images"] == 182 + 181 and "accuracy_restored" in found["over_seeds"]  # scikit-learn's ones and sixes
     monkeypatch.setattr("mechanisms.experts.transfer._digits_of", lambda run, dataset: None)
     monkeypatch.setattr("mechanisms.experts.transfer.another_hand", lambda shape: (torch.full((5, *shape), 0.9), torch.arange(5)))
-    with pytest.warns(UserWarning, match=r"^scikit-learn's digits: images are bright \(0.90"):
+    with pytest.warns(UserWarning, match=naming("scikit-learn's 0.90 0.05")):
         command(run, "--transfer")
     found = read_json(run / "experts" / "transfer-digits.json")
     assert found["images"] == 5 and "accuracy_restored" not in found["over_seeds"] and "error_restored" in found["over_seeds"]
@@ -377,7 +378,7 @@ def test_folders_named_like_transformations_do_not_run_them(tmp_path, capsys):
     capsys.readouterr()
     with pytest.raises(SystemExit):
         command(run, "--transfer")
-    refused(capsys, "trained on unpaired-folders", "does not say by which functions", "--apply FOLDER")
+    refused(capsys, "unpaired-folders", "--apply FOLDER")
     assert not list((run / "experts").glob("transfer*"))
 
 
@@ -390,7 +391,7 @@ def test_other_clothes_in_idx_files(trained, tmp_path, monkeypatch):
     monkeypatch.setattr("datasets.files.elsewhere.AT_MOST", 12)
     run = tmp_path / "run"
     shutil.copytree(trained, run)
-    with pytest.warns(UserWarning, match=f"^{tmp_path}: images are bright"):
+    with pytest.warns(UserWarning, match=naming(tmp_path, "0.61 0.08")):
         command(run, "--transfer-from", str(tmp_path))
     assert read_json(run / "experts" / f"transfer-{tmp_path.name}.json")["images"] == 12
 
@@ -419,15 +420,15 @@ def test_the_file_of_ones_own_that_the_docs_show(tmp_path):
 # ---------------------------------------------------------------------------------------------------- refusals
 @pytest.mark.parametrize("arguments, words", [
     (["--experts", "500", "--steps", "1"], ["--experts 500", "--batch-size 8"]), (["--experts", "0", "--steps", "1"], ["--experts 0"]),
-    (["--transforms", ",", "--steps", "1"], ["transforms ','", "before the first comma"]),
+    (["--transforms", ",", "--steps", "1"], ["transforms ','", "','"]),
     (["--transforms", "upwards"], ["unknown", "upwards", "invert"]),
-    (["--digits", "x"], ["unknown 'x'", "0, 1, 2"]), (["--seeds", "0"], ["--seeds 0"]),
-    (["--dataset", "coloredmnist"], ["no canonical images"]),
-    (["--dataset", "unpaired-folders"], ["needs --data-dir"]), (["--apply", "nowhere"], ["has no experts yet", "python -m mechanisms.exp"]),
-    (["--transfer"], ["has no experts yet", "python -m mechanisms.exp"]), (["--apply", ".", "--transfer"], ["one at a time"]),
+    (["--digits", "x"], ["'x'", "0, 1, 2"]), (["--seeds", "0"], ["--seeds 0"]),
+    (["--dataset", "coloredmnist"], ["coloredmnist"]),
+    (["--dataset", "unpaired-folders"], ["--data-dir"]), (["--apply", "nowhere"], ["mechanisms.experts --run"]),
+    (["--transfer"], ["mechanisms.experts --run"]), (["--apply", ".", "--transfer"], ["--apply", "--transfer"]),
     (["--expert", "oracle"], ["oracle", "residual"]), (["--penalty", "-1"], ["--penalty -1.0"]),
     (["--keep", "best"], ["--keep best", "--steps"]), (["--patience", "3"], ["--patience"]),
-    (["--option", "train_digits=4", "--experts", "40", "--batch-size", "50", "--transforms", "right"], ["the 2 training images"])])
+    (["--option", "train_digits=4", "--experts", "40", "--batch-size", "50", "--transforms", "right"], ["2"])])
 def test_what_makes_no_sense_is_refused_in_one_line(tmp_path, capsys, arguments, words):
     with pytest.raises(SystemExit) as stop:
         command(tmp_path / "run", *(["--experts", "2"] if "--experts" not in arguments else []), *arguments)
@@ -440,7 +441,7 @@ def test_canonical_images_that_are_the_transformed_ones(tmp_path, capsys):
         folder_of_images(tmp_path / name, 20, 16)
     with pytest.raises(SystemExit):
         command(tmp_path / "run", "--dataset", "unpaired-folders", "--data-dir", str(tmp_path), "--experts", "2", "--steps", "1")
-    refused(capsys, "canonical ones, byte for byte", "nothing to invert")
+    refused(capsys, "20 canonical/ transformed/")
 
 
 class Same(UnpairedDataset):
@@ -468,7 +469,7 @@ class Same(UnpairedDataset):
 
 @pytest.mark.parametrize("lazy", [False, True])
 def test_pairs_are_found_in_any_order_and_split(lazy):
-    with pytest.raises(UserError, match=r"1500 of 1500 transformed images of Same are canonical ones, byte for byte"):
+    with pytest.raises(UserError, match=naming("1500 Same canonical/ transformed/")):
         check_apart(Same(lazy))
     check_apart(Same(lazy, apart=260))
     assert len({Same(lazy).training_fingerprint, Same(lazy, apart=1).training_fingerprint}) == 2
@@ -485,7 +486,7 @@ def test_resuming_with_other_canonical_images_is_refused(tmp_path, capsys):
         save(np.asarray(Image.open(path)) // 2, path)
     with pytest.raises(SystemExit):
         command(tmp_path / "run", *arguments, "--resume")
-    refused(capsys, "belongs to other training images", "another --run")
+    refused(capsys, "unpaired-folders", "--run")
 
 
 def test_images_of_different_sizes_to_apply(trained, tmp_path, capsys):
@@ -493,14 +494,14 @@ def test_images_of_different_sizes_to_apply(trained, tmp_path, capsys):
     Image.new("L", (20, 20)).save(tmp_path / "zz.png")
     with pytest.raises(SystemExit):
         command(trained, "--apply", str(tmp_path), "--out", str(tmp_path / "out"))
-    refused(capsys, "different sizes in one folder", "zz.png")
+    refused(capsys, "32 zz.png 20")
 
 
 def test_what_is_read_is_not_written_over(trained, tmp_path, capsys):
     before = {path.name: path.read_bytes() for path in folder_of_images(tmp_path, 2, 32).iterdir()}
     with pytest.raises(SystemExit):
         command(trained, "--apply", str(tmp_path), "--out", str(tmp_path / "x" / ".."))
-    refused(capsys, "--out", "is the folder that is read")
+    refused(capsys, "--out", tmp_path)
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
 
 
@@ -520,7 +521,7 @@ def test_weights_that_are_not_finite_stop_the_training_and_keep_the_state(tmp_pa
             return terms | {"loss": terms["loss"] * float("nan")} if self.calls > 6 and self.training else terms
 
     settings = TrainingConfig(**{**vars(DEFAULTS), "steps": 100, "batch_size": 4, "device": "cpu", "validations": 50, "validation_rows": 8})
-    with pytest.raises(RunError, match="diverged at step 55.*lower --learning-rate.*Weights of step"):
+    with pytest.raises(RunError, match=naming(55, tmp_path / "x" / "seed0", "--learning-rate")):
         fit(Broken(model), rows, rows, settings, tmp_path / "x" / "seed0", model.describe(), RunOptions(), Hooks(kept=model))
     kept = load(tmp_path / "x" / "seed0" / "mechanism.pt", "experts")
     assert kept["diverged"] == 55 and all(torch.isfinite(v).all() for v in kept["weights"].values())

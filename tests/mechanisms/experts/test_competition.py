@@ -27,6 +27,7 @@ from mechanisms.experts.model import Experts
 from mechanisms.experts.networks import EXPERTS, Discriminator, bounded
 from mechanisms.experts.options import ExpertsConfig
 from mechanisms.training.noise import Noise
+from tests.errors import naming
 
 ROOT = Path(__file__).resolve().parents[3]
 GREY, COLOUR = (1, 16, 16), (3, 16, 16)
@@ -102,7 +103,7 @@ def test_a_bounded_value_can_come_back_but_not_go_further_out():
 
 @pytest.mark.parametrize("shape", [(2, 16, 16), (1, 18, 16), (1, 16, 30), (1, 4, 4)])
 def test_shapes_that_do_not_suit(shape):
-    with pytest.raises(UserError, match="do not suit experts"):
+    with pytest.raises(UserError, match=naming(shape[0], shape[1], shape[2], "8 4 --option size=64")):
         Experts(shape, SMALL)
 
 
@@ -128,11 +129,11 @@ def test_the_winner_is_the_expert_whose_output_scores_highest(kind):
 
 
 @pytest.mark.parametrize("x, message", [
-    (torch.zeros(2, 1, 8, 8), "these experts take"), (torch.zeros(1, 16, 16), "these experts take"),
-    (torch.full((1, 1, 16, 16), 255.0), "divide bytes by 255"), (torch.full((1, 1, 16, 16), float("nan")), "without NaN"),
-    (torch.zeros(1, 1, 16, 16, dtype=torch.uint8), "floats in"), (np.zeros((1, 1, 16, 16)), "a tensor, not ndarray")])
+    (torch.zeros(2, 1, 8, 8), "(2, 1, 8, 8) (B, 1, 16, 16)"), (torch.zeros(1, 16, 16), "(1, 16, 16) (B, 1, 16, 16)"),
+    (torch.full((1, 1, 16, 16), 255.0), "[0, 1] 255"), (torch.full((1, 1, 16, 16), float("nan")), "NaN"),
+    (torch.zeros(1, 1, 16, 16, dtype=torch.uint8), "[0, 1] 255"), (np.zeros((1, 1, 16, 16)), "ndarray torch.as_tensor")])
 def test_images_that_cannot_be_inverted(x, message):
-    with pytest.raises(UserError, match=message):
+    with pytest.raises(UserError, match=naming(message)):
         made().experts.invert(x)
 
 
@@ -226,7 +227,7 @@ def test_nobody_trains_a_discriminator_before_experts_compete():
     model = made(replace(SMALL, expert="cnn"))
     terms = model(batch(), Noise(0), 0.0)
     assert terms["discriminator"].abs().max() == 0
-    with pytest.warns(UserWarning, match="do not reproduce their input well enough.*--identity-share"):
+    with pytest.warns(UserWarning, match=naming("--identity-error 0.002 --identity-share 0.3")):
         assert model(batch(), Noise(0), 0.5)["discriminator"].min() > 0
 
 
@@ -323,10 +324,10 @@ def test_others_first_reproduce_their_input():
 
 
 @pytest.mark.parametrize("given, message", [
-    ({"experts": 0}, "must lie between 1 and --batch-size 48"), ({"experts": 49}, "most win nothing"), ({"width": 0}, "--width 0"),
-    ({"penalty": -1.0}, "--penalty -1.0"), ({"free": 1.5}, "--free 1.5 must lie in"), ({"beta": float("nan")}, "--beta nan")])
+    ({"experts": 0}, "1 --batch-size 48"), ({"experts": 49}, "--experts 49 1 --batch-size 48"), ({"width": 0}, "--width 0"),
+    ({"penalty": -1.0}, "--penalty -1.0"), ({"free": 1.5}, "--free 1.5"), ({"beta": float("nan")}, "--beta nan")])
 def test_settings_that_make_no_sense(given, message):
-    with pytest.raises(UserError, match=message):
+    with pytest.raises(UserError, match=naming(message)):
         ExpertsConfig(**given).check(48)
 
 
@@ -408,7 +409,7 @@ def test_a_discriminator_that_wins_outright_is_named(tmp_path):
     log(5.0)
     (won,) = warnings_of(tmp_path, [0.5, 0.5])
     assert "won outright" in won and "Raise --penalty" in won
-    with pytest.warns(UserWarning, match="won outright.*--penalty.*stop"):
+    with pytest.warns(UserWarning, match=naming("--penalty --instance-noise --discriminator-width --spectral")):
         warn_if_won({"experts": 5.0})
     with warnings.catch_warnings(action="error"):
         warn_if_won({"experts": 0.9})

@@ -19,6 +19,7 @@ from mechanisms.image.likelihood import ChannelAutoregression, DiscretizedGaussi
 from mechanisms.image.logistic import BACKGROUND, BREADTH, LogisticMixture
 from mechanisms.image.readout import BilinearReadout, MixtureReadout, make_readout
 from mechanisms.training.noise import Noise
+from tests.errors import naming
 
 LEVELS = torch.arange(256.0) / 255 * 2 - 1
 QUARTER_LEVEL = 0.5 / 255  # on the [-1, 1] scale
@@ -508,5 +509,5 @@ def test_half_precision_leaves_the_pixels_alone(kind):
 
 
 def test_unknown_likelihoods_are_refused():
-    with pytest.raises(UserError, match="unknown likelihood 'poisson'; valid are gaussian, logistic-mixture"):
+    with pytest.raises(UserError, match=naming("'poisson' gaussian logistic-mixture")):
         make_readout(replace(ImageConfig(), likelihood="poisson"), 6, 3, 1)

@@ -13,6 +13,7 @@ from datasets.errors import UserError
 from mechanisms.image.config import PRESETS, ImageConfig
 from mechanisms.image.vae import VAE
 from mechanisms.training.noise import Noise
+from tests.errors import naming
 
 ROWS = 8
 TINY = ImageConfig(encoder="4b1,1b1", decoder="1b1,4b2", widths="4:8,1:16", patch=4, z_dim=3, embedding=12)
@@ -59,7 +60,7 @@ def test_reference_topology_fits():
 
 @pytest.mark.parametrize("decoder", ["4b1", "4b2"])
 def test_a_decoder_without_resolution_1_is_refused(decoder):
-    with pytest.raises(UserError, match="a VAE has one latent vector: its decoder starts at resolution 1, not 4"):
+    with pytest.raises(UserError, match=naming("VAE decoder 1 4")):
         VAE(graph(), replace(TINY, decoder=decoder))
 
 
