@@ -145,22 +145,24 @@ def train_attributes(dataset: CausalDataset, options: Options) -> None:
 
 
 def train_image(dataset: CausalDataset, options: Options) -> None:
-    from mechanisms import train
+    from mechanisms.image import fit
+    from mechanisms.image import options as train
     from mechanisms.image.registry import FOLDER
 
     training = replace(train.DEFAULTS, seed=options.seed, device=options.device, precision=options.precision,
                        **({"steps": 6, "validations": 2} if options.smoke else {"minutes": options.minutes}))
-    _train(FOLDER, training, options, lambda where: train.train_image(dataset, train.Options(options.data, where, training)))
+    _train(FOLDER, training, options, lambda where: fit.train_image(dataset, options.data, where, training))
 
 
 def train_predictors(dataset: CausalDataset, options: Options) -> None:
-    from mechanisms import predictors
+    from mechanisms.anticausal import fit
+    from mechanisms.anticausal import options as predictors
     from mechanisms.anticausal.model import FOLDER
 
     training = replace(predictors.DEFAULTS, seed=options.seed, device=options.device, validations=2, ema=0.99,
                        **({"steps": 6} if options.smoke else {"minutes": _PREDICTOR_MINUTES}))
-    _train(FOLDER, training, options, lambda where: predictors.train_predictors(
-        dataset, predictors.Options(options.data, where, training, renderings=1)))
+    _train(FOLDER, training, options, lambda where: fit.train_predictors(
+        dataset, options.data, where, training, renderings=1))
 
 
 def _train(folder: str, training: TrainingConfig, options: Options, fit: Callable[[RunOptions], nn.Module]) -> None:

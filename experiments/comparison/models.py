@@ -22,8 +22,9 @@ from experiments.comparison.bounds import Identity, Truth
 from experiments.comparison.options import Options
 from experiments.comparison.supervised import FOLDER as SUPERVISED
 from experiments.comparison.supervised import Supervised, train_supervised
-from mechanisms import train as image
 from mechanisms.anticausal.model import FOLDER as PREDICTORS
+from mechanisms.image.fit import train_image
+from mechanisms.image.options import DEFAULT_MINUTES
 from mechanisms.image.registry import FOLDER as IMAGE
 from mechanisms.runs.files import RunError, replacing
 from mechanisms.runs.folder import claim
@@ -73,7 +74,7 @@ class Entry:
     def training(self) -> TrainingConfig:
         """The common training with this budget and this seed."""
         given = self.options.training
-        given = replace(given, minutes=self.minutes) if self.minutes else given.or_budget(minutes=image.DEFAULT_MINUTES)
+        given = replace(given, minutes=self.minutes) if self.minutes else given.or_budget(minutes=DEFAULT_MINUTES)
         return replace(given, seed=self.seed)
 
     @property
@@ -133,7 +134,7 @@ def mechanism(name: str, **changes: Any) -> Callable[[Entry], Model]:
     def train(entry: Entry) -> Model:
         entry.adopt()
         config = replace(entry.options.config, **changes)
-        image.train_image(entry.dataset, image.Options(entry.options.data, entry.into(IMAGE), entry.training, name, config=config))
+        train_image(entry.dataset, entry.options.data, entry.into(IMAGE), entry.training, name, config)
         return merged(entry)
 
     return train

@@ -10,7 +10,7 @@ from datasets.options import DataOptions
 from datasets.ranges import AtLeastOne, Draws, Positive, Range, Sample, Seeds, check_ranges, within
 from datasets.words import listed_numbers
 from mechanisms.image.config import ImageConfig
-from mechanisms.train import DEFAULT_MINUTES, DEFAULTS
+from mechanisms.image.options import DEFAULT_MINUTES, DEFAULTS
 from mechanisms.training.config import TrainingConfig
 
 Jobs = within(1, 1024)

@@ -28,9 +28,10 @@ from experiments.comparison.models import ATTRIBUTES_OF_SEEDS, CONTESTANTS, QUES
 from experiments.comparison.options import Options
 from experiments.comparison.supervised import true_pairs
 from experiments.comparison.table import Report, Trained
-from mechanisms import predictors
+from mechanisms.anticausal.fit import train_predictors
 from mechanisms.anticausal.model import FOLDER as PREDICTORS
 from mechanisms.anticausal.model import load_predictors
+from mechanisms.anticausal.options import DEFAULTS as PREDICTOR_TRAINING
 from mechanisms.runs.files import MetricsLog, RunError, load, read_json, replacing, write_json
 from mechanisms.training.config import RunOptions
 from mechanisms.training.devices import find_device
@@ -112,12 +113,12 @@ def share(options: Options, dataset: CausalDataset, entries: Sequence[Entry]) ->
     common = {"device": options.training.device, "validation_rows": options.training.validation_rows}
     if not _trained(options.run / PREDICTORS, options.predictor_steps):
         resume = (options.run / PREDICTORS / CHECKPOINT).exists()
-        training = replace(predictors.DEFAULTS, steps=options.predictor_steps, seed=options.training.seed, **common)
-        predictors.train_predictors(dataset, predictors.Options(options.data, RunOptions(options.run, resume=resume), training))
+        training = replace(PREDICTOR_TRAINING, steps=options.predictor_steps, seed=options.training.seed, **common)
+        train_predictors(dataset, options.data, RunOptions(options.run, resume=resume), training)
     if any(entry.contestant.after for entry in entries) and not _trained(options.run / TEACHERS / PREDICTORS, options.predictor_steps):
         where = RunOptions(options.run / TEACHERS, resume=(options.run / TEACHERS / PREDICTORS / CHECKPOINT).exists())
-        training = replace(predictors.DEFAULTS, steps=options.predictor_steps, seed=options.training.seed + 1_000, **common)
-        predictors.train_predictors(dataset, predictors.Options(options.data, where, training))
+        training = replace(PREDICTOR_TRAINING, steps=options.predictor_steps, seed=options.training.seed + 1_000, **common)
+        train_predictors(dataset, options.data, where, training)
     for seed in sorted({entry.seed for entry in entries if entry.contestant.trained}):
         run = options.run / ATTRIBUTES_OF_SEEDS / f"seed-{seed}"
         if not _trained(run / attributes.FOLDER, attributes.DEFAULT_STEPS):

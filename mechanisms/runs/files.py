@@ -12,7 +12,7 @@ import json
 import os
 import platform
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from importlib.metadata import version
 from pathlib import Path
 from types import MappingProxyType
@@ -86,8 +86,12 @@ def understanding(path: Path, remedy: str = "") -> Iterator[None]:
         raise damaged(path, reason or type(error).__name__, remedy) from error
 
 
-def rebuilt(path: Path, build: Callable[[], Module], weights: Mapping[str, torch.Tensor] | None, remedy: str = "") -> Module:
+def rebuilt(path: Path, build: Callable[[], Module], weights: Mapping[str, torch.Tensor] | None, remedy: str = "",
+            rehearse: bool = True) -> Module:
     """``build()`` with the ``weights`` that the file ``path`` holds; built without memory first, to see that they fit.
+
+    Args:
+        rehearse: whether to build without memory first, which code of others may not be able to.
 
     Raises:
         RunError: for weights of other names or shapes, before anything of their size is allocated.
@@ -95,14 +99,15 @@ def rebuilt(path: Path, build: Callable[[], Module], weights: Mapping[str, torch
     if not isinstance(weights, dict) or not all(isinstance(value, torch.Tensor) for value in weights.values()):
         raise damaged(path, "it lacks weights", remedy)
     with understanding(path, remedy):
-        with torch.device("meta"):
-            wanted = {name: tuple(value.shape) for name, value in build().state_dict().items()}
+        with torch.device("meta") if rehearse else nullcontext():
+            module = build()
+        wanted = {name: tuple(value.shape) for name, value in module.state_dict().items()}
         held = {name: tuple(value.shape) for name, value in weights.items()}
         if apart := [name for name in {**wanted, **held} if wanted.get(name) != held.get(name)]:
             name = apart[0]
             raise damaged(path, f"its weights do not fit what it describes ({name}: {held.get(name, 'none')} there, "
                                 f"{wanted.get(name, 'none')} due)", remedy)
-        module = build()
+        module = build() if rehearse else module
         module.load_state_dict(weights)
     return module
 

@@ -9,7 +9,6 @@ from typing import Literal, get_type_hints
 
 import numpy as np
 import pytest
-from test_layout import COMMANDS
 
 from datasets.errors import UserError
 from datasets.ranges import Draws, Positive, Range, Share, check_ranges, within
@@ -24,6 +23,7 @@ from mechanisms.image.config import ImageConfig
 from mechanisms.runs.command import run_command
 from mechanisms.training.config import TrainingConfig
 from pgm.scm import AttributeConfig
+from tests.test_layout import COMMANDS
 
 CONFIGS = (TrainingConfig, ImageConfig, PredictorConfig, AttributeConfig, FinetuneConfig, EvaluationConfig, ExpertsConfig, ClassifierConfig,
            TrainingFlags, *{kind.settings for kind in ALGORITHMS.values()})
