@@ -5,7 +5,6 @@ Abduction is exact, and so is the likelihood. What no cause explains, such as wh
     python -m pgm.train --dataset docs/my_scm.py --run runs/mine
     python -m mechanisms.train --dataset docs/my_scm.py --run runs/mine --mechanism docs/my_mechanism.py:Pixelwise --set width=128
 """
-import math
 from dataclasses import dataclass
 
 import torch
@@ -37,7 +36,7 @@ class Pixelwise(ImageMechanism):
 
     def __init__(self, graph, config=None):
         super().__init__(graph, config)
-        inputs, hidden, outputs = sum(v.width for v in self.parents), self.config.width, 2 * math.prod(graph.image.shape)
+        inputs, hidden, outputs = sum(v.width for v in self.parents), self.config.width, 2 * torch.Size(graph.image.shape).numel()
         self.network = nn.Sequential(nn.Linear(inputs, hidden), nn.SiLU(), nn.Linear(hidden, outputs))
 
     def normal(self, parents, rows):  # self.encode: the causes as numbers about 0, one row each
@@ -53,6 +52,7 @@ class Pixelwise(ImageMechanism):
         return Residual(((images - normal.loc) / normal.scale).repeat(draws, 1, 1, 1))
 
     def predict(self, noise, parents, temperature=1.0, effect="total"):  # 5. The images that u makes under other causes
+        self.check_effect(effect)
         normal = self.normal(parents, len(noise))
         return (normal.loc + temperature * normal.scale * noise.u).clamp(0, 1)
 

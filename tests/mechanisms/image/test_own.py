@@ -155,11 +155,11 @@ def test_the_command_refuses(tmp_path, capsys, arguments, told):
 # ---------------------------------------------------------------------------------------------------- files that do not work
 @pytest.mark.parametrize(("before", "after", "told"), [
     ("class Pixelwise", "class Other", r"has no function 'Pixelwise'; it has .*Other"),
-    ("import math", "import no_such_module_of_mine", r"mine.py, line \d+ .*it cannot be run: ModuleNotFoundError"),
+    ("from torch import nn", "import no_such_module_of_mine", r"mine.py, line \d+ .*it cannot be run: ModuleNotFoundError"),
     ("super().__init__(graph, config)", "pass", r"mine.py, line \d+ .*Pixelwise fails: "),
     ("def predict(", "def foretell(", r"Pixelwise fails: TypeError: Can't instantiate abstract class Pixelwise"),
     ("class Pixelwise(ImageMechanism)", "class Pixelwise(nn.Module)", "Pixelwise fails"),
-    ("-self.normal(batch", "math.nan - self.normal(batch", r"forward\(batch, noise, progress\)\['loss'\] is not finite"),
+    ("-self.normal(batch", "float('nan') - self.normal(batch", r"forward\(batch, noise, progress\)\['loss'\] is not finite"),
     ('"free_energy": energy', '"other": energy', "and no 'free_energy'; add it, or say bounded = False"),
     ('{"loss": energy, "free_energy": energy}', "energy", "forward.* returns a Tensor; expected terms by name"),
     (".sum((1, 2, 3))", ".sum()", r"\['loss'\] has shape \(\); expected \(2,\)"),
