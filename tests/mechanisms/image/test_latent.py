@@ -290,11 +290,12 @@ def test_effects_that_cannot_be_had(case):
 
 # ---------------------------------------------------------------------------------------------------- configurations
 @pytest.mark.parametrize("changes, message", [
-    ({"prior": "posterior"}, "unknown prior 'posterior'; valid are exogenous, mediator"),
-    ({"likelihood": "laplace"}, "unknown likelihood 'laplace'; valid are gaussian, logistic-mixture"),
-    ({"mixing": 1.01}, r"mixing=1.01 must lie in \[0, 1\]"), ({"mixing": -0.1}, "mixing=-0.1"), ({"mixing": float("nan")}, "mixing=nan"),
-    ({"components": 0}, "components=0 must be at least 1"), ({"z_dim": 0}, "z_dim=0 must be at least 1"),
-    ({"beta": -1.0}, "beta=-1.0 must not be negative"), ({"free_bits": float("nan")}, "free_bits=nan must not be negative"),
+    ({"prior": "posterior"}, "--prior posterior is unknown; valid are exogenous, mediator"),
+    ({"likelihood": "laplace"}, "--likelihood laplace is unknown; valid are gaussian, logistic-mixture"),
+    ({"mixing": 1.01}, r"--mixing 1.01 must lie in \[0, 1\]"), ({"mixing": -0.1}, "--mixing -0.1"), ({"mixing": float("nan")}, "--mixing nan"),
+    ({"components": 0}, "--components 0 must lie in"), ({"z_dim": 0}, "--z-dim 0 must lie in"),
+    ({"beta": -1.0}, "--beta -1.0 must not be negative"),
+    ({"free_bits": float("nan")}, "--free-bits nan must not be negative"),
 ])
 @pytest.mark.parametrize("name", LATENT)
 def test_configurations_that_make_no_sense(name, changes, message):
