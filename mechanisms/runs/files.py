@@ -201,30 +201,6 @@ def weights_fingerprint(*modules: torch.nn.Module) -> str:
     return digest.hexdigest()[:16]
 
 
-@contextmanager
-def waiting(path: Path) -> Iterator[None]:
-    """Held by one process at a time: who comes second waits, and finds what the first has written.
-
-    Args:
-        path: an empty file in the folder that is written to; the folder is made.
-
-    Raises:
-        RunError: where nothing can be written there.
-    """
-    with _opened(path) as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
-
-
-def _opened(path: Path) -> IO[str]:
-    """A file to lock, held open for as long as the lock is."""
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        return open(path, "w")
-    except OSError as error:
-        raise RunError(f"cannot write into {path.parent}: {error}. Choose another --run") from error
-
-
 def write_json(path: Path, value: Any) -> None:
     with replacing(path) as temporary:
         temporary.write_text(json.dumps(value, indent=2, default=str) + "\n", encoding="utf-8")
@@ -309,19 +285,3 @@ class MetricsLog:
             raise damaged(path, "it has no rows", "Restore a copy of it, or train anew with --overwrite")
         return rows[-1]
 
-
-@contextmanager
-def locked(folder: Path) -> Iterator[None]:
-    """Holds ``folder`` for one training; the lock goes with the process, however that ends.
-
-    Raises:
-        RunError: if another process trains into it, or it cannot be written.
-    """
-    with _opened(folder / ".lock") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise RunError(f"another training is writing into {folder}; wait for it, or choose another --run") from None
-        for left in folder.glob(".*.tmp"):  # by a training that was killed while it wrote
-            left.unlink(missing_ok=True)
-        yield

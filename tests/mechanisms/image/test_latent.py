@@ -292,7 +292,8 @@ def test_effects_that_cannot_be_had(case):
 @pytest.mark.parametrize("changes, message", [
     ({"prior": "posterior"}, "--prior posterior is unknown; valid are exogenous, mediator"),
     ({"likelihood": "laplace"}, "--likelihood laplace is unknown; valid are gaussian, logistic-mixture"),
-    ({"mixing": 1.01}, r"--mixing 1.01 must lie in \[0, 1\]"), ({"mixing": -0.1}, "--mixing -0.1"), ({"mixing": float("nan")}, "--mixing nan"),
+    ({"mixing": 1.01}, r"--mixing 1.01 must lie in \[0, 1\]"), ({"mixing": -0.1}, "--mixing -0.1"),
+    ({"mixing": float("nan")}, "--mixing nan"),
     ({"components": 0}, "--components 0 must lie in"), ({"z_dim": 0}, "--z-dim 0 must lie in"),
     ({"beta": -1.0}, "--beta -1.0 must not be negative"),
     ({"free_bits": float("nan")}, "--free-bits nan must not be negative"),

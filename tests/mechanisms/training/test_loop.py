@@ -667,7 +667,7 @@ def options_of(folder: str):
     (["--precision", "fp16"], 2, "bf16"),
     ([*DATA, "--option", "sizes=3"], 2, "no option 'sizes'; valid are size"),
     ([*DATA, "--steps", "3", "--epochs", "1"], 2, "give exactly one budget"),
-    ([*DATA, "--batch_size", "-1"], 2, "--batch-size -1 must be positive"),
+    ([*DATA, "--batch_size", "-1"], 2, "--batch-size -1 must be at least 1"),
 ])
 def test_mistakes_on_the_command_line(tmp_path, capsys, folder, arguments, status, message):
     options, main = options_of(folder)
