@@ -105,6 +105,7 @@ class CausalDataset:
         border: rows and columns of constant padding on each side of an image, which scores leave out.
         label: the discrete attribute that classifiers predict; empty where there is no such task.
         spurious: attributes that go with the label in training, but must not matter to a classifier.
+        lookalike: another data set of almost the same name, which messages about this one mention.
         recipes: algorithm → settings that were published for this data set, as plain values; see :mod:`experiments.train`.
     """
 
@@ -114,11 +115,12 @@ class CausalDataset:
     border: ClassVar[int] = 0
     label: ClassVar[str] = ""
     spurious: ClassVar[tuple[str, ...]] = ()
+    lookalike: ClassVar[str] = ""
     recipes: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
 
     def __post_init__(self) -> None:
         if is_dataclass(self):
-            check_ranges(self, lambda option, value: f"{self.title}: {option}={value}", SchemaError)
+            check_ranges(self, lambda option, value: f"{self.named_apart}: {option}={value}", SchemaError)
 
     # ------------------------------------------------------------------------------------------------ to provide
     def load(self, split: str) -> Mapping[str, Any]:
@@ -137,7 +139,7 @@ class CausalDataset:
         Raises:
             SchemaError: where the process is not known, or the intervention has no image truth.
         """
-        raise SchemaError(f"{self.title} does not know its own process, so it has no true counterfactuals")
+        raise SchemaError(f"{self.named_apart} does not know its own process, so it has no true counterfactuals")
 
     def true_worlds(self, split: str, index: Tensor, do: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """:meth:`true_counterfactual` of many rows, made some thousand at a time."""
@@ -203,12 +205,12 @@ class CausalDataset:
         index = torch.as_tensor(index).reshape(-1).long().cpu()
         if len(index) and not 0 <= int(index.min()) <= int(index.max()) < len(rows):
             raise SchemaError(f"rows {int(index.min())}..{int(index.max())}: no such row in the {split} split of "
-                              f"{self.title}, which has {len(rows)}")
+                              f"{self.named_apart}, which has {len(rows)}")
         observed = rows.batch(index)
         for name, value in do.items():
             if name not in self.true_images_under:
                 known = ", ".join(self.true_images_under)
-                raise SchemaError(f"do({self.schema[name].name}) has no true image in {self.title}; only {known} have")
+                raise SchemaError(f"do({self.schema[name].name}) has no true image in {self.named_apart}; only {known} have")
             value = self.schema[name].check(value, "do")
             if len(value) not in (1, len(index)):
                 raise SchemaError(f"do({name}) has {len(value)} values for {len(index)} rows; give one, or one a row")
@@ -223,7 +225,7 @@ class CausalDataset:
         """
         if (found := self.subjects(split)) is None:
             return None
-        where, rows = f"subjects({split!r}) of {self.title}", len(self.split(split))
+        where, rows = f"subjects({split!r}) of {self.named_apart}", len(self.split(split))
         found = identities(found, where, "")
         if len(found) != rows:
             raise SchemaError(f"{where} has {len(found)} rows; the split has {rows}: return one subject for each")
@@ -232,6 +234,11 @@ class CausalDataset:
     @property
     def title(self) -> str:
         return self.name or type(self).__name__
+
+    @property
+    def named_apart(self) -> str:
+        """:attr:`title` for messages: with the data set that it is easily taken for."""
+        return apart(self.title, type(self))
 
     @cached_property
     def training_fingerprint(self) -> str:
@@ -250,12 +257,12 @@ class CausalDataset:
         try:
             graph = Graph(self.variables)
         except SchemaError as error:
-            raise SchemaError(f"{self.title}: {error}") from None
+            raise SchemaError(f"{self.named_apart}: {error}") from None
         if graph.image.name != "image":
-            raise SchemaError(f"{self.title}: name the image variable 'image', not {graph.image.name!r}")
+            raise SchemaError(f"{self.named_apart}: name the image variable 'image', not {graph.image.name!r}")
         unknown = [n for n in self.true_images_under if n not in graph]
         if unknown:
-            raise SchemaError(f"{self.title}: true_images_under names unknown variables: {', '.join(unknown)}")
+            raise SchemaError(f"{self.named_apart}: true_images_under names unknown variables: {', '.join(unknown)}")
         return graph
 
     @cached_property
@@ -268,9 +275,9 @@ class CausalDataset:
         if name not in SPLITS:
             raise SchemaError(f"unknown split {name!r}; valid are {', '.join(SPLITS)}")
         if name not in self._splits:
-            with told_as_theirs(self._own_file, f"the {name} split of {self.title}"):
+            with told_as_theirs(self._own_file, f"the {name} split of {self.named_apart}"):
                 raw = self.load(name)
-            with told_as_theirs(None, f"the {name} split of {self.title}"):
+            with told_as_theirs(None, f"the {name} split of {self.named_apart}"):
                 self._splits[name] = self._checked(name, raw)
         return self._splits[name]
 
@@ -285,7 +292,7 @@ class CausalDataset:
         return {}
 
     def _checked(self, name: str, raw: Mapping[str, Any]) -> Split:
-        where = f"the {name} split of {self.title}"
+        where = f"the {name} split of {self.named_apart}"
         if not isinstance(raw, Mapping):
             raise SchemaError(f"{where}: load({name!r}) returned a {type(raw).__name__}; it returns a mapping of names to arrays: "
                               f"{', '.join(v.name for v in self.schema)}")
@@ -307,6 +314,11 @@ class CausalDataset:
             if len(values) != len(images):
                 raise SchemaError(f"{where} has {len(images)} images but {len(values)} values of {attribute!r}")
         return Split(name, images, attributes)
+
+
+def apart(name: str, kind: type[CausalDataset]) -> str:
+    """``name`` of a data set of this class, with the one that it is easily taken for: ``coloredmnist (not colourmnist)``."""
+    return f"{name} (not {kind.lookalike})" if kind.lookalike else name
 
 
 def _taken(values: Any, rows: Tensor) -> Tensor:

@@ -6,7 +6,6 @@ the two are one file, renamed into place together, and ``torch.load`` reads it a
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
 import os
@@ -16,12 +15,12 @@ from contextlib import contextmanager, nullcontext
 from importlib.metadata import version
 from pathlib import Path
 from types import MappingProxyType
-from typing import IO, Any, BinaryIO, TypeVar
+from typing import Any, BinaryIO, TypeVar
 
 import torch
 
-from datasets.files.atomic import temporary_beside
 from datasets.errors import UserError
+from datasets.files.atomic import temporary_beside
 
 FORMAT = 1
 _AT_ONCE, _LONGEST = 1 << 20, 300  # bytes that are hashed at once; letters of a reason

@@ -16,10 +16,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from mechanisms.runs.files import MetricsLog, RunError, load, read_json, save, write_json
-from mechanisms.runs.locks import locked
-from mechanisms.runs import files as checkpoint
 from datasets.files.atomic import temporary_beside
+from mechanisms.runs import files as checkpoint
 from mechanisms.runs.files import MetricsLog, RunError, load, read_json, rebuilt, save, seal, write_json
 from mechanisms.runs.locks import locked
 
