@@ -6,15 +6,13 @@ known — the true counterfactual and a measurement of attributes on any image.
 
 from __future__ import annotations
 
-import hashlib
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, is_dataclass
+from dataclasses import is_dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -22,74 +20,14 @@ from datasets.columns import identities, in_order
 from datasets.files.lazyrows import CheckedRows, SoundRows, check_images, check_row
 from datasets.ranges import check_ranges
 from datasets.schema import Graph, SchemaError, Variable
+from datasets.split import LazyImages, Split, as_uint8, fingerprint, is_array, with_columns
 from datasets.userfile import PREFIX, told_as_theirs
 
+__all__ = ["SPLITS", "CausalDataset", "LazyImages", "Shift", "Split", "apart", "as_uint8", "fingerprint", "is_array", "with_columns"]
 SPLITS = ("train", "valid", "test")
 _FINGERPRINTED = 64  # rows
 _AT_ONCE = 4096  # rows that the true process makes at once
 Shift = Callable[[Mapping[str, Tensor], torch.Generator], dict[str, Tensor]]
-
-
-class LazyImages(Protocol):
-    """Images that do not fit in memory: ``images[i]`` is one uint8 ``(C, H, W)`` array, read when it is asked for."""
-
-    def __len__(self) -> int: ...
-
-    def __getitem__(self, index: int) -> np.ndarray | Tensor: ...
-
-
-@dataclass(frozen=True)
-class Split:
-    """One split: attributes ``{name: (N,)}`` in physical units, images uint8 ``(N, C, H, W)`` or lazy.
-
-    Beside attributes there may be further columns ``(N, …)``, such as masks, which may be lazy too.
-    """
-
-    name: str
-    images: Tensor | LazyImages
-    attributes: dict[str, Tensor]
-
-    def __len__(self) -> int:
-        return len(self.images)
-
-    @property
-    def in_memory(self) -> bool:
-        return isinstance(self.images, Tensor)
-
-    def without_images(self) -> Split:
-        """The same rows with images of no pixels, for mechanisms that never look at them."""
-        return Split(self.name, torch.zeros(len(self), 0, dtype=torch.uint8), self.attributes)
-
-    def batch(self, index: Tensor | Sequence[int] | slice) -> dict[str, Tensor]:
-        """Rows as one observation: attributes ``(B,)`` and the image under its own name, float in [0, 1].
-
-        Args:
-            index: whole numbers, from −N to N − 1, in any order; or one boolean a row; or a slice.
-
-        Raises:
-            SchemaError: for anything else, naming the first row that there is not.
-        """
-        rows = torch.arange(len(self))[index] if isinstance(index, slice) else self._rows(index)
-        values = {name: _taken(value, rows) for name, value in self.attributes.items()}
-        return {**values, "image": _taken(self.images, rows).float() / 255}
-
-    def _rows(self, index: Any) -> Tensor:
-        where = f"the {self.name} split has {len(self)} rows"
-        try:
-            rows = torch.as_tensor(index)
-        except (TypeError, ValueError, RuntimeError):
-            raise SchemaError(f"rows {index!r} are no row numbers; {where}: give a list such as [0, 3]") from None
-        if rows.ndim != 1 or rows.is_complex() or rows.is_floating_point() and len(rows):
-            given = index if rows.numel() < 10 else f"{rows.dtype} of shape {tuple(rows.shape)}"
-            raise SchemaError(f"rows {given} are no list of whole numbers; {where}: give a list such as [0, 3]")
-        if rows.dtype == torch.bool:
-            if len(rows) != len(self):
-                raise SchemaError(f"{len(rows)} booleans do not say which rows are meant: {where}")
-            return rows.nonzero().squeeze(1)
-        wrong = rows[(rows < -len(self)) | (rows >= len(self))]
-        if len(wrong):
-            raise SchemaError(f"{where}, so there is no row {int(wrong[0])}; take 0..{len(self) - 1}")
-        return rows.long()
 
 
 class CausalDataset:
@@ -105,6 +43,7 @@ class CausalDataset:
         border: rows and columns of constant padding on each side of an image, which scores leave out.
         label: the discrete attribute that classifiers predict; empty where there is no such task.
         spurious: attributes that go with the label in training, but must not matter to a classifier.
+        lookalike: another data set of almost the same name, which messages about this one mention.
         recipes: algorithm → settings that were published for this data set, as plain values; see :mod:`experiments.train`.
     """
 
@@ -114,11 +53,12 @@ class CausalDataset:
     border: ClassVar[int] = 0
     label: ClassVar[str] = ""
     spurious: ClassVar[tuple[str, ...]] = ()
+    lookalike: ClassVar[str] = ""
     recipes: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
 
     def __post_init__(self) -> None:
         if is_dataclass(self):
-            check_ranges(self, lambda option, value: f"{self.title}: {option}={value}", SchemaError)
+            check_ranges(self, lambda option, value: f"{self.named_apart}: {option}={value}", SchemaError)
 
     # ------------------------------------------------------------------------------------------------ to provide
     def load(self, split: str) -> Mapping[str, Any]:
@@ -137,7 +77,7 @@ class CausalDataset:
         Raises:
             SchemaError: where the process is not known, or the intervention has no image truth.
         """
-        raise SchemaError(f"{self.title} does not know its own process, so it has no true counterfactuals")
+        raise SchemaError(f"{self.named_apart} does not know its own process, so it has no true counterfactuals")
 
     def true_worlds(self, split: str, index: Tensor, do: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """:meth:`true_counterfactual` of many rows, made some thousand at a time."""
@@ -203,12 +143,12 @@ class CausalDataset:
         index = torch.as_tensor(index).reshape(-1).long().cpu()
         if len(index) and not 0 <= int(index.min()) <= int(index.max()) < len(rows):
             raise SchemaError(f"rows {int(index.min())}..{int(index.max())}: no such row in the {split} split of "
-                              f"{self.title}, which has {len(rows)}")
+                              f"{self.named_apart}, which has {len(rows)}")
         observed = rows.batch(index)
         for name, value in do.items():
             if name not in self.true_images_under:
                 known = ", ".join(self.true_images_under)
-                raise SchemaError(f"do({self.schema[name].name}) has no true image in {self.title}; only {known} have")
+                raise SchemaError(f"do({self.schema[name].name}) has no true image in {self.named_apart}; only {known} have")
             value = self.schema[name].check(value, "do")
             if len(value) not in (1, len(index)):
                 raise SchemaError(f"do({name}) has {len(value)} values for {len(index)} rows; give one, or one a row")
@@ -223,7 +163,7 @@ class CausalDataset:
         """
         if (found := self.subjects(split)) is None:
             return None
-        where, rows = f"subjects({split!r}) of {self.title}", len(self.split(split))
+        where, rows = f"subjects({split!r}) of {self.named_apart}", len(self.split(split))
         found = identities(found, where, "")
         if len(found) != rows:
             raise SchemaError(f"{where} has {len(found)} rows; the split has {rows}: return one subject for each")
@@ -232,6 +172,11 @@ class CausalDataset:
     @property
     def title(self) -> str:
         return self.name or type(self).__name__
+
+    @property
+    def named_apart(self) -> str:
+        """:attr:`title` for messages: with the data set that it is easily taken for."""
+        return apart(self.title, type(self))
 
     @cached_property
     def training_fingerprint(self) -> str:
@@ -250,12 +195,12 @@ class CausalDataset:
         try:
             graph = Graph(self.variables)
         except SchemaError as error:
-            raise SchemaError(f"{self.title}: {error}") from None
+            raise SchemaError(f"{self.named_apart}: {error}") from None
         if graph.image.name != "image":
-            raise SchemaError(f"{self.title}: name the image variable 'image', not {graph.image.name!r}")
+            raise SchemaError(f"{self.named_apart}: name the image variable 'image', not {graph.image.name!r}")
         unknown = [n for n in self.true_images_under if n not in graph]
         if unknown:
-            raise SchemaError(f"{self.title}: true_images_under names unknown variables: {', '.join(unknown)}")
+            raise SchemaError(f"{self.named_apart}: true_images_under names unknown variables: {', '.join(unknown)}")
         return graph
 
     @cached_property
@@ -268,9 +213,9 @@ class CausalDataset:
         if name not in SPLITS:
             raise SchemaError(f"unknown split {name!r}; valid are {', '.join(SPLITS)}")
         if name not in self._splits:
-            with told_as_theirs(self._own_file, f"the {name} split of {self.title}"):
+            with told_as_theirs(self._own_file, f"the {name} split of {self.named_apart}"):
                 raw = self.load(name)
-            with told_as_theirs(None, f"the {name} split of {self.title}"):
+            with told_as_theirs(None, f"the {name} split of {self.named_apart}"):
                 self._splits[name] = self._checked(name, raw)
         return self._splits[name]
 
@@ -285,7 +230,7 @@ class CausalDataset:
         return {}
 
     def _checked(self, name: str, raw: Mapping[str, Any]) -> Split:
-        where = f"the {name} split of {self.title}"
+        where = f"the {name} split of {self.named_apart}"
         if not isinstance(raw, Mapping):
             raise SchemaError(f"{where}: load({name!r}) returned a {type(raw).__name__}; it returns a mapping of names to arrays: "
                               f"{', '.join(v.name for v in self.schema)}")
@@ -309,68 +254,6 @@ class CausalDataset:
         return Split(name, images, attributes)
 
 
-def _taken(values: Any, rows: Tensor) -> Tensor:
-    """These rows of a tensor, or of what is read one by one."""
-    if isinstance(values, Tensor):
-        return values[rows]
-    read = [torch.as_tensor(values[int(i)]) for i in rows]
-    return torch.stack(read) if read else torch.as_tensor(values[0])[None][:0]
-
-
-def fingerprint(rows: Split, index: Tensor, lazy: bool = False) -> str:
-    """A hash of attributes and images of these rows.
-
-    Args:
-        lazy: whether also of images that are not in memory, each of which is then read.
-    """
-    contents = {name: values[index] for name, values in rows.attributes.items()}
-    if rows.in_memory:
-        contents["image"] = rows.images[index]
-    elif lazy:
-        contents["image"] = torch.stack([torch.as_tensor(rows.images[int(i)]) for i in index])
-    digest = hashlib.sha256()
-    for name, values in sorted(contents.items()):
-        digest.update(name.encode())
-        digest.update(values.contiguous().numpy().tobytes())
-    return digest.hexdigest()[:16]
-
-
-def is_array(images: Any) -> bool:
-    return isinstance(images, (np.ndarray, Tensor))
-
-
-def as_uint8(images: np.ndarray | Tensor, variable: Variable, where: str) -> Tensor:
-    """Images in any of the accepted layouts → uint8 ``(N, C, H, W)``, checked against the variable's shape."""
-    if isinstance(images, np.ndarray):
-        if images.dtype.kind not in "biuf":
-            raise SchemaError(f"images of {where} are an array of {images.dtype}; expected uint8, or float in [0, 1]")
-        # what torch can share: in the machine's byte order, no reversed axes, not read-only
-        images = np.require(images, images.dtype.newbyteorder("="), ["C", "W"])
-    tensor = torch.as_tensor(images)
-    if tensor.dtype == torch.bool:
-        tensor = tensor.to(torch.uint8) * 255
-    if tensor.ndim == 3:
-        tensor = tensor.unsqueeze(1)
-    if tensor.ndim == 4 and tuple(tensor.shape[1:]) != variable.shape and tuple(tensor.permute(0, 3, 1, 2).shape[1:]) == variable.shape:
-        tensor = tensor.permute(0, 3, 1, 2)
-    if tuple(tensor.shape[1:]) != variable.shape:
-        raise SchemaError(f"images of {where} have shape {tuple(tensor.shape)}; the schema says (N, {', '.join(map(str, variable.shape))})")
-    if tensor.is_floating_point():
-        if not torch.isfinite(tensor).all() or tensor.min() < 0 or tensor.max() > 1:
-            raise SchemaError(f"float images of {where} must lie in [0, 1]; got {tensor.min():g}..{tensor.max():g}")
-        tensor = (tensor * 255).round()
-    elif tensor.dtype != torch.uint8 and ((tensor := tensor.long()).min() < 0 or tensor.max() > 255):
-        raise SchemaError(f"integer images of {where} must lie in 0..255; got {tensor.min()}..{tensor.max()}")
-    return tensor.to(torch.uint8).contiguous()
-
-
-def with_columns(split: Split, **columns: Tensor | LazyImages) -> Split:
-    """The same rows with further columns, ``(N, …)`` each.
-
-    Raises:
-        SchemaError: for a column of another length.
-    """
-    for name, values in columns.items():
-        if len(values) != len(split):
-            raise SchemaError(f"column {name!r} has {len(values)} values for {len(split)} rows")
-    return Split(split.name, split.images, {**split.attributes, **columns})
+def apart(name: str, kind: type[CausalDataset]) -> str:
+    """``name`` of a data set of this class, with the one that it is easily taken for: ``coloredmnist (not colourmnist)``."""
+    return f"{name} (not {kind.lookalike})" if kind.lookalike else name

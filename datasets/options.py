@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import tyro
 
 from datasets.errors import UserError
+from datasets.words import assignments
 
 if TYPE_CHECKING:
     from datasets.base import CausalDataset
@@ -29,15 +30,7 @@ class DataOptions:
 
     def as_dict(self) -> dict[str, Any]:
         """Only what was set: the data set's own defaults hold for the rest."""
-        options: dict[str, Any] = {}
-        for text in self.option:
-            key, separator, value = text.partition("=")
-            if not (key and separator):
-                raise UserError(f"--option {text!r} is not KEY=VALUE")
-            key = key.replace("-", "_")
-            if key in options:
-                raise UserError(f"--option {key} is given twice, as {options[key]} and {value}; leave one out")
-            options[key] = value
+        options: dict[str, Any] = assignments(self.option, "--option")
         for key, given in (("data_dir", self.data_dir is not None), ("download", self.download)):
             if given and key in options:
                 raise UserError(f"--{key.replace('_', '-')} and --option {key}={options[key]} say the same; leave one out")

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import datasets
-from datasets.base import CausalDataset
+from datasets.base import CausalDataset, apart
 from datasets.errors import valid_are
 from datasets.ranges import check_field
 from datasets.schema import SchemaError
@@ -58,18 +58,18 @@ def open_dataset(name: str | os.PathLike[str], options: Mapping[str, object] | N
     else:
         raise SchemaError(f"unknown data set {name!r}; {valid_are(names(), name)}, or the path of your own file ending in .py")
     fields = {f.name: f for f in dataclasses.fields(cls)} if dataclasses.is_dataclass(cls) else {}
-    hints = typing.get_type_hints(cls)
-    values = {}
+    hints, values = typing.get_type_hints(cls), {}
+    named, quoted = apart(name, cls), apart(repr(name), cls)
     for key, value in (options or {}).items():
         key = key.replace("-", "_")
         if key not in fields:
-            raise SchemaError(f"data set {name!r} has no option {key!r}; {valid_are(fields, key)}")
-        values[key] = convert(value, hints[key], f"{name}: {key}={value}", SchemaError)
-        check_field(cls, key, values[key], lambda option, refused: f"{name}: {option}={refused}", SchemaError)
+            raise SchemaError(f"data set {quoted} has no option {key!r}; {valid_are(fields, key)}")
+        values[key] = convert(value, hints[key], f"{named}: {key}={value}", SchemaError)
+        check_field(cls, key, values[key], lambda option, refused: f"{named}: {option}={refused}", SchemaError)
     needed = [f.name for f in fields.values() if f.init and f.name not in values
               and f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING]
     if needed:
-        raise SchemaError(f"data set {name!r} needs the option{'s' * (len(needed) > 1)} {', '.join(needed)}: --option {needed[0]}=…, "
+        raise SchemaError(f"data set {quoted} needs the option{'s' * (len(needed) > 1)} {', '.join(needed)}: --option {needed[0]}=…, "
                           "or give it a default value in the file")
     with told_as_theirs(path, f"{cls.__name__} cannot be made"):
         dataset = cls(**values)

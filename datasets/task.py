@@ -69,7 +69,7 @@ class Task:
             return rows.attributes[self.environment]
         if (found := self.dataset.environments(split)) is None:
             return torch.zeros(len(rows), dtype=torch.long)
-        where = f"environments({split!r}) of {self.dataset.title}"
+        where = f"environments({split!r}) of {self.dataset.named_apart}"
         found = as_column(found, where, support="an integer from 0 on in each row")
         if tuple(found.shape) != (len(rows),):
             raise SchemaError(f"{where} has shape {tuple(found.shape)}; the split has {len(rows)} rows: return ({len(rows)},)")
@@ -86,11 +86,11 @@ class Task:
         """Raises SchemaError where training has fewer than two environments, or an empty one, and ``needed_by`` needs them."""
         counts = torch.bincount(self.environments("train"), minlength=2)
         if self.environment_count < 2:
-            raise SchemaError(f"{needed_by} needs at least two training environments, but {self.dataset.title} has one: define "
+            raise SchemaError(f"{needed_by} needs at least two training environments, but {self.dataset.named_apart} has one: define "
                               "environments(split) in its file, or name an attribute: --environment NAME")
         if empty := [str(e) for e, count in enumerate(counts.tolist()) if count == 0]:
             raise SchemaError(f"{needed_by} needs rows in every environment, but environment {', '.join(empty)} of "
-                              f"{self.dataset.title} is empty in training; number them 0..E-1 without gaps")
+                              f"{self.dataset.named_apart} is empty in training; number them 0..E-1 without gaps")
 
     # ------------------------------------------------------------------------------------------------ shifts
     def shifted(self, name: str, attributes: Mapping[str, Tensor], generator: torch.Generator) -> dict[str, Tensor]:
@@ -102,8 +102,8 @@ class Task:
         """
         shifts, rows = self.dataset.shifts(), len(attributes[self.label.name])
         if name not in shifts:
-            raise SchemaError(f"unknown shift {name!r}; {self.dataset.title} has {', '.join(shifts) or 'none'}")
-        where, known = f"the shift {name!r} of {self.dataset.title}", [v.name for v in self.dataset.graph.attributes]
+            raise SchemaError(f"unknown shift {name!r}; {self.dataset.named_apart} has {', '.join(shifts) or 'none'}")
+        where, known = f"the shift {name!r} of {self.dataset.named_apart}", [v.name for v in self.dataset.graph.attributes]
         do = shifts[name](attributes, generator)
         if not isinstance(do, Mapping) or not do or any(n not in known for n in do):
             told = ", ".join(map(str, do)) or "nothing" if isinstance(do, Mapping) else f"a {type(do).__name__}"
@@ -125,7 +125,7 @@ class Task:
         if (found := in_order(self.dataset.masks(split))) is None:
             return None
         rows, size = len(self.dataset.split(split)), tuple(self.dataset.schema.image.shape[1:])
-        where = f"masks({split!r}) of {self.dataset.title}"
+        where = f"masks({split!r}) of {self.dataset.named_apart}"
         if len(found) != rows:
             raise SchemaError(f"{where} has {len(found)} masks; the split has {rows} images: return one for each")
         first = torch.as_tensor(found[0])
@@ -141,7 +141,7 @@ class Task:
         """Raises SchemaError where nothing says what the foreground is, and ``needed_by`` needs that."""
         if self.masks("train") is None:
             why = self.dataset.masks_missing("train") or "define masks(split) in its file, or take a data set that has them"
-            raise SchemaError(f"{needed_by} needs the foreground's masks or boxes, but {self.dataset.title} has none: {why}")
+            raise SchemaError(f"{needed_by} needs the foreground's masks or boxes, but {self.dataset.named_apart} has none: {why}")
 
     # ------------------------------------------------------------------------------------------------ groups
     def check_relabelling(self, needed_by: str, remedy: str = "") -> None:
@@ -152,8 +152,8 @@ class Task:
                 reached.add(variable.name)
         if self.dataset.schema.image.name not in reached:
             through = ", ".join(sorted(names)) or "nothing"
-            raise SchemaError(f"{needed_by} needs a label that causes the image, but in {self.dataset.title} do({self.label.name}) reaches "
-                              f"it through {through} alone: what shows the class would stay{remedy}")
+            raise SchemaError(f"{needed_by} needs a label that causes the image, but in {self.dataset.named_apart} do({self.label.name}) "
+                              f"reaches it through {through} alone: what shows the class would stay{remedy}")
 
     def parts(self, variable: Variable) -> tuple[str, ...]:
         """Names of the classes into which a variable divides the rows."""
@@ -183,7 +183,7 @@ class Task:
     def check_groups(self, needed_by: str) -> None:
         """Raises SchemaError where there is no spurious attribute to make groups from, and ``needed_by`` needs them."""
         if not self.spurious:
-            raise SchemaError(f"{needed_by} needs groups, but {self.dataset.title} names no spurious attribute: set spurious in its "
+            raise SchemaError(f"{needed_by} needs groups, but {self.dataset.named_apart} names no spurious attribute: set spurious in its "
                               "file, or name some: --spurious NAME")
 
     def _median(self, variable: Variable) -> float:
@@ -218,20 +218,20 @@ def task_of(dataset: CausalDataset, label: str = "", spurious: tuple[str, ...] |
     label = label or dataset.label
     discrete = [v.name for v in dataset.schema.attributes if v.discrete]
     if not label:
-        raise SchemaError(f"{dataset.title} has no label to classify; name one: --label {' or '.join(discrete) or '(none)'}")
+        raise SchemaError(f"{dataset.named_apart} has no label to classify; name one: --label {' or '.join(discrete) or '(none)'}")
     graph = dataset.graph
     known = [v.name for v in graph.attributes]
     spurious = dataset.spurious if spurious is None else spurious
     for what, name in (("label", label), *(("spurious attribute", name) for name in spurious), ("environment", environment)):
         if name and name not in known:
-            raise SchemaError(f"unknown {what} {name!r}; {dataset.title} has {', '.join(known)}")
+            raise SchemaError(f"unknown {what} {name!r}; {dataset.named_apart} has {', '.join(known)}")
     for what, name in (("label", label), ("environment", environment)):
         if name and not graph[name].discrete:
             raise SchemaError(f"the {what} {name!r} is a number, not a class; valid are {', '.join(discrete) or 'none'}")
     if label in spurious:
         raise SchemaError(f"{label!r} cannot be both the label and a spurious attribute")
     if sum(count > 0 for count in graph[label].statistics.counts) < 2:
-        raise SchemaError(f"the training split of {dataset.title} has one class of {label!r} only; there is nothing to classify")
+        raise SchemaError(f"the training split of {dataset.named_apart} has one class of {label!r} only; there is nothing to classify")
     return Task(dataset, graph[label], tuple(graph[name] for name in spurious), environment)
 
 

@@ -8,14 +8,15 @@ import re
 import sys
 import traceback
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import torch
 
-from datasets.errors import UserError
+from datasets.errors import UserError, did_you_mean
 from datasets.schema import SchemaError
 
 PREFIX = "_otherwise_"  # of the names of users' modules
@@ -23,20 +24,26 @@ _SEARCHED: set[str] = set()  # folders of users' files, whose modules they impor
 _UNALLOCATED = re.compile(r"allocate|out of memory", re.IGNORECASE)
 
 
-def run_file(path: Path) -> ModuleType:
+def run_file(path: Path, what: str = "data set file", error: type[UserError] = SchemaError) -> ModuleType:
     """The module of a user's file.
 
+    Args:
+        what: the file is, for messages.
+        error: what is raised.
+
     Raises:
-        SchemaError: for a file that is not there or cannot be run; the message shows the user's own line.
+        UserError: for a file that is not there or cannot be run; the message shows the user's own line.
     """
     if not path.is_file():
-        raise SchemaError(f"data set file {path} does not exist")
+        raise error(f"{what} {path} does not exist")
     name = f"{PREFIX}{path.stem}_{zlib.crc32(str(path.resolve()).encode()):08x}"  # files of one name lie in several folders
     spec = importlib.util.spec_from_file_location(name, path)
+    if spec is None:
+        raise error(f"{what} {path} is not a Python file; its name must end in .py")
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module
     try:
-        with told_as_theirs(path, "it cannot be run"), beside(path.resolve().parent):
+        with told_as_theirs(path, "it cannot be run", error), beside(path.resolve().parent):
             spec.loader.exec_module(module)
     except BaseException:
         del sys.modules[name]
@@ -44,29 +51,49 @@ def run_file(path: Path) -> ModuleType:
     return module
 
 
+def split_spec(spec: str) -> tuple[Path, str]:
+    """``"folder/file.py:build"`` → path and name; the name is empty where none is given."""
+    head, separator, name = spec.rpartition(":")
+    return (Path(head), name) if separator and head.endswith(".py") else (Path(spec), "")
+
+
+def callable_of(path: Path, name: str, what: str, error: type[UserError] = SchemaError) -> Callable[..., Any]:
+    """The function or class ``name`` of a user's file, which is run.
+
+    Raises:
+        UserError: see :func:`run_file`; for a name that the file has not, or that cannot be called: those that it has are listed.
+    """
+    module = run_file(path, what, error)
+    if not callable(found := getattr(module, name, None)):
+        theirs = [n for n, v in vars(module).items() if callable(v) and getattr(v, "__module__", "") == module.__name__]
+        raise error(f"{path} has no function {name!r}; it has {', '.join(theirs) or 'none'}{did_you_mean(theirs, name)}")
+    return found
+
+
 @contextmanager
-def told_as_theirs(path: Path | None, what: str) -> Iterator[None]:
+def told_as_theirs(path: Path | None, what: str, error: type[UserError] = SchemaError) -> Iterator[None]:
     """What fails inside is told in one line that shows the user's own; torch's settings are restored in any case.
 
     Args:
         path: the user's file; None for code of ours, whose errors pass as they are unless memory is too small.
         what: where it happened, for the message.
+        error: what is raised.
 
     Raises:
-        SchemaError: instead of any exception but ours, and for what does not fit in memory.
+        UserError: instead of any exception but ours, and for what does not fit in memory.
     """
     with settings_kept():
         try:
             yield
         except UserError:
             raise
-        except (Exception, SystemExit) as error:
-            if _too_large(error):
-                raise SchemaError(f"{what}: it does not fit in memory ({_one_line(error)}). Take fewer rows, uint8 images, or read "
-                                  "images one by one, see datasets.ImageFiles") from error
+        except (Exception, SystemExit) as caught:
+            if _too_large(caught):
+                raise error(f"{what}: it does not fit in memory ({_one_line(caught)}). Take fewer rows, uint8 images, or read "
+                            "images one by one, see datasets.ImageFiles") from caught
             if path is None:
                 raise
-            raise SchemaError(f"{_place(path, error)}: {what}: {type(error).__name__}: {_one_line(error)}") from error
+            raise error(f"{_place(path, caught)}: {what}: {type(caught).__name__}: {_one_line(caught)}") from caught
 
 
 @contextmanager

@@ -53,6 +53,27 @@ def listed_numbers(text: str, where: str, kind: type[int] | type[float] = int, e
     return numbers
 
 
+def assignments(texts: Iterable[str], flag: str, error: type[UserError] = UserError) -> dict[str, str]:
+    """``["key=value", …]`` of a flag that may be repeated → ``{key: value}``; ``-`` in a key is ``_``.
+
+    >>> assignments(["z-dim=4", "path=a=b"], "--set")
+    {'z_dim': '4', 'path': 'a=b'}
+
+    Raises:
+        UserError: for a text without a key or a sign of equality, or a key that is given twice.
+    """
+    values: dict[str, str] = {}
+    for text in texts:
+        key, separator, value = text.partition("=")
+        if not (key and separator):
+            raise error(f"{flag} {text!r} is not KEY=VALUE")
+        key = key.replace("-", "_")
+        if key in values:
+            raise error(f"{flag} {key} is given twice, as {values[key]} and {value}; leave one out")
+        values[key] = value
+    return values
+
+
 def once(values: Iterable[T], where: str, error: type[UserError] = UserError) -> None:
     """Raises UserError for a value that is there twice, naming it."""
     seen: set[T] = set()

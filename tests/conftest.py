@@ -47,8 +47,9 @@ def tiny_run(tmp_path_factory: pytest.TempPathFactory, session_cache: Path) -> P
     Read it; do not train into it. Its data set is ``mechanisms.runs.folder.dataset_of(tiny_run)``.
     """
     from datasets.options import DataOptions
-    from mechanisms.train import Options as ImageOptions
-    from mechanisms.train import train_image
+    from mechanisms.image.config import ImageConfig
+    from mechanisms.image.fit import train_image
+    from mechanisms.image.options import DEFAULTS
     from mechanisms.training.config import RunOptions
     from pgm.train import Options as AttributeOptions
     from pgm.train import train_attributes
@@ -58,8 +59,7 @@ def tiny_run(tmp_path_factory: pytest.TempPathFactory, session_cache: Path) -> P
     dataset = data.open()
     attributes = AttributeOptions(data, run)
     train_attributes(dataset, replace(attributes, training=replace(attributes.training, steps=60, device="cpu")))
-    image = ImageOptions(data, run)
-    small = replace(image.config, z_dim=4, embedding=16, widths="16:8,8:16,4:16,1:16")
-    training = replace(image.training, steps=20, batch_size=16, device="cpu", precision="fp32")
-    train_image(dataset, replace(image, training=training, config=small))
+    small = ImageConfig(z_dim=4, embedding=16, widths="16:8,8:16,4:16,1:16")
+    training = replace(DEFAULTS, steps=20, batch_size=16, device="cpu", precision="fp32")
+    train_image(dataset, data, run, training, config=small)
     return run.run

@@ -1,4 +1,4 @@
-"""Images of another kind than a data set's own, to see what carries over: another hand, other clothes, other alphabets."""
+"""Images of another kind than a data set's own, to see what carries over: digits of other writers, clothes, other alphabets."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def images_from(source: Path, shape: tuple[int, int, int], margin: int) -> Tenso
     return F.pad(images, (margin,) * 4).expand(-1, shape[0], -1, -1)
 
 
-def another_hand(shape: tuple[int, int, int]) -> tuple[Tensor, Tensor]:
+def sklearn_digits(shape: tuple[int, int, int]) -> tuple[Tensor, Tensor]:
     """scikit-learn's 8 × 8 digits, drawn 20 pixels high and centred by mass as MNIST's are, and their labels.
 
     Of images in colour all channels are alike, white on black.

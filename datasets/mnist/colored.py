@@ -4,6 +4,9 @@
 environment and .1 in the second; the image is the digit in channel ``colour``, the other channel is black (Arjovsky,
 Bottou, Gulrajani & Lopez-Paz 2019, *Invariant risk minimization*, section 5.2). Tested under ``e=0.9``, where colours are
 flipped with probability .9: shape is right about 75 % of the labels everywhere, colour about 85 %, then about 10 %.
+
+``coloredmnist``, two colours and a label that is half of the digits, is not ``colourmnist`` (:mod:`datasets.mnist.hue`), ten hues and the
+digit itself.
 """
 
 from __future__ import annotations
@@ -57,6 +60,7 @@ class ColoredMNIST(PaintedDigits):
     """
 
     name: ClassVar[str] = "coloredmnist"
+    lookalike: ClassVar[str] = "colourmnist"
     label: ClassVar[str] = "label"
     spurious: ClassVar[tuple[str, ...]] = ("colour",)
     true_images_under: ClassVar[tuple[str, ...]] = ("label", "colour")
@@ -75,7 +79,7 @@ class ColoredMNIST(PaintedDigits):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.size not in SIZES:
-            raise SchemaError(f"{self.title}: size={self.size} must be 14 or 28")
+            raise SchemaError(f"{self.named_apart}: size={self.size} must be 14 or 28")
         self.variables = (*type(self).variables[:-1], replace(_IMAGE, shape=(2, self.size, self.size)))
 
     def parts(self, source: Mapping[str, Digits]) -> dict[str, Digits]:

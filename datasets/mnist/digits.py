@@ -54,11 +54,11 @@ class DigitSplits(CausalDataset):
         """Split → images uint8 ``(D, 28, 28)`` and labels int64 ``(D,)``."""
         parts = self.parts(load_mnist(self.data_dir, self.download))
         if empty := [split for split, (found, _) in parts.items() if len(found) == 0]:
-            raise DataError(f"{self.title}: the {empty[0]} split has no digits: there are too few in {self.data_dir}")
+            raise DataError(f"{self.named_apart}: the {empty[0]} split has no digits: there are too few in {self.data_dir}")
         wanted = {split: getattr(self, f"{split}_digits") for split in SPLITS}
         for split, (found, _) in parts.items():
             if wanted[split] > len(found):
-                raise DataError(f"{self.title}: {split}_digits={wanted[split]}, but the source has {len(found)}")
+                raise DataError(f"{self.named_apart}: {split}_digits={wanted[split]}, but the source has {len(found)}")
         return {split: rows(pair, slice(wanted[split] or None)) for split, pair in parts.items()}
 
 

@@ -2,6 +2,9 @@
 
 With probability s the hue is the digit's own, ``colour = digit``; else it is uniform among all ten. The image is the grey
 digit times the hue's RGB. Two environments differ in s, both around ``strength``; at 0 digit and colour are independent.
+
+``colourmnist``, ten hues and the digit as label, is not ``coloredmnist`` (:mod:`datasets.mnist.colored`), two colours and a noisy label
+of two classes.
 """
 
 from __future__ import annotations
@@ -42,6 +45,7 @@ class ColourMNIST(PaintedDigits):
     """
 
     name: ClassVar[str] = "colourmnist"
+    lookalike: ClassVar[str] = "coloredmnist"
     border: ClassVar[int] = PAD
     label: ClassVar[str] = "digit"
     spurious: ClassVar[tuple[str, ...]] = ("colour",)
@@ -54,7 +58,7 @@ class ColourMNIST(PaintedDigits):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.strength * (1 + self.gap) > 1:
-            raise SchemaError(f"{self.title}: gap={self.gap} must lie in [0, 1] and leave strength·(1 + gap) at most 1, "
+            raise SchemaError(f"{self.named_apart}: gap={self.gap} must lie in [0, 1] and leave strength·(1 + gap) at most 1, "
                               f"with strength={self.strength}")
         if self.strength == 0:
             self.variables = (DIGIT, replace(_COLOUR, parents=()), type(self).variables[-1])

@@ -27,7 +27,7 @@ from datasets.base import CausalDataset, Split, fingerprint
 from datasets.files.atomic import sweep, temporary_beside
 from datasets.files.images import ImageFiles
 from datasets.memory import size_of
-from datasets.schema import DISCRETE
+from datasets.variable import DISCRETE
 from dscm.exports.files import (
     COLUMNS,
     DRAW,

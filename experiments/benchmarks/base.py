@@ -20,7 +20,8 @@ from dscm.evaluation.evaluation import Evaluation, evaluate
 from dscm.evaluation.questions import draw_questions
 from dscm.metrics.score import Score
 from dscm.model import DSCM
-from mechanisms import train as image
+from mechanisms.image.fit import train_image
+from mechanisms.image.options import DEFAULTS
 from mechanisms.training.config import RunOptions
 from mechanisms.training.loop import fit
 from pgm import train as attributes
@@ -98,8 +99,8 @@ class Bench:
             common = {"seed": self.seed, "device": self.device}
             training = replace(attributes.DEFAULTS, steps=attributes.DEFAULT_STEPS, **common)
             attributes.train_attributes(self.dataset, attributes.Options(self.data, folder, training))
-            training = replace(image.DEFAULTS, minutes=seconds / 60, validations=2, checkpoint_seconds=1e9, **common)
-            image.train_image(self.dataset, image.Options(self.data, folder, training))
+            training = replace(DEFAULTS, minutes=seconds / 60, validations=2, checkpoint_seconds=1e9, **common)
+            train_image(self.dataset, self.data, folder, training)
             self._models[seconds] = DSCM.load(folder.run)
         return self._models[seconds]
 

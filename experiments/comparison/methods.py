@@ -19,8 +19,8 @@ from experiments.comparison.conditions import Conditions
 from experiments.comparison.supervised import FOLDER as SUPERVISED
 from experiments.comparison.supervised import Supervised, train_supervised
 from experiments.comparison.trial import TEACHERS, Trial
-from mechanisms import train as image
 from mechanisms.image.base import ImageMechanism
+from mechanisms.image.fit import train_image
 from mechanisms.image.registry import FOLDER as IMAGE
 from mechanisms.image.registry import image_mechanisms
 from mechanisms.runs.files import RunError
@@ -70,7 +70,7 @@ def mechanism(name: str, **changes: Any) -> Callable[[Trial], Model]:
         trial.adopt()
         settings, common = image_mechanisms()[name].settings, trial.conditions.config
         config = replace(common if isinstance(common, settings) else settings(), **changes)
-        image.train_image(trial.dataset, image.Options(trial.conditions.data, trial.into(IMAGE), trial.training, name, config=config))
+        train_image(trial.dataset, trial.conditions.data, trial.into(IMAGE), trial.training, name, config)
         return merged(trial)
 
     return train

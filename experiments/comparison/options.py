@@ -11,7 +11,7 @@ from datasets.ranges import AtLeastOne, Draws, Positive, Range, Sample, Seeds, c
 from datasets.words import listed_numbers
 from experiments.comparison.conditions import Conditions
 from mechanisms.image.config import ImageConfig
-from mechanisms.train import DEFAULT_MINUTES, DEFAULTS
+from mechanisms.image.options import DEFAULT_MINUTES, DEFAULTS
 from mechanisms.training.config import TrainingConfig
 
 Jobs = within(1, 1024)

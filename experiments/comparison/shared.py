@@ -16,7 +16,8 @@ from experiments.comparison.conditions import Conditions
 from experiments.comparison.methods import METHODS
 from experiments.comparison.supervised import true_pairs
 from experiments.comparison.trial import ATTRIBUTES_OF_SEEDS, QUESTIONS, TEACHERS, Trial
-from mechanisms import predictors
+from mechanisms.anticausal import fit as anticausal
+from mechanisms.anticausal import options as predictors
 from mechanisms.anticausal.model import FOLDER as PREDICTORS
 from mechanisms.runs.files import RunError, load, read_json, write_json
 from mechanisms.training.config import RunOptions, TrainingConfig
@@ -84,7 +85,7 @@ def share(root: Path, conditions: Conditions, dataset: CausalDataset, trials: Se
 def train_predictors(dataset: CausalDataset, data: DataOptions, run: Path, training: TrainingConfig) -> None:
     """Predictors in this run folder, trained so far; nothing if they are."""
     if not reached(run / PREDICTORS, training.steps):
-        predictors.train_predictors(dataset, predictors.Options(data, continued(run, PREDICTORS), training))
+        anticausal.train_predictors(dataset, data, continued(run, PREDICTORS), training)
 
 
 def continued(run: Path, folder: str) -> RunOptions:

@@ -5,22 +5,18 @@
 
 What it answers with need not be logits: see :mod:`experiments.networks.outputs`.
 
-Both kinds of file are code, to be had from someone you trust: a Python file is imported, with its own folder on the path
-for as long as that takes, and of an exported program torch evaluates the graph's expressions. What torch would unpickle
-beside them is refused, which makes neither harmless. Weights are read without executing anything.
+Both kinds of file are code, to be had from someone you trust: a Python file is run (:mod:`datasets.userfile`), and of an
+exported program torch evaluates the graph's expressions. What torch would unpickle beside them is refused, which makes
+neither harmless. Weights are read without executing anything.
 """
 
 from __future__ import annotations
 
-import hashlib
-import importlib.util
 import inspect
 import io
 import json
-import sys
 import zipfile
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
@@ -30,7 +26,7 @@ from torch import Tensor, nn
 from torch.fx import GraphModule
 
 from datasets.task import Task
-from datasets.userfile import forget_others
+from datasets.userfile import callable_of, told_as_theirs
 from experiments.networks.outputs import AUTO, LOGITS, as_logits, check_trial, logits_of
 from mechanisms.runs.files import RunError
 
@@ -133,40 +129,14 @@ def _line(error: Exception) -> str:
 def _built(path: Path, function: str, shape: tuple[int, int, int], classes: int) -> nn.Module:
     if not function:
         raise RunError(f"--classifier {path}: name the function that builds the classifier: {path}:build")
-    name = f"_otherwise_classifier_{path.stem}_{hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:8]}"
-    specification = importlib.util.spec_from_file_location(name, path)
-    if specification is None:
+    if path.suffix != ".py":
         raise RunError(f"--classifier {path}: not a Python file; give file.py:function or an exported program file{PROGRAM}")
-    module = importlib.util.module_from_spec(specification)
-    with _on_path(path.resolve().parent):
-        sys.modules[name] = module  # dataclasses and pickle look a class's module up there
-        try:
-            specification.loader.exec_module(module)
-        except Exception as error:  # whatever a user's code raises
-            del sys.modules[name]
-            raise RunError(f"{path} cannot be imported: {_line(error)}") from error
-        build = getattr(module, function, None)
-        if not callable(build):
-            functions = [n for n, v in vars(module).items() if callable(v) and getattr(v, "__module__", "") == name]
-            raise RunError(f"{path} has no function {function!r}; it has {', '.join(functions) or 'none'}")
-        try:
-            network = build(shape, classes) if _takes(build, 2) else build()
-        except Exception as error:
-            raise RunError(f"{path}:{function} fails: {_line(error)}") from error
+    build = callable_of(path, function, "classifier file", RunError)
+    with told_as_theirs(path, f"{function} fails", RunError):
+        network = build(shape, classes) if _takes(build, 2) else build()
     if not isinstance(network, nn.Module):
         raise RunError(f"{path}:{function} returns a {type(network).__name__}; expected a torch.nn.Module")
     return network
-
-
-@contextmanager
-def _on_path(folder: Path) -> Iterator[None]:
-    """Modules beside a file can be imported, as when the file is run as a script."""
-    forget_others(folder)
-    sys.path.insert(0, str(folder))
-    try:
-        yield
-    finally:
-        sys.path.remove(str(folder))
 
 
 def _takes(function: Callable[..., Any], count: int) -> bool:

@@ -7,9 +7,11 @@ from dataclasses import replace
 
 from datasets.base import CausalDataset
 from datasets.options import DataOptions
-from mechanisms import predictors
-from mechanisms import train as image
+from mechanisms.anticausal import fit as anticausal
+from mechanisms.anticausal import options as predictors
 from mechanisms.anticausal.model import FOLDER as PREDICTORS
+from mechanisms.image import fit as image_fit
+from mechanisms.image import options as image
 from mechanisms.image.registry import FOLDER as IMAGE
 from mechanisms.training.config import RunOptions
 from mechanisms.training.state import CHECKPOINT
@@ -29,14 +31,14 @@ def train_image(dataset: CausalDataset, data: DataOptions, where: RunOptions, ch
                 precision: str) -> None:
     """Fit the image mechanism into ``image/``."""
     training = replace(image.DEFAULTS, seed=seed, device=device, precision=precision, **changes)
-    image.train_image(dataset, image.Options(data, resumed(where, IMAGE), training))
+    image_fit.train_image(dataset, data, resumed(where, IMAGE), training)
 
 
 def train_predictors(dataset: CausalDataset, data: DataOptions, where: RunOptions, changes: Mapping[str, float], seed: int,
                      device: str) -> None:
     """Fit the predictors into ``predictors/``."""
     training = replace(predictors.DEFAULTS, seed=seed, device=device, validations=2, ema=0.99, **changes)
-    predictors.train_predictors(dataset, predictors.Options(data, resumed(where, PREDICTORS), training, renderings=1))
+    anticausal.train_predictors(dataset, data, resumed(where, PREDICTORS), training, renderings=1)
 
 
 def resumed(where: RunOptions, folder: str) -> RunOptions:

@@ -14,8 +14,9 @@ from datasets.schema import SchemaError
 from datasets.task import Task, check_label
 from dscm.exports.dataset import weights_hash
 from dscm.model import DSCM
-from mechanisms.runs.files import RunError, load, save, waiting
+from mechanisms.runs.files import RunError, load, save
 from mechanisms.runs.folder import recorded
+from mechanisms.runs.locks import waiting
 from mechanisms.training.noise import seeded
 
 

@@ -26,7 +26,7 @@ from typing import Any
 from experiments.metrics.classification import FEWEST
 from experiments.training.rules import MEANING, RULES
 from experiments.training.store import FOLDER, LOCK, results
-from mechanisms.runs.files import waiting
+from mechanisms.runs.locks import waiting
 from mechanisms.runs.tables import markdown, mean_over, percent, write_table
 
 TSV = "results.tsv"

@@ -29,7 +29,8 @@ from experiments.training.options import NEVER
 from experiments.training.selection import criteria
 from experiments.training.store import forget
 from experiments.training.trainer import Trainer
-from mechanisms.runs.files import MetricsLog, load, locked, save, write_json
+from mechanisms.runs.files import MetricsLog, load, save, write_json
+from mechanisms.runs.locks import locked
 from mechanisms.training.devices import find_device
 from mechanisms.training.hooks import Hooks, has_statistics
 from mechanisms.training.loop import fit

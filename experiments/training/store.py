@@ -17,8 +17,9 @@ from datasets.task import Task, task_of
 from experiments.networks.base import Network, at_once
 from experiments.networks.registry import rebuild
 from experiments.training.rules import RULES
-from mechanisms.runs.files import MetricsLog, RunError, check_finite, load, rebuilt, replacing, waiting, weights_fingerprint
+from mechanisms.runs.files import MetricsLog, RunError, check_finite, load, rebuilt, replacing, weights_fingerprint
 from mechanisms.runs.folder import dataset_of
+from mechanisms.runs.locks import waiting
 from mechanisms.training.state import WEIGHTS
 
 FOLDER = "classifiers"

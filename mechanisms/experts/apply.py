@@ -24,7 +24,7 @@ from mechanisms.training.state import CONFIG, WEIGHTS
 def apply(run: Path, folder: Path, out: Path, seed: int | None = None, device: str = "cpu") -> Path:
     """Every image of ``folder`` through the expert that wins it, written to ``out`` under its name as PNG, with ``routes.csv``.
 
-    They must be of one size: that of the experts' images, or that without the padding which these had, see :func:`_brought`.
+    They must be of one size: that of the experts' images, or that without the padding which these had, see :func:`_of_the_experts_size`.
 
     Args:
         seed: whose experts; the lowest there is without it.
@@ -45,7 +45,7 @@ def apply(run: Path, folder: Path, out: Path, seed: int | None = None, device: s
             raise RunError(f"{first} and {path} would both be written as {path.stem}.png; rename one of them")
     used = some_seeds(run)[0] if seed is None else seed
     undoes = _undoes(run, used)
-    made, winner, scores = (found.cpu() for found in model.invert(_brought(paths, model, run)))
+    made, winner, scores = (found.cpu() for found in model.invert(_of_the_experts_size(paths, model, run)))
     out.mkdir(parents=True, exist_ok=True)
     for path, image in zip(paths, made, strict=True):
         pixels = (image * 255).round().to(torch.uint8).permute(1, 2, 0).numpy()
@@ -73,7 +73,7 @@ def _undoes(run: Path, seed: int) -> dict[str, str]:
     return read_json(folder / RESULT, {}).get("found", {}) if (folder / RESULT).exists() else {}
 
 
-def _brought(paths: list[Path], model: Experts, run: Path) -> Tensor:
+def _of_the_experts_size(paths: list[Path], model: Experts, run: Path) -> Tensor:
     """Images, float in [0, 1] ``(N, C, H, W)``, of the experts' size.
 
     A mechanism has acted on them already, on what is around them too, so they are padded by repeating their edges: black

@@ -144,19 +144,19 @@ class Competition(nn.Module):
         self.rest.fill_(_REST)
 
     # ------------------------------------------------------------------------------------------------ what is minimised
-    def _veil(self, images: Tensor, noise: Noise, progress: float) -> Tensor:
+    def _with_instance_noise(self, images: Tensor, noise: Noise, progress: float) -> Tensor:
         """``images`` under instance noise, in training; it has fallen to 0 before the end."""
         sigma = self.config.instance_noise * max(0.0, 1 - progress / 0.9) if self.training else 0.0
         return images + sigma * noise(*images.shape) if sigma else images
 
     def _discriminator_loss(self, canonical: Tensor, made: Tensor, noise: Noise, progress: float) -> Tensor:
         """BCE(D(c), 1) + BCE(D(made), 0) and the penalty, ``(B,)``."""
-        veiled = [self._veil(images, noise, progress) for images in (canonical, made)]
-        both = torch.cat(veiled)
+        noisy = [self._with_instance_noise(images, noise, progress) for images in (canonical, made)]
+        both = torch.cat(noisy)
         if not (self.training and self.config.penalty):
             real, fake = self.experts.discriminator(both).chunk(2)
             return F.softplus(-real) + F.softplus(fake)
-        beside = [images + _STEP * noise(*images.shape) for images in veiled]
+        beside = [images + _STEP * noise(*images.shape) for images in noisy]
         there, beside = self.experts.discriminator(torch.cat([both, *beside])).chunk(2)
         real, fake = there.chunk(2)
         steepness = ((beside - there) / _STEP).square().view(2, -1).mean(0)
@@ -170,7 +170,7 @@ class Competition(nn.Module):
         loss, config = x.new_zeros(len(x)), self.config
         constant = {name: value.detach() for name, value in self.experts.discriminator.named_parameters()}
         eps = noise(len(x), config.latent) if config.expert == "vae" and self.training else None  # processes draw alike, whoever wins
-        veil = self._veil(torch.zeros_like(x), noise, progress)
+        instance_noise = self._with_instance_noise(torch.zeros_like(x), noise, progress)
         errors = x.new_zeros(len(x))
         for j, expert in enumerate(self.experts.experts):
             if not len(rows := (winner == j).nonzero().flatten()):
@@ -184,7 +184,7 @@ class Competition(nn.Module):
             if beginning:
                 own = error
             else:
-                own = F.softplus(-functional_call(self.experts.discriminator, constant, (made + veil[rows],)))
+                own = F.softplus(-functional_call(self.experts.discriminator, constant, (made + instance_noise[rows],)))
             loss = loss.index_add(0, rows, (own + config.beta * kl).to(loss.dtype))
         if self.training:
             if not self._starts_as_identity and beginning:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
@@ -115,12 +115,8 @@ class Options:
     out: Path | None = None
     """Where --apply writes; RUN/applied without it."""
     transfer: bool = False
-    """Score the experts of --run on another hand: scikit-learn's digits, or with --transfer-from images of a folder."""
+    """Score the experts of --run on images of another source: scikit-learn's digits, or with --transfer-from images of a folder."""
     transfer_from: Path | None = None
     """Folder of images of another kind (Fashion-MNIST, Omniglot, …), on which the run's transformations act."""
     compare: tuple[Path, ...] = ()
     """Run folders to print side by side, a row for each over its seeds; nothing is trained."""
-
-    def seeded(self, training: TrainingConfig) -> list[TrainingConfig]:
-        """``training`` once for each seed."""
-        return [replace(training, seed=training.seed + k) for k in range(self.seeds)]

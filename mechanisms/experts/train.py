@@ -12,7 +12,6 @@ import torch
 from accelerate import PartialState
 
 from datasets.errors import UserError
-from datasets.ranges import check_ranges
 from datasets.unpaired import UnpairedDataset, unpaired
 from mechanisms.anticausal.model import Predictors
 from mechanisms.experts.classifier import classifier
@@ -23,11 +22,11 @@ from mechanisms.experts.evaluation import evaluate_on, summary, table, warn_if_w
 from mechanisms.experts.figures import confusion_figure, curves, grid, write
 from mechanisms.experts.metrics import IDLE_BELOW
 from mechanisms.experts.model import FOLDER, Experts, folder_of
-from mechanisms.experts.options import DEFAULT_STEPS, Options
+from mechanisms.experts.options import DEFAULT_STEPS, DEFAULTS, ExpertsConfig, ExpertsData
 from mechanisms.runs.files import MetricsLog, read_json, replacing, write_json
 from mechanisms.runs.fitting import fitting
 from mechanisms.runs.folder import claim
-from mechanisms.training.config import TrainingConfig
+from mechanisms.training.config import RunOptions, TrainingConfig
 from mechanisms.training.hooks import Hooks
 from mechanisms.training.loop import fit
 from mechanisms.training.state import CONFIG, METRICS
@@ -36,37 +35,45 @@ SUMMARY, TABLE = "metrics.json", "metrics.md"
 _SHOWN = 10  # rows of the grid
 
 
-def train_experts(options: Options) -> dict[str, Any]:
+def train_experts(data: ExpertsData, where: RunOptions, training: TrainingConfig = DEFAULTS, config: ExpertsConfig = ExpertsConfig(),
+                  seeds: int = 1) -> dict[str, Any]:
     """Train and evaluate the experts of every seed; returns what ``RUN/experts/metrics.json`` holds.
 
     Each seed leaves in ``RUN/experts/seedN`` what :func:`mechanisms.training.loop.fit` does, and ``result.json``, ``grid.png``,
     ``confusion.png`` and ``curves.png``. The table is over all seeds of the run folder that were trained alike.
 
+    Weights are averaged (``--ema``); the running statistics of an expert's batch norm (``--expert cnn`` and ``vae``) are those of the
+    last updates, and not averaged with them. Evaluate such experts with ``--ema 0`` where the two are far apart.
+
+    Args:
+        data: which data set.
+        training: of every seed; ``seed`` is the first one.
+        seeds: how many.
+
     Raises:
         UserError: for a data set without canonical images, numbers that make no sense, or a training that cannot go on.
     """
-    run = options.run.run
-    training = _budget(options)
+    run = where.run
+    training = _budget(training, where)
     training.check()
-    options.config.check(training.batch_size)
-    check_ranges(options)
-    if options.run.resume and options.run.overwrite:
+    config.check(training.batch_size)
+    if where.resume and where.overwrite:
         raise UserError("--resume continues a training, --overwrite throws it away; give one of them")
     if training.keep == "best" or training.patience:
         raise UserError("--keep best and --patience ask when the loss is least; here it is that of two who compete, which does not fall as "
                         "experts improve. Give a budget (--steps) instead")
-    dataset = unpaired(options.data.open())
+    dataset = unpaired(data.open())
     train, valid = unlabelled(dataset, "train"), unlabelled(dataset, "valid")
-    options.config.check(training.batch_size, len(train))
+    config.check(training.batch_size, len(train))
     check_apart(dataset)
-    claim(run, dataset, options.data)
+    claim(run, dataset, data)
     judge = None
-    for one in options.seeded(training):
+    for one in (of_seeds := seeded(training, seeds)):
         torch.manual_seed(one.seed)
-        with fitting(f"--experts {options.config.experts} --expert {options.config.expert}"):
-            model = Experts(dataset.schema.image.shape, options.config, dataset.margin)
+        with fitting(f"--experts {config.experts} --expert {config.expert}"):
+            model = Experts(dataset.schema.image.shape, config, dataset.margin)
         folder = folder_of(run, one.seed)
-        fit(Competition(model), train, valid, one, folder, model.describe(), options.run,
+        fit(Competition(model), train, valid, one, folder, model.describe(), where,
             Hooks(kept=model, watch=warn_if_won))
         judge = judge or classifier(run, dataset, training.device)
         if PartialState().is_main_process:
@@ -81,9 +88,9 @@ def train_experts(options: Options) -> dict[str, Any]:
     with replacing(run / FOLDER / TABLE) as temporary:
         temporary.write_text(written + "\n", encoding="utf-8")
     print(written)
-    for line in _remarks(dataset, options.config.experts, results):
+    for line in _remarks(dataset, config.experts, results):
         print(line)
-    print(f"tables in {run / FOLDER}, pictures in {', '.join(str(folder_of(run, one.seed)) for one in options.seeded(training))}")
+    print(f"tables in {run / FOLDER}, pictures in {', '.join(str(folder_of(run, one.seed)) for one in of_seeds)}")
     return found
 
 
@@ -102,10 +109,15 @@ def _remarks(dataset: UnpairedDataset, experts: int, results: Mapping[int, Mappi
     return lines
 
 
-def _budget(options: Options) -> TrainingConfig:
+def seeded(training: TrainingConfig, seeds: int) -> list[TrainingConfig]:
+    """``training`` once for each of so many seeds, counted up from its own."""
+    return [replace(training, seed=training.seed + k) for k in range(seeds)]
+
+
+def _budget(given: TrainingConfig, where: RunOptions) -> TrainingConfig:
     """The training with a budget: the one given, or that of the training that is resumed, or the usual one."""
-    given, path = options.training, folder_of(options.run.run, options.training.seed) / CONFIG
-    if options.run.resume and path.exists() and not (given.steps or given.epochs or given.minutes):
+    path = folder_of(where.run, given.seed) / CONFIG
+    if where.resume and path.exists() and not (given.steps or given.epochs or given.minutes):
         begun = read_json(path, {"training": dict}, "Give a budget: --steps")["training"]
         return replace(given, **{name: begun.get(name) for name in ("steps", "epochs", "minutes")})
     return given.or_budget(steps=DEFAULT_STEPS)

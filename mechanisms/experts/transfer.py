@@ -1,4 +1,4 @@
-"""Experts scored on another hand: images of another kind under the transformations that they have learned to undo."""
+"""Experts scored on images of another source, under the transformations that they have learned to undo."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from datasets.files.elsewhere import AT_MOST, another_hand, images_from
+from datasets.files.elsewhere import AT_MOST, images_from, sklearn_digits
 from datasets.unpaired import UnpairedDataset, unpaired
 from mechanisms.experts.classifier import classifier
 from mechanisms.experts.compare import alike
@@ -28,7 +28,7 @@ def transfer(run: Path, source: Path | None, device: str, seed: int | None = Non
 
     Those of every seed that was trained as ``seed`` was, or as the lowest without it.
 
-    Without ``source`` these are scikit-learn's digits, another hand. Where the run is about digits too, they are those that
+    Without ``source`` these are scikit-learn's digits. Where the run is about digits too, they are those that
     it kept, and their labels are known, so that a classifier trained on the run's clean digits tells clean, transformed and
     restored ones. A folder may hold IDX files (Fashion-MNIST) or images, in sub-folders too (Omniglot); its labels, if any,
     are of no use here. Of more than 2,000 images as many are drawn.
@@ -50,7 +50,7 @@ def transfer(run: Path, source: Path | None, device: str, seed: int | None = Non
         raise RunError(f"{run} was trained on {dataset.title}, which does not say by which functions its images were transformed, so that "
                        "they cannot act on others; put other images that were transformed already through its experts: --apply FOLDER")
     shape = dataset.schema.image.shape
-    clean, labels = another_hand(shape) if source is None else (images_from(source, shape, dataset.margin), None)
+    clean, labels = sklearn_digits(shape) if source is None else (images_from(source, shape, dataset.margin), None)
     if labels is not None:
         kept = _digits_of(run, dataset)
         clean, labels = (clean, None) if kept is None else (clean[torch.isin(labels, kept)], labels[torch.isin(labels, kept)])

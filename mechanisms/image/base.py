@@ -5,7 +5,8 @@
 A mechanism is a function f of exogenous noise u, which no parent can see, and of the image's parents. Abduction draws from
 p(u | x, pa), prediction applies f, sampling composes a draw of u with f (Pearl 2009, *Causality*, §7.1; Pawlowski, Castro & Glocker
 2020, *Deep structural causal models*, §3). :class:`dscm.DSCM`, metrics, calibration, counterfactual training, comparison and export
-know a mechanism by this face only. A new family is one new file in this folder with one subclass that has a ``name``.
+know a mechanism by this face only. A new family is one new file in this folder with one subclass that has a ``name``, or a file of
+your own, ``--mechanism FILE.py:build`` (``docs/my_mechanism.py``).
 """
 
 from __future__ import annotations
@@ -13,13 +14,16 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
 import torch
 from torch import Tensor, nn
 
 from datasets.errors import UserError
 from datasets.schema import Graph, encode_parents
+
+if TYPE_CHECKING:
+    from mechanisms.image.own import Origin
 
 Draw = Callable[..., Tensor]  # draw(rows, *shape) → standard normals, for instance a mechanisms.training.noise.Noise
 Effect = Literal["total", "direct", "indirect"]
@@ -65,6 +69,7 @@ class ImageMechanism(nn.Module, ABC):
         tempered: whether there is a pixel residual, which ``temperature`` scales.
         bounded: whether :meth:`free_energy` is defined.
         differentiable: whether gradients reach weights, images and continuous parents through abduction and prediction.
+        origin: of a mechanism from a user's file: that file and how it was called; set by :func:`mechanisms.image.own.build_own`.
     """
 
     name: ClassVar[str] = ""
@@ -73,6 +78,7 @@ class ImageMechanism(nn.Module, ABC):
     tempered: ClassVar[bool] = True
     bounded: ClassVar[bool] = True
     differentiable: ClassVar[bool] = True
+    origin: Origin | None = None
 
     def __init__(self, graph: Graph, config: Any = None) -> None:
         super().__init__()
@@ -140,17 +146,22 @@ class ImageMechanism(nn.Module, ABC):
     def check_bounded(self, what: str) -> None:
         """Raises UserError where ``what`` needs a bound of the likelihood that this mechanism has not."""
         if not self.bounded:
-            raise UserError(f"{what} needs a bound of log p(image | parents), which the image mechanism {self.name!r} has not; "
+            raise UserError(f"{what} needs a bound of log p(image | parents), which the image mechanism {self.title} has not; "
                             "train another with --mechanism")
 
     def check_effect(self, effect: str) -> None:
         """Raises UserError for an unknown effect, or one that this mechanism cannot tell apart."""
         if effect not in self.effects:
-            raise UserError(f"effect={effect!r} cannot be had from the image mechanism {self.name!r}; valid are {', '.join(self.effects)}")
+            raise UserError(f"effect={effect!r} cannot be had from the image mechanism {self.title}; valid are {', '.join(self.effects)}")
 
     def encode(self, parents: Mapping[str, Tensor], rows: int) -> Tensor:
         """The image's parents in the order of the graph, each as its variable encodes it, ``(B, D)``."""
         return encode_parents(self.parents, parents, rows, self.device)
+
+    @property
+    def title(self) -> str:
+        """Its registered name, or that of its class, for messages."""
+        return repr(self.name or type(self).__name__)
 
     @property
     def device(self) -> torch.device:

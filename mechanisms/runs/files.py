@@ -6,17 +6,16 @@ the two are one file, renamed into place together, and ``torch.load`` reads it a
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
 import os
 import platform
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from importlib.metadata import version
 from pathlib import Path
 from types import MappingProxyType
-from typing import IO, Any, BinaryIO, TypeVar
+from typing import Any, BinaryIO, TypeVar
 
 import torch
 
@@ -86,8 +85,12 @@ def understanding(path: Path, remedy: str = "") -> Iterator[None]:
         raise damaged(path, reason or type(error).__name__, remedy) from error
 
 
-def rebuilt(path: Path, build: Callable[[], Module], weights: Mapping[str, torch.Tensor] | None, remedy: str = "") -> Module:
+def rebuilt(path: Path, build: Callable[[], Module], weights: Mapping[str, torch.Tensor] | None, remedy: str = "",
+            rehearse: bool = True) -> Module:
     """``build()`` with the ``weights`` that the file ``path`` holds; built without memory first, to see that they fit.
+
+    Args:
+        rehearse: whether to build without memory first, which code of others may not be able to.
 
     Raises:
         RunError: for weights of other names or shapes, before anything of their size is allocated.
@@ -95,14 +98,15 @@ def rebuilt(path: Path, build: Callable[[], Module], weights: Mapping[str, torch
     if not isinstance(weights, dict) or not all(isinstance(value, torch.Tensor) for value in weights.values()):
         raise damaged(path, "it lacks weights", remedy)
     with understanding(path, remedy):
-        with torch.device("meta"):
-            wanted = {name: tuple(value.shape) for name, value in build().state_dict().items()}
+        with torch.device("meta") if rehearse else nullcontext():
+            module = build()
+        wanted = {name: tuple(value.shape) for name, value in module.state_dict().items()}
         held = {name: tuple(value.shape) for name, value in weights.items()}
         if apart := [name for name in {**wanted, **held} if wanted.get(name) != held.get(name)]:
             name = apart[0]
             raise damaged(path, f"its weights do not fit what it describes ({name}: {held.get(name, 'none')} there, "
                                 f"{wanted.get(name, 'none')} due)", remedy)
-        module = build()
+        module = build() if rehearse else module
         module.load_state_dict(weights)
     return module
 
@@ -196,30 +200,6 @@ def weights_fingerprint(*modules: torch.nn.Module) -> str:
     return digest.hexdigest()[:16]
 
 
-@contextmanager
-def waiting(path: Path) -> Iterator[None]:
-    """Held by one process at a time: who comes second waits, and finds what the first has written.
-
-    Args:
-        path: an empty file in the folder that is written to; the folder is made.
-
-    Raises:
-        RunError: where nothing can be written there.
-    """
-    with _opened(path) as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
-
-
-def _opened(path: Path) -> IO[str]:
-    """A file to lock, held open for as long as the lock is."""
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        return open(path, "w")
-    except OSError as error:
-        raise RunError(f"cannot write into {path.parent}: {error}. Choose another --run") from error
-
-
 def write_json(path: Path, value: Any) -> None:
     with replacing(path) as temporary:
         temporary.write_text(json.dumps(value, indent=2, default=str) + "\n", encoding="utf-8")
@@ -304,19 +284,3 @@ class MetricsLog:
             raise damaged(path, "it has no rows", "Restore a copy of it, or train anew with --overwrite")
         return rows[-1]
 
-
-@contextmanager
-def locked(folder: Path) -> Iterator[None]:
-    """Holds ``folder`` for one training; the lock goes with the process, however that ends.
-
-    Raises:
-        RunError: if another process trains into it, or it cannot be written.
-    """
-    with _opened(folder / ".lock") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise RunError(f"another training is writing into {folder}; wait for it, or choose another --run") from None
-        for left in folder.glob(".*.tmp"):  # by a training that was killed while it wrote
-            left.unlink(missing_ok=True)
-        yield

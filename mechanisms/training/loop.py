@@ -23,7 +23,8 @@ from torch import nn
 from tqdm import tqdm
 
 from datasets.base import Split
-from mechanisms.runs.files import RunError, locked, understanding, write_json
+from mechanisms.runs.files import RunError, understanding, write_json
+from mechanisms.runs.locks import locked
 from mechanisms.training.batches import batches_from
 from mechanisms.training.checkpoint import MILDER, State, take_weights
 from mechanisms.training.config import RunOptions, TrainingConfig

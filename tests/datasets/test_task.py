@@ -170,3 +170,14 @@ def test_data_that_cannot_be_classified():
         task_of(data(y=torch.zeros(ROWS, dtype=torch.long)))
     with pytest.raises(SchemaError, match=naming("morphomnist --label digit")):
         task_of(open_dataset("morphomnist"))
+
+
+@pytest.mark.parametrize("name, other", [("coloredmnist", "colourmnist"), ("colourmnist", "coloredmnist")])
+def test_names_that_are_easily_confused_are_told_apart(name, other):
+    dataset = open_dataset(name, {"train_digits": 60, "valid_digits": 20, "test_digits": 20})
+    for wrong in (lambda: open_dataset(name, {"sizes": "3"}), lambda: open_dataset(name, {"train_digits": "x"}),
+                  lambda: task_of(dataset, "hue"),
+                  lambda: task_of(dataset).shifted("e=0.8", dataset.split("test").attributes, torch.Generator()),
+                  lambda: dataset.intervened("test", torch.arange(2), {"digit": 3})):
+        with pytest.raises(SchemaError, match=rf"{name}'? \(not {other}\)"):
+            wrong()

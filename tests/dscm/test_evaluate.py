@@ -34,13 +34,14 @@ def options(run: Path, **given) -> Options:
 
 
 def test_command_end_to_end_with_predictors(run, capsys):
-    from mechanisms.predictors import Options as PredictorOptions
-    from mechanisms.predictors import train_predictors
+    from datasets.options import DataOptions
+    from mechanisms.anticausal.fit import train_predictors
+    from mechanisms.anticausal.options import DEFAULTS
     from mechanisms.training.config import RunOptions
 
-    dataset, defaults = dataset_of(run), PredictorOptions()
-    training = replace(defaults.training, steps=2, validations=1, device="cpu", precision="fp32")
-    train_predictors(dataset, replace(defaults, run=RunOptions(run), training=training, renderings=1))
+    dataset = dataset_of(run)
+    training = replace(DEFAULTS, steps=2, validations=1, device="cpu", precision="fp32")
+    train_predictors(dataset, DataOptions(), RunOptions(run), training, renderings=1)
     capsys.readouterr()
     main(options(run))
     said = capsys.readouterr().out

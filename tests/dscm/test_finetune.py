@@ -44,15 +44,14 @@ TINY = PredictorConfig(width=8, blocks=1, features=8)
 @pytest.fixture(scope="module")
 def source(tiny_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The tiny run with tiny predictors. Read it; do not train into it."""
-    from mechanisms.predictors import Options as PredictorOptions
-    from mechanisms.predictors import train_predictors
+    from mechanisms.anticausal.fit import train_predictors
+    from mechanisms.anticausal.options import DEFAULTS as PREDICTOR_TRAINING
     from mechanisms.runs.folder import dataset_of, recorded
 
     run = tmp_path_factory.mktemp("source") / "tiny"
     shutil.copytree(tiny_run, run)
-    options = PredictorOptions(DataOptions(recorded(run)["dataset"]), RunOptions(run), config=TINY, renderings=1, shift=0)
-    training = replace(options.training, steps=20, batch_size=32, device="cpu", precision="fp32")
-    train_predictors(dataset_of(run), replace(options, training=training))
+    training = replace(PREDICTOR_TRAINING, steps=20, batch_size=32, device="cpu", precision="fp32")
+    train_predictors(dataset_of(run), DataOptions(recorded(run)["dataset"]), RunOptions(run), training, TINY, renderings=1, shift=0)
     return run
 
 

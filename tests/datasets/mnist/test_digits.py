@@ -193,9 +193,9 @@ def test_commands_make_and_score_counterfactuals(kind, tmp_path):
     from dscm.evaluate import main as evaluate
     from dscm.evaluation.config import EvaluationConfig
     from mechanisms.image.config import ImageConfig
+    from mechanisms.image.fit import train_image
+    from mechanisms.image.options import DEFAULTS
     from mechanisms.runs.files import read_json
-    from mechanisms.train import Options as ImageOptions
-    from mechanisms.train import train_image
     from mechanisms.training.config import RunOptions
     from pgm.train import Options as AttributeOptions
     from pgm.train import train_attributes
@@ -205,8 +205,8 @@ def test_commands_make_and_score_counterfactuals(kind, tmp_path):
     dataset = data.open()
     attributes = AttributeOptions(data, run)
     train_attributes(dataset, replace(attributes, training=replace(attributes.training, steps=4, device="cpu")))
-    image = ImageOptions(data, run, config=ImageConfig(z_dim=2, embedding=8))
-    train_image(dataset, replace(image, training=replace(image.training, steps=2, batch_size=8, validation_rows=8, device="cpu")))
+    training = replace(DEFAULTS, steps=2, batch_size=8, validation_rows=8, device="cpu")
+    train_image(dataset, data, run, training, config=ImageConfig(z_dim=2, embedding=8))
     name, grid = dataset.spurious[0], tmp_path / "grid.png"
     draw_grid(GridOptions(run.run, (f"{name}~marginal",), grid, count=1, device="cpu"))
     evaluate(EvaluateOptions(run.run, tmp_path / "metrics.json", count=4, device="cpu",

@@ -23,10 +23,11 @@ from experiments.explanations.preview_options import Options
 from experiments.train import main as train
 from experiments.training.options import Options as TrainOptions
 from experiments.training.options import TrainingFlags
+from mechanisms.image.config import ImageConfig
+from mechanisms.image.fit import train_image
+from mechanisms.image.options import DEFAULTS
 from mechanisms.runs.command import run_command
 from mechanisms.runs.files import RunError
-from mechanisms.train import Options as ImageOptions
-from mechanisms.train import train_image
 from mechanisms.training.config import RunOptions
 from pgm.train import Options as AttributeOptions
 from pgm.train import train_attributes
@@ -252,11 +253,11 @@ def test_the_model_sets_the_label_or_what_is_spurious(bars):
 
 def test_a_trained_model_makes_the_images_of_dscm(bars, tmp_path):
     data, run = DataOptions(str(bars)), RunOptions(tmp_path / "model")
-    attributes, image = AttributeOptions(data, run), ImageOptions(data, run)
+    attributes = AttributeOptions(data, run)
     train_attributes(data.open(), replace(attributes, training=replace(attributes.training, steps=20, device="cpu")))
-    small = replace(image.config, z_dim=4, embedding=8, widths="8:8,4:8,1:8")
-    training = replace(image.training, steps=4, batch_size=8, device="cpu", precision="fp32")
-    train_image(data.open(), replace(image, training=training, config=small))
+    small = ImageConfig(z_dim=4, embedding=8, widths="8:8,4:8,1:8")
+    training = replace(DEFAULTS, steps=4, batch_size=8, device="cpu", precision="fp32")
+    train_image(data.open(), data, run, training, config=small)
     figure = figure_of(bars, model=tmp_path / "model", cf="dscm", factual="dscm", count=2)
     assert headings(figure) == ["--cf dscm", "--factual dscm"] and "as it is" not in words(figure)
     with pytest.raises(RunError, match=naming("--model", tmp_path / "model")):

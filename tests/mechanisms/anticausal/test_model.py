@@ -16,6 +16,7 @@ from torch.distributions import Categorical, Normal
 from datasets import CausalDataset, Graph, Variable, open_dataset
 from datasets.base import Split
 from datasets.errors import UserError
+from datasets.options import DataOptions
 from datasets.schema import SchemaError
 from mechanisms.anticausal.config import PredictorConfig
 from mechanisms.anticausal.decorrelate import (
@@ -29,10 +30,12 @@ from mechanisms.anticausal.decorrelate import (
     joined,
     resample,
 )
+from mechanisms.anticausal.fit import train_predictors
 from mechanisms.anticausal.model import Predictors, load_predictors, quantiles
+from mechanisms.anticausal.options import DEFAULTS, Options
 from mechanisms.anticausal.scores import blind, figures, off_distribution, report
 from mechanisms.base import term_of
-from mechanisms.predictors import Options, main, train_predictors
+from mechanisms.predictors import main
 from mechanisms.runs.command import run_command
 from mechanisms.runs.files import RunError, load, read_json, save
 from mechanisms.training.config import RunOptions
@@ -367,15 +370,15 @@ def test_an_evaluator_off_its_distribution_is_named(metric, observed, independen
 
 
 # ---------------------------------------------------------------------------------------------------- training
-def options_for(run: Path, steps: int = 6, **more) -> Options:
-    options = Options(run=RunOptions(run, **more), config=TINY)
-    return replace(options, training=replace(options.training, steps=steps, device="cpu", precision="fp32", batch_size=32, ema=0.98))
+def trained_into(run: Path, dataset: CausalDataset, steps: int = 6, shift: int = 2, **more) -> Predictors:
+    training = replace(DEFAULTS, steps=steps, device="cpu", precision="fp32", batch_size=32, ema=0.98)
+    return train_predictors(dataset, DataOptions(), RunOptions(run, **more), training, TINY, shift=shift)
 
 
 @pytest.mark.parametrize("wanted", [("upper", "lower", "colour"), ("colour",)])
 def test_what_can_be_read_is_learnt(tmp_path, wanted, capsys):
     dataset = Boxes(wanted, lazy=len(wanted) == 1)
-    train_predictors(dataset, replace(options_for(tmp_path, 150), shift=0))
+    trained_into(tmp_path, dataset, 150, shift=0)
     found = read_json(tmp_path / "predictors" / "test.json")
     assert capsys.readouterr().out.startswith("| attribute | metric | observational | decorrelated | no information |")
     for name, parts in found["attributes"].items():
@@ -388,7 +391,7 @@ def test_what_can_be_read_is_learnt(tmp_path, wanted, capsys):
 
 def test_saved_predictors_load_bit_for_bit_and_frozen(tmp_path):
     dataset = Boxes()
-    trained, loaded = train_predictors(dataset, options_for(tmp_path)), load_predictors(tmp_path)
+    trained, loaded = trained_into(tmp_path, dataset), load_predictors(tmp_path)
     assert not loaded.training and not any(p.requires_grad for p in loaded.parameters())
     images = dataset.split("test").batch(slice(0, 20))["image"].requires_grad_()
     for name, value in trained.predict(images).items():
@@ -400,7 +403,7 @@ def test_saved_predictors_load_bit_for_bit_and_frozen(tmp_path):
 
 def test_interrupted_and_resumed_is_uninterrupted(tmp_path, monkeypatch):
     dataset, forward, calls = Boxes(), Predictors.forward, []
-    whole = train_predictors(dataset, options_for(tmp_path / "a", 12))
+    whole = trained_into(tmp_path / "a", dataset, 12)
 
     def interrupting(self, *arguments):
         calls.append(self.training)
@@ -410,13 +413,13 @@ def test_interrupted_and_resumed_is_uninterrupted(tmp_path, monkeypatch):
 
     monkeypatch.setattr(Predictors, "forward", interrupting)
     with pytest.raises(KeyboardInterrupt):
-        train_predictors(dataset, options_for(tmp_path / "b", 12))
+        trained_into(tmp_path / "b", dataset, 12)
     assert not (tmp_path / "b" / "predictors" / "test.json").exists()
-    resumed = train_predictors(dataset, options_for(tmp_path / "b", 12, resume=True))
+    resumed = trained_into(tmp_path / "b", dataset, 12, resume=True)
     assert all(torch.equal(a, b) for a, b in zip(whole.state_dict().values(), resumed.state_dict().values(), strict=True))
     assert read_json(tmp_path / "a" / "predictors" / "test.json") == read_json(tmp_path / "b" / "predictors" / "test.json")
     with pytest.raises(RunError, match=naming("checkpoint.pt shift 2 0")):
-        train_predictors(dataset, replace(options_for(tmp_path / "b", 12, resume=True), shift=0))
+        trained_into(tmp_path / "b", dataset, 12, shift=0, resume=True)
 
 
 # ---------------------------------------------------------------------------------------------------- the command

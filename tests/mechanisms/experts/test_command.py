@@ -330,7 +330,7 @@ def test_names_that_would_be_written_twice(trained, tmp_path, capsys):
     assert not (tmp_path / "out").exists()
 
 
-def test_another_hand(trained, tmp_path):
+def test_transfer_to_scikit_learns_digits(trained, tmp_path):
     run = tmp_path / "run"
     shutil.copytree(trained, run)
     shutil.rmtree(run / "experts" / "seed1")
@@ -354,7 +354,7 @@ def test_digits_that_the_run_did_not_keep_are_left_out(tmp_path, monkeypatch):
     found = read_json(run / "experts" / "transfer-digits.json")
     assert found["images"] == 182 + 181 and "accuracy_restored" in found["over_seeds"]  # scikit-learn's ones and sixes
     monkeypatch.setattr("mechanisms.experts.transfer._digits_of", lambda run, dataset: None)
-    monkeypatch.setattr("mechanisms.experts.transfer.another_hand", lambda shape: (torch.full((5, *shape), 0.9), torch.arange(5)))
+    monkeypatch.setattr("mechanisms.experts.transfer.sklearn_digits", lambda shape: (torch.full((5, *shape), 0.9), torch.arange(5)))
     with pytest.warns(UserWarning, match=naming("scikit-learn's 0.90 0.05")):
         command(run, "--transfer")
     found = read_json(run / "experts" / "transfer-digits.json")

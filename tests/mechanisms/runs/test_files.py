@@ -18,7 +18,8 @@ import torch
 
 from datasets.files.atomic import temporary_beside
 from mechanisms.runs import files as checkpoint
-from mechanisms.runs.files import MetricsLog, RunError, load, locked, read_json, rebuilt, save, seal, write_json
+from mechanisms.runs.files import MetricsLog, RunError, load, read_json, rebuilt, save, seal, write_json
+from mechanisms.runs.locks import locked
 from tests.errors import naming
 
 STATE = {"kind": "toy", "weights": {"w": torch.arange(50_000.0)}, "config": {"widths": (8, 16), "name": None}}

@@ -666,9 +666,9 @@ def options_of(folder: str):
     (["--dataset", "mnits"], 2, "'mnits' cameratraps coloredmnist"),
     (["--dataset", "absent.py"], 2, "absent.py"),
     (["--precision", "fp16"], 2, "bf16"),
-    ([*DATA, "--option", "sizes=3"], 2, "'sizes' size"),
-    ([*DATA, "--steps", "3", "--epochs", "1"], 2, "--epochs --steps --minutes"),
-    ([*DATA, "--batch_size", "-1"], 2, "--batch-size -1"),
+    ([*DATA, "--option", "sizes=3"], 2, "no option 'sizes'; valid are size"),
+    ([*DATA, "--steps", "3", "--epochs", "1"], 2, "give exactly one budget"),
+    ([*DATA, "--batch_size", "-1"], 2, "--batch-size -1 must be at least 1"),
 ])
 def test_mistakes_on_the_command_line(tmp_path, capsys, folder, arguments, status, message):
     options, main = options_of(folder)
@@ -680,12 +680,12 @@ def test_mistakes_on_the_command_line(tmp_path, capsys, folder, arguments, statu
 
 
 @pytest.mark.parametrize("arguments, message", [
-    (["--mechanism", "gan"], "'gan' hvae vae"),
-    (["--mixing", "1.5"], "--mixing 1.5 [0, 1]"),
-    (["--components", "0"], "--components 0 1"),
-    (["--preset", "huge"], "'huge' cpu reference"),
-    (["--widths", "4:8"], "widths '4:8'"),
-    (["--preset", "reference"], "16"),
+    (["--mechanism", "gan"], "unknown image mechanism 'gan'; valid are hvae, vae"),
+    (["--mixing", "1.5"], "--mixing 1.5 must lie in [0, 1]"),
+    (["--components", "0"], "--components 0 must lie in [1, 1000]"),
+    (["--preset", "huge"], "unknown preset 'huge'; valid are cpu, reference"),
+    (["--widths", "4:8"], "lacks resolution"),
+    (["--preset", "reference"], "image size / patch is 16"),
 ])
 def test_mistakes_about_the_image_mechanism(tmp_path, capsys, arguments, message):
     options, main = options_of("image")
