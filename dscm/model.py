@@ -16,6 +16,7 @@ from torch import Tensor
 from datasets.arguments import number, whole
 from datasets.memory import check_memory
 from datasets.schema import Graph, SchemaError
+from dscm.capabilities import Capabilities
 from dscm.jitter import Calibration, mechanism_hash
 from mechanisms.image.base import Draw, ImageMechanism, ImageNoise
 from mechanisms.image.registry import FOLDER as IMAGE_FOLDER
@@ -156,6 +157,12 @@ class DSCM:
     @property
     def device(self) -> torch.device:
         return self.attributes.device
+
+    @property
+    def capabilities(self) -> Capabilities:
+        """What an evaluation may ask for, given the image mechanism."""
+        return Capabilities(abduct=True, draws=True, temperature=self.image.tempered, effects=self.image.effects, regenerate=True,
+                            log_prob=self.image.bounded)
 
     # ------------------------------------------------------------------------------------------------ the three steps
     @torch.no_grad()

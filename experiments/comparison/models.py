@@ -15,7 +15,7 @@ from datasets.options import DataOptions
 from datasets.schema import SchemaError
 from datasets.words import listed
 from dscm import calibrate, finetune
-from dscm.evaluation.answers import Model
+from dscm.capabilities import Model
 from dscm.evaluation.questions import Questions
 from dscm.model import DSCM
 from experiments.comparison.bounds import Identity, Truth

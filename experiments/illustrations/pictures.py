@@ -8,16 +8,17 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from dscm.evaluation import scoring
-from dscm.evaluation.answers import Respondent
-from dscm.evaluation.scoring import LEVEL, keeping
+from dscm.evaluation.answers import Evaluator
 from dscm.evaluation.table import figure as in_figures
 from dscm.figures.style import BLUE, INK, ORANGE, PALE, page, tidy, written
 from dscm.metrics.commutativity import commutativity
-from dscm.metrics.coverage import Ensemble
-from dscm.metrics.cycles import composition, reversibility
+from dscm.metrics.composition import composition, keeping
+from dscm.metrics.coverage import LEVEL, Ensemble, calibration_scores
 from dscm.metrics.likelihood import bits_per_dimension
 from dscm.metrics.minimality import excess, latent_divergence, misplaced_change
+from dscm.metrics.realism import realism_floor, realism_score
+from dscm.metrics.registry import summarise
+from dscm.metrics.reversibility import reversibility
 from dscm.metrics.score import Score
 from dscm.metrics.truth import image_error, inner, psnr_per_image, ssim
 from dscm.model import DSCM
@@ -117,10 +118,10 @@ def minimality(scene: Scene) -> Figure:
 def realism(scene: Scene) -> Figure:
     """Whose images they are does not matter to a Fréchet distance; whether they look real does."""
     crowd, rows = scene.crowd, []
-    floor = scoring.realism_floor(scene.inquiry.real, crowd, scene.options.seed)
+    floor = realism_floor(scene.inquiry.real, crowd, scene.options.seed)
     index = crowd.chosen.sort().values[:_CROWD]
     for name in (COPY, TRUE, *scene.models, BLUR, STRANGER):
-        score = scoring.realism_score(scene.seen(name), scene.inquiry.real, crowd, floor)
+        score = realism_score(scene.seen(name), scene.inquiry.real, crowd, floor)
         label = f"{name}\nFréchet {in_figures(score)}\nL1 to x° {in_figures(scene.truth_scores(name)['truth_l1'])}"
         rows.append(Line(label, [Cell(image) for image in scene.image(name)[index]]))
     title = f"{scene.question.name}: Fréchet distance of {len(crowd.chosen)} images to as many real ones (floor, real to real: {floor:.1f})"
@@ -157,7 +158,7 @@ def _copied(images: Tensor) -> Tensor:
 def _off(scene: Scene, x: Tensor, images: Tensor, metric: str) -> Cell:
     """What has become of the image that goes through cycles, with its L1 to x and the mean of all."""
     errors = _error(scene, images, x)
-    return Cell(images[scene.cycled].cpu(), (f"L1 {errors[scene.cycled]:.2f}", f"({in_figures(scoring.summarise(metric, errors))})"))
+    return Cell(images[scene.cycled].cpu(), (f"L1 {errors[scene.cycled]:.2f}", f"({in_figures(summarise(metric, errors))})"))
 
 
 @picture("commutativity")
@@ -170,7 +171,7 @@ def either_order(scene: Scene) -> Figure:
     rows = []
     for name, (one, other, joint) in made.items():
         found = commutativity(*(inner(images, scene.border) for images in (one, other, joint)))
-        lines = (f"L1 {found.orders[row]:.2f}", f"({in_figures(scoring.summarise('commutativity_l1', found.orders))})")
+        lines = (f"L1 {found.orders[row]:.2f}", f"({in_figures(summarise('commutativity_l1', found.orders))})")
         joint_lines = [(f"L1 to joint {errors[row]:.2f}",) for errors in (found.first, found.second)]
         rows.append(Line(name, [Cell(scene.observed["image"][row]), Cell(one[row], joint_lines[0]), Cell(other[row], joint_lines[1]),
                                 Cell(one[row] - other[row], lines, reach), Cell(joint[row])]))
@@ -190,7 +191,7 @@ def free_energy(scene: Scene) -> Figure:
         bits = bits_per_dimension(scene.respondents[name].free_energy().cpu(), scene.observed["image"][0].numel())
         errors = _error(scene, scene.image(name), scene.truth["image"])
         ranks = torch.stack([values.argsort().argsort().double() for values in (bits, errors)])
-        bound, wrong = scoring.summarise("free_energy", bits), scoring.summarise("truth_l1", errors)
+        bound, wrong = summarise("free_energy", bits), summarise("truth_l1", errors)
         told = f"{name}: {in_figures(bound)} bits/dim, L1 {in_figures(wrong)}; rank correlation {float(torch.corrcoef(ranks)[0, 1]):.2f}"
         axes.scatter(bits, errors, s=5, color=color, alpha=0.35, linewidths=0)
         axes.plot(bound.value, wrong.value, "o", color=color, markersize=7, markeredgecolor="white", label=told, linewidth=0)
@@ -211,8 +212,8 @@ def calibration(scene: Scene) -> Figure:
     figure = page(3.4 * len(asked) + 0.3, 2.9)
     panels = figure.subplots(1, len(asked), sharey=True, squeeze=False)[0]
     for axes, (words, contestant) in zip(panels, asked.items(), strict=True):
-        ((_, draws),) = Respondent(contestant, scene.observed, scene.config, scene.options.seed).drawn([scene.question])
-        scores = scoring.calibration_scores(scene.inquiry.cases[0], draws, scene.observed["image"], scene.seen(TRUE).truth,
+        ((_, draws),) = Evaluator(contestant, scene.observed, scene.config, scene.options.seed).drawn([scene.question])
+        scores = calibration_scores(scene.inquiry.cases[0], draws, scene.observed["image"], scene.seen(TRUE).truth,
                                             scene.inquiry.real, scene.border, scene.inquiry.reader, scene.dataset)
         told = {s.metric: s for s in scores if s.variable in ("", variable.name) and s.settings.get("level", LEVEL) == LEVEL}
         order = target[:draws.shape[1]].argsort()

@@ -16,15 +16,15 @@ from torchvision.transforms.v2.functional import gaussian_blur
 
 from datasets.base import CausalDataset
 from datasets.schema import SchemaError
-from dscm.evaluation import scoring
-from dscm.evaluation.answers import Case, Respondent
+from dscm.evaluation.answers import Case, Evaluator
 from dscm.evaluation.config import EvaluationConfig
-from dscm.evaluation.evaluation import Inquiry
+from dscm.evaluation.inputs import MetricInputs
 from dscm.evaluation.questions import Question, draw_questions
-from dscm.evaluation.scoring import Crowd, Seen
-from dscm.metrics.minimality import same_value
+from dscm.evaluation.readings import CaseReadings, ReferenceSet
+from dscm.metrics.effectiveness import effectiveness_scores
+from dscm.metrics.minimality import change_scores, divergence_score, same_value
 from dscm.metrics.score import Score
-from dscm.metrics.truth import image_error, inner, psnr
+from dscm.metrics.truth import image_error, inner, psnr, truth_scores
 from dscm.model import DSCM
 from experiments.comparison.bounds import Identity, Truth
 from experiments.illustrations.options import Options
@@ -60,14 +60,12 @@ class Scene:
         self.question, self.others = known[0], known[1:]
         self.questions = replace(drawn, questions=tuple(known[:1]))
         self.config = EvaluationConfig(draws=options.draws, draw_images=options.draw_images, cycle_images=options.cycle_images)
-        self.inquiry = Inquiry(next(iter(models.values())), dataset, self.questions, predictors, self.config, options.run)
-        self.inquiry.answers()
-        self.inquiry.readings()
+        self.inquiry = MetricInputs(next(iter(models.values())), dataset, self.questions, predictors, self.config, options.run)
         self.observed, self.truth = self.inquiry.observed, self.inquiry.cases[0].truth
         change = image_error(self.observed["image"], self.truth["image"])
         self.shown = (change >= change.median()).nonzero().flatten()[:options.shown]
         self.cycled = int(self.shown[0]) if self.shown[0] < options.cycle_images else 0
-        self._seen: dict[str, Seen] = {}
+        self._seen: dict[str, CaseReadings] = {}
 
     @property
     def first(self) -> str:
@@ -88,13 +86,13 @@ class Scene:
 
     # ------------------------------------------------------------------------------------------------ who answers
     @cached_property
-    def respondents(self) -> dict[str, Respondent]:
+    def respondents(self) -> dict[str, Evaluator]:
         """The runs, and the two of the others that are models: they can be asked again about what they have made."""
         known = replace(self.questions, questions=(self.question, *self.others))
         bounds = {COPY: Identity(self.dataset.graph), TRUE: Truth(self.dataset, known)}
-        fresh = {name: Respondent(model, self.observed, self.config, self.options.seed)
+        fresh = {name: Evaluator(model, self.observed, self.config, self.options.seed)
                  for name, model in {**self.models, **bounds}.items() if name != self.first}
-        return {self.first: self.inquiry.respondent, **fresh}
+        return {self.first: self.inquiry.evaluator, **fresh}
 
     @cached_property
     def cases(self) -> dict[str, Case]:
@@ -137,11 +135,12 @@ class Scene:
         return training.batch(torch.cat(nearest))["image"]
 
     # ------------------------------------------------------------------------------------------------ what they score
-    def seen(self, name: str) -> Seen:
+    def seen(self, name: str) -> CaseReadings:
         """What is read off the answers of one of them."""
         if name not in self._seen:
-            told = self.inquiry.seen[0]
-            self._seen[name] = told if name == self.first else Seen(self.cases[name], self.inquiry.reader(self.image(name)), told.truth)
+            first = self.inquiry.readings[0]
+            self._seen[name] = first if name == self.first else CaseReadings(self.cases[name], self.inquiry.reader(self.image(name)),
+                                                                             first.truth)
         return self._seen[name]
 
     def measured(self, name: str) -> Tensor:
@@ -156,26 +155,26 @@ class Scene:
         return measured[name]
 
     @property
-    def crowd(self) -> Crowd:
+    def crowd(self) -> ReferenceSet:
         """Other real images, with features.
 
         Raises:
             SchemaError: without predictors.
         """
-        if self.inquiry.crowd is None:
-            raise SchemaError(f"it needs the features of predictors; {self.inquiry.train_predictors}")
-        return self.inquiry.crowd
+        if self.inquiry.references is None:
+            raise SchemaError(f"it needs the features of predictors; {self.inquiry.how_to_train_predictors}")
+        return self.inquiry.references
 
     def truth_scores(self, name: str) -> dict[str, Score]:
         """Errors to the truth by metric, means over all images."""
-        scores = scoring.truth_scores(self.cases[name], self.observed, self.border, self.dataset)
+        scores = truth_scores(self.cases[name], self.observed, self.border, self.dataset)
         return {score.metric: score for score in scores if not score.variable}
 
     def change_scores(self, name: str) -> dict[str, Score]:
         """Minimality by metric, means over all images."""
         variable, crowd = self.dataset.schema[self.question.variable], self.crowd
-        scores = [*scoring.change_scores(self.cases[name], self.observed["image"], self.border),
-                  scoring.divergence_score(self.seen(name), self.inquiry.real, self.observed, crowd, variable)]
+        scores = [*change_scores(self.cases[name], self.observed["image"], self.border),
+                  divergence_score(self.seen(name), self.inquiry.real, self.observed, crowd, variable)]
         return {score.metric: score for score in scores}
 
     def alike(self) -> tuple[Tensor, Tensor]:
@@ -186,4 +185,4 @@ class Scene:
 
     def effectiveness(self, name: str) -> list[Score]:
         """Attributes read off the images against those that were meant, means over all images."""
-        return list(scoring.effectiveness_scores(self.seen(name), self.inquiry.real, self.observed, self.dataset))
+        return list(effectiveness_scores(self.seen(name), self.inquiry.real, self.observed, self.dataset))

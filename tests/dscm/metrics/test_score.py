@@ -20,11 +20,12 @@ from torchmetrics.functional.regression import continuous_ranked_probability_sco
 from datasets.schema import SchemaError, Variable
 from dscm.metrics import METRICS, Score, mean_and_error, summarise
 from dscm.metrics.commutativity import commutativity
+from dscm.metrics.composition import composition
 from dscm.metrics.coverage import HALF_LEVEL, Ensemble, expected_coverage, per_image, positions
-from dscm.metrics.cycles import composition, reversibility
 from dscm.metrics.likelihood import bits_per_dimension
 from dscm.metrics.minimality import excess, latent_divergence, misplaced_change, same_value
 from dscm.metrics.realism import frechet_distance, real_floor
+from dscm.metrics.reversibility import reversibility
 from dscm.metrics.truth import attribute_error, changed_pixels, image_error, inner, psnr, psnr_per_image, ssim
 from mechanisms.anticausal.class_scores import class_scores
 from mechanisms.runs.files import RunError
