@@ -4,15 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from datasets.schema import Graph
-
-if TYPE_CHECKING:
-    from dscm.model import Counterfactual
+from dscm.results import Counterfactual
 
 
 @dataclass(frozen=True)

@@ -13,9 +13,8 @@ def main(options: Options) -> None:
     import warnings
 
     from datasets.schema import SchemaError
-    from dscm.counterfactual import open_run
-    from dscm.evaluate import find_predictors
     from dscm.figures.style import save_figure
+    from dscm.runs import find_predictors, open_run
     from experiments.illustrations.pictures import PICTURES
     from experiments.illustrations.scene import Scene
 

@@ -53,10 +53,9 @@ def quickstart(options: Options) -> Path:
     from rich.rule import Rule
 
     from datasets.schema import SchemaError
-    from dscm.calibrate import Options as Calibrate
-    from dscm.calibrate import calibrate_run
     from dscm.evaluation.questions import draw_questions
     from dscm.evaluation.table import format_table
+    from dscm.jitter.run import calibrate_run
     from dscm.model import DSCM
     from experiments.report.classifiers import plan, stress_classifiers
     from experiments.report.figures import default_do, draw_figures
@@ -98,7 +97,7 @@ def quickstart(options: Options) -> Path:
     with stage(4, "Predictors: networks that read attributes off images, to judge by"):
         train_predictors(dataset, options)
     with stage(5, "Counterfactuals: merge both mechanisms, and look"):
-        calibrate_run(Calibrate(run, min(16 if options.smoke else 256, len(dataset.split("valid"))), options.seed, options.device))
+        calibrate_run(run, min(16 if options.smoke else 256, len(dataset.split("valid"))), options.seed, options.device)
         dscm = DSCM.load(run, find_device(options.device))
         figures = draw_figures(dscm, dataset, interventions, run, MECHANISMS, count, options.seed)
         console.print("\n".join(str(path) for path in figures.values()), markup=False, soft_wrap=True)
@@ -136,12 +135,12 @@ def quickstart(options: Options) -> Path:
 
 # ------------------------------------------------------------------------------------------------ training
 def train_attributes(dataset: CausalDataset, options: Options) -> None:
-    from pgm import train
+    from pgm import fit as train
 
     training = replace(train.DEFAULTS, seed=options.seed, device=options.device,
                        **({"steps": 20, "validations": 2} if options.smoke else {"steps": train.DEFAULT_STEPS}))
     _train(train.FOLDER, training, options,
-           lambda where: train.train_attributes(dataset, train.Options(options.data, where, training)))
+           lambda where: train.train_attributes(dataset, options.data, where, training))
 
 
 def train_image(dataset: CausalDataset, options: Options) -> None:

@@ -131,7 +131,7 @@ def find_model(options: Options, dataset: CausalDataset) -> tuple[DSCM | None, P
     from mechanisms.image.registry import FOLDER as IMAGE
     from mechanisms.training.devices import find_device
     from mechanisms.training.state import WEIGHTS
-    from pgm.train import FOLDER as ATTRIBUTES
+    from pgm.options import FOLDER as ATTRIBUTES
 
     folder = options.model
     if folder is None and options.run is not None and all((options.run / part / WEIGHTS).exists() for part in (ATTRIBUTES, IMAGE)):
@@ -229,7 +229,7 @@ def main(options: Options) -> None:
     options.check()
     import warnings
 
-    from dscm.evaluate import check_writable
+    from dscm.evaluation.run import check_writable
 
     check_writable(options.folder / "robustness.md")
     with warnings.catch_warnings():

@@ -50,14 +50,12 @@ def tiny_run(tmp_path_factory: pytest.TempPathFactory, session_cache: Path) -> P
     from mechanisms.train import Options as ImageOptions
     from mechanisms.train import train_image
     from mechanisms.training.config import RunOptions
-    from pgm.train import Options as AttributeOptions
-    from pgm.train import train_attributes
+    from pgm.fit import DEFAULTS, train_attributes
 
     digits = ("train_digits=96", "valid_digits=32", "test_digits=32", "renderings=1")
     data, run = DataOptions("morphomnist", option=digits), RunOptions(tmp_path_factory.mktemp("runs") / "tiny")
     dataset = data.open()
-    attributes = AttributeOptions(data, run)
-    train_attributes(dataset, replace(attributes, training=replace(attributes.training, steps=60, device="cpu")))
+    train_attributes(dataset, data, run, replace(DEFAULTS, steps=60, device="cpu"))
     image = ImageOptions(data, run)
     small = replace(image.config, z_dim=4, embedding=16, widths="16:8,8:16,4:16,1:16")
     training = replace(image.training, steps=20, batch_size=16, device="cpu", precision="fp32")

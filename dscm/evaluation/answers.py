@@ -16,7 +16,7 @@ from dscm.capabilities import Model
 from dscm.evaluation.config import EvaluationConfig
 from dscm.evaluation.questions import Question
 from dscm.metrics.composition import Step
-from dscm.model import Counterfactual, Exogenous
+from dscm.results import Counterfactual, Exogenous
 from mechanisms.runs.files import RunError
 from mechanisms.training.noise import seeded
 

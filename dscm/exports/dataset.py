@@ -28,6 +28,7 @@ from datasets.files.atomic import sweep, temporary_beside
 from datasets.files.images import ImageFiles
 from datasets.memory import size_of
 from datasets.schema import DISCRETE
+from dscm.checks import check_prediction
 from dscm.exports.files import (
     COLUMNS,
     DRAW,
@@ -89,7 +90,8 @@ class Export:
     options: Mapping[str, Any] = field(default_factory=dict)
 
     def check(self) -> None:
-        """Raises RunError for true images that nobody knows, and for images that a PNG cannot hold."""
+        """Raises UserError for true images that nobody knows, images that a PNG cannot hold, and a temperature without a residual."""
+        check_prediction(self.dscm.image, self.temperature)
         for label, do in self.interventions.items():
             if self.truth and not self.dataset.has_truth(list(do)):
                 raise RunError(f"--truth: {self.dataset.title} has no true images under {label}; known are those under "
@@ -171,8 +173,8 @@ class Export:
         for start in range(first // _BLOCK * _BLOCK, last, _BLOCK):  # whole blocks: a part of one would see other noise
             block = range(start, min(start + _BLOCK, len(self.dataset.split(self.split))))
             keep = slice(max(first, block.start) - start, min(last, block.stop) - start)
-            made = self._block(torch.arange(block.start, block.stop), do, shard.intervention)
-            parts.append([{name: value[:, keep] for name, value in part.items()} for part in made])
+            block_parts = self._block(torch.arange(block.start, block.stop), do, shard.intervention)
+            parts.append([{name: value[:, keep] for name, value in part.items()} for part in block_parts])
         # (K, rows, …), draw by draw → the draws of a row beside each other
         state, pictures = ({name: torch.cat([part[k][name] for part in parts], 1).transpose(0, 1).flatten(0, 1) for name in parts[0][k]}
                            for k in (0, 1))
@@ -194,12 +196,12 @@ class Export:
         answer = self.dscm.counterfactual(observed, values, self.draws, self.temperature, seeded(self.seed, number, int(index[0])))
         count = self.draws or 1
         images = answer.image[None] if answer.draws is None else answer.draws
-        told = answer.attribute_draws or {name: value[None] for name, value in answer.attributes.items()}
+        attributes = answer.attribute_draws or {name: value[None] for name, value in answer.attributes.items()}
         pictures = {"images": as_bytes(images)}
         if self.truth:
             true = self.dataset.true_counterfactual(self.split, index, values)["image"]
             pictures["truth"] = as_bytes(true).expand(count, *true.shape)
-        return {name: value.cpu() for name, value in told.items()}, pictures
+        return {name: value.cpu() for name, value in attributes.items()}, pictures
 
 
 def _size(folder: Path) -> int:
@@ -233,10 +235,10 @@ def claim(out: Path, provenance: Mapping[str, Any]) -> None:
             raise RunError(f"--out {out} is not empty ({named}) and has no {PROVENANCE}; nothing was touched. Choose an empty folder")
         if _created(out / PROVENANCE, provenance):
             return
-    found = read_json(out / PROVENANCE, {}, _AGAIN)
-    if changed := [key for key in provenance if key not in _MAY_DIFFER and found.get(key) != provenance[key]]:
-        told = "; ".join(f"{key}: {_short(found.get(key))} there, {_short(provenance[key])} asked for" for key in changed)
-        raise RunError(f"--out {out} holds images of other provenance ({told}); nothing was touched. Choose another folder")
+    earlier = read_json(out / PROVENANCE, {}, _AGAIN)
+    if changed := [key for key in provenance if key not in _MAY_DIFFER and earlier.get(key) != provenance[key]]:
+        differences = "; ".join(f"{key}: {_short(earlier.get(key))} there, {_short(provenance[key])} asked for" for key in changed)
+        raise RunError(f"--out {out} holds images of other provenance ({differences}); nothing was touched. Choose another folder")
     if strange := sorted(set(there) - {PROVENANCE, *provenance["folders"]}):
         named = ", ".join(strange[:3]) + (", …" if len(strange) > 3 else "")
         raise RunError(f"--out {out} holds other things beside its images ({named}); nothing was touched. Choose another folder")

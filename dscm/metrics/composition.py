@@ -36,6 +36,10 @@ def composition(images: Tensor, step: Step, cycles: Iterable[int] = (1, 2, 10)) 
         step: images ``(B, C, H, W)`` in [0, 1] → the same with the same parents.
         cycles: the numbers n; each cycle is computed once, the last one ends it.
 
+    >>> import torch
+    >>> composition(torch.ones(1, 1, 2, 2), lambda images: images / 2, (1, 2))
+    {1: tensor([127.5000]), 2: tensor([191.2500])}
+
     Raises:
         SchemaError: for a number of cycles that is none.
     """

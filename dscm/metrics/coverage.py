@@ -60,6 +60,10 @@ class Ensemble:
     All figures are means per image, ``(B,)``. With ``where``, ``(B, …)`` booleans, they are means over the elements
     that it marks, ``(B',)`` for the images that have any.
 
+    >>> ensemble = Ensemble(torch.tensor([[1.0], [2.0], [3.0]]))
+    >>> ensemble.coverage(torch.tensor([2.5]), level=0.5), ensemble.crps(torch.tensor([2.0]))
+    (tensor([1.]), tensor([0.]))
+
     Raises:
         SchemaError: for fewer than two draws.
     """

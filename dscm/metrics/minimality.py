@@ -96,6 +96,10 @@ def misplaced_change(images: Tensor, observed: Tensor, truth: Tensor) -> Tensor:
     Returns:
         ``(B',)``, one value for each image whose truth changes by more than one grey level anywhere. Of the others
         there is nothing to place, and any speck of change would count as 1; :func:`excess` is about them.
+
+    >>> observed, truth = torch.zeros(1, 1, 1, 2), torch.ones(1, 1, 1, 2)
+    >>> misplaced_change(truth / 2, observed, truth), misplaced_change(observed, observed, truth)
+    (tensor([0.5000]), tensor([1.]))
     """
     changed = changed_pixels(observed, truth).flatten(1).any(1)
     change, true_change = ((x[changed] - observed[changed]).flatten(1) for x in (images, truth))

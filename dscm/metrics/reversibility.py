@@ -34,6 +34,10 @@ def reversibility(images: Tensor, forward: Step, backward: Step, steps: Iterable
         forward, backward: images under pa → images under pa*, and back.
         steps: the numbers of steps 2n: a round trip is two.
 
+    >>> import torch
+    >>> reversibility(torch.ones(1, 1, 2, 2), lambda images: images / 2, lambda images: images, (2,))
+    {2: tensor([127.5000])}
+
     Raises:
         SchemaError: for a number of steps that is no round trip.
     """

@@ -44,7 +44,11 @@ METRICS = named(
 
 
 def image_error(images: Tensor, target: Tensor) -> Tensor:
-    """Mean absolute error of each image on the 0–255 scale, ``(B,)``, of images ``(B, C, H, W)`` in [0, 1]."""
+    """Mean absolute error of each image on the 0–255 scale, ``(B,)``, of images ``(B, C, H, W)`` in [0, 1].
+
+    >>> image_error(torch.zeros(2, 1, 4, 4), torch.ones(2, 1, 4, 4))
+    tensor([255., 255.])
+    """
     return (images - target).abs().flatten(1).mean(1) * 255
 
 

@@ -23,7 +23,7 @@ from experiments.benchmarks.options import Options
 from mechanisms import train as image
 from mechanisms.training.config import RunOptions
 from mechanisms.training.loop import fit
-from pgm import train as attributes
+from pgm import fit as attributes
 from pgm.scm import AttributeSCM
 
 
@@ -90,7 +90,7 @@ class Bench:
             folder = RunOptions(self.options.run / f"{seconds}s", overwrite=True)
             common = {"seed": self.options.seed, "device": self.options.device}
             training = replace(attributes.DEFAULTS, steps=attributes.DEFAULT_STEPS, **common)
-            attributes.train_attributes(self.dataset, attributes.Options(self.data, folder, training))
+            attributes.train_attributes(self.dataset, self.data, folder, training)
             training = replace(image.DEFAULTS, minutes=seconds / 60, validations=2, checkpoint_seconds=1e9, **common)
             image.train_image(self.dataset, image.Options(self.data, folder, training))
             self._models[seconds] = DSCM.load(folder.run)

@@ -14,9 +14,10 @@ from datasets.base import CausalDataset
 from datasets.options import DataOptions
 from datasets.schema import SchemaError
 from datasets.words import listed
-from dscm import calibrate, finetune
 from dscm.capabilities import Model
 from dscm.evaluation.questions import Questions
+from dscm.finetuning import run as finetune
+from dscm.jitter.run import calibrate_run
 from dscm.model import DSCM
 from experiments.comparison.bounds import Identity, Truth
 from experiments.comparison.options import Options
@@ -30,7 +31,7 @@ from mechanisms.runs.folder import claim
 from mechanisms.training.config import RunOptions, TrainingConfig
 from mechanisms.training.devices import find_device
 from mechanisms.training.state import CHECKPOINT
-from pgm.train import FOLDER as ATTRIBUTES
+from pgm.options import FOLDER as ATTRIBUTES
 
 QUESTIONS, SCORES, ATTRIBUTES_OF_SEEDS, TEACHERS = "interventions.json", "metrics.json", "attributes", "teachers"
 
@@ -142,7 +143,7 @@ def mechanism(name: str, **changes: Any) -> Callable[[Entry], Model]:
 def merged(entry: Entry) -> DSCM:
     """The run in the entry's folder; if draws are asked for, calibrated on the validation split first, like any run of a user's."""
     if entry.options.draws:
-        calibrate.calibrate_run(calibrate.Options(entry.folder, device=entry.training.device))
+        calibrate_run(entry.folder, device=entry.training.device)
     return DSCM.load(entry.folder, find_device(entry.training.device))
 
 
@@ -156,7 +157,7 @@ def finetuned(entry: Entry) -> Model:
     resume = (entry.folder / finetune.RECORD).exists()
     training = replace(finetune.DEFAULTS, **common, **share)
     where, teachers = RunOptions(entry.source, resume=resume), entry.options.run / TEACHERS
-    finetune.finetune(finetune.Options(where, entry.folder, training, teachers=teachers))
+    finetune.finetune(where, entry.folder, training, teachers=teachers)
     return merged(entry)
 
 

@@ -35,7 +35,7 @@ from mechanisms.runs.files import MetricsLog, RunError, load, read_json, replaci
 from mechanisms.training.config import RunOptions
 from mechanisms.training.devices import find_device
 from mechanisms.training.state import CHECKPOINT, METRICS, WEIGHTS
-from pgm import train as attributes
+from pgm import fit as attributes
 
 RECORD, FAILURE, LOG = "study.json", "failure.txt", "log.txt"
 _FREE = ("seed", "device", "workers", "checkpoint_seconds")  # of the training: may change from call to call
@@ -123,7 +123,7 @@ def share(options: Options, dataset: CausalDataset, entries: Sequence[Entry]) ->
         if not _trained(run / attributes.FOLDER, attributes.DEFAULT_STEPS):
             resume = (run / attributes.FOLDER / CHECKPOINT).exists()
             training = replace(attributes.DEFAULTS, steps=attributes.DEFAULT_STEPS, seed=seed, **common)
-            attributes.train_attributes(dataset, attributes.Options(options.data, RunOptions(run, resume=resume), training))
+            attributes.train_attributes(dataset, options.data, RunOptions(run, resume=resume), training)
     if any(entry.contestant.bound and entry.contestant.trained for entry in entries):
         true_pairs(dataset, "train")
 

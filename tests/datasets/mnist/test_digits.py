@@ -194,14 +194,12 @@ def test_commands_make_and_score_counterfactuals(kind, tmp_path):
     from mechanisms.train import Options as ImageOptions
     from mechanisms.train import train_image
     from mechanisms.training.config import RunOptions
-    from pgm.train import Options as AttributeOptions
-    from pgm.train import train_attributes
+    from pgm.fit import DEFAULTS, train_attributes
 
     options = tuple(f"{k}={v}" for k, v in {**KINDS[kind], **SMALL}.items())
     data, run = DataOptions(name_of(kind), option=options), RunOptions(tmp_path / "run")
     dataset = data.open()
-    attributes = AttributeOptions(data, run)
-    train_attributes(dataset, replace(attributes, training=replace(attributes.training, steps=4, device="cpu")))
+    train_attributes(dataset, data, run, replace(DEFAULTS, steps=4, device="cpu"))
     image = ImageOptions(data, run, config=ImageConfig(z_dim=2, embedding=8))
     train_image(dataset, replace(image, training=replace(image.training, steps=2, batch_size=8, validation_rows=8, device="cpu")))
     name, grid = dataset.spurious[0], tmp_path / "grid.png"

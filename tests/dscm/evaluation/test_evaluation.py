@@ -17,11 +17,11 @@ from datasets.base import CausalDataset
 from datasets.errors import UserError
 from datasets.schema import SchemaError, Variable
 from dscm.capabilities import Capabilities
-from dscm.evaluate import save
 from dscm.evaluation.config import EvaluationConfig
 from dscm.evaluation.evaluation import Evaluation, evaluate
 from dscm.evaluation.figures import figures_of, position
 from dscm.evaluation.questions import draw_questions
+from dscm.evaluation.run import save
 from dscm.evaluation.table import format_table
 from dscm.metrics.registry import families
 from dscm.metrics.score import Score

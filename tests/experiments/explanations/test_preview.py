@@ -27,8 +27,7 @@ from mechanisms.runs.files import RunError
 from mechanisms.train import Options as ImageOptions
 from mechanisms.train import train_image
 from mechanisms.training.config import RunOptions
-from pgm.train import Options as AttributeOptions
-from pgm.train import train_attributes
+from pgm.fit import DEFAULTS, train_attributes
 
 PROGRAM = '''
     """White bars and squares on grounds of two hues, which go with the shape; 16×16 pixels."""
@@ -247,8 +246,8 @@ def test_the_model_sets_the_label_or_what_is_spurious(bars):
 
 def test_a_trained_model_makes_the_images_of_dscm(bars, tmp_path):
     data, run = DataOptions(str(bars)), RunOptions(tmp_path / "model")
-    attributes, image = AttributeOptions(data, run), ImageOptions(data, run)
-    train_attributes(data.open(), replace(attributes, training=replace(attributes.training, steps=20, device="cpu")))
+    image = ImageOptions(data, run)
+    train_attributes(data.open(), data, run, replace(DEFAULTS, steps=20, device="cpu"))
     small = replace(image.config, z_dim=4, embedding=8, widths="8:8,4:8,1:8")
     training = replace(image.training, steps=4, batch_size=8, device="cpu", precision="fp32")
     train_image(data.open(), replace(image, training=training, config=small))
