@@ -49,10 +49,10 @@ def introduction(evaluation: Evaluation) -> str:
 
 def question_rows(scores: Iterable[Score], intervention: str) -> list[tuple[str, ...]]:
     """Rows under :data:`HEADER` of one question."""
-    rows, known = [], metrics()
+    rows, by_name = [], metrics()
     shown = [s for s in scores if s.intervention == intervention and _label(s) and not _repeats(s)
              and s.settings.get("level", LEVEL) == LEVEL]
-    for score in sorted(shown, key=lambda s: s.variable if known[s.metric].by_attribute else ""):
+    for score in sorted(shown, key=lambda s: s.variable if by_name[s.metric].by_attribute else ""):
         label = _label(score) + (f", {unit(score)}" if score.unit else "")
         digits = _digits(score.value, score.error)
         floors = [_number(score.floors[name], digits) if name in score.floors else "" for name in ("identity", "truth", "real")]

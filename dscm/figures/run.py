@@ -72,10 +72,10 @@ def report(columns: Sequence[Column], observed: Tensor) -> str:
 
     lines = []
     for column in columns:
-        known = column.truth is not None
+        has_truth = column.truth is not None
         beyond = sum(int(flags.sum()) for flags in column.answer.beyond.values())
-        lines.append((column.label, error(column.answer.image, column.truth["image"]) if known else "not known",
-                      error(observed, column.truth["image"]) if known else "", f"{beyond} of {len(observed)}" if beyond else "none"))
+        lines.append((column.label, error(column.answer.image, column.truth["image"]) if has_truth else "not known",
+                      error(observed, column.truth["image"]) if has_truth else "", f"{beyond} of {len(observed)}" if beyond else "none"))
     return markdown(("intervention", "L1 to truth (of 255)", "floor: copying x", "beyond training range"), lines)
 
 

@@ -158,14 +158,14 @@ def per_image(values: Tensor, where: Tensor | None = None) -> Tensor:
 # ------------------------------------------------------------------------------------------------ scores
 def scores(inputs: MetricInputs) -> Iterator[Score]:
     """Of every answer whose truth is known, of a model that can draw several."""
-    known = {read.case.name: read for read in inputs.readings if read.case.truth and read.truth}
+    with_truth = {read.case.name: read for read in inputs.readings if read.case.truth and read.truth}
     if not inputs.config.draws:
         inputs.missing[_MISSING] = "no draws were asked for; give --draws 32"
     elif not inputs.model.capabilities.draws:
         inputs.missing[_MISSING] = "the model gives one answer only: its counterfactual takes no draws"
-    elif known:
-        for question, draws in inputs.evaluator.drawn([read.case.question for read in known.values()]):
-            read = known[question.name]
+    elif with_truth:
+        for question, draws in inputs.evaluator.drawn([read.case.question for read in with_truth.values()]):
+            read = with_truth[question.name]
             yield from calibration_scores(read.case, draws, inputs.observed["image"], read.truth, inputs.real, inputs.border,
                                           inputs.reader, inputs.dataset)
 

@@ -85,6 +85,6 @@ def _class_scores(name: str, answer: Reading, readings: Mapping[str, Reading], t
     floors["real"] = class_scores(readings["identity"].probabilities[name], observed)
     yield METRICS["effectiveness_accuracy"].score(ours.correct, variable=name, floors={k: f.correct for k, f in floors.items()}, **about)
     for metric in ("f1", "auroc"):
-        known = {floor: value for floor, scores in floors.items() if (value := getattr(scores, metric)) is not None}
+        computed = {floor: value for floor, scores in floors.items() if (value := getattr(scores, metric)) is not None}
         if (value := getattr(ours, metric)) is not None:
-            yield METRICS[f"effectiveness_{metric}"].score(value, count=len(target), variable=name, floors=known, **about)
+            yield METRICS[f"effectiveness_{metric}"].score(value, count=len(target), variable=name, floors=computed, **about)
