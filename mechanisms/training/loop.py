@@ -223,6 +223,7 @@ def update(accelerator: Accelerator, model: nn.Module, optimizer: torch.optim.Op
     if at.in_a_row >= _MAX_SKIPPED:
         raise RunError(f"training diverged at step {at.step} (gradient norm {norm:g}, {at.in_a_row} updates skipped in a row); "
                        f"{MILDER}")
+    return norm
 
 
 @torch.no_grad()

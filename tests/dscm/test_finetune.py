@@ -214,7 +214,7 @@ def test_intervention_comes_from_the_stream_that_is_checkpointed(module, batch):
 # ---------------------------------------------------------------------------------------------------- the constraint
 def test_the_bound_is_the_model_s_own_free_energy(source):
     module, dataset = make(source, slack=0.25), open_run(source, "cpu")[1]
-    config = options(source, Path("unused")).training
+    config = options(source, Path("unused"))["training"]
     means = module.measure(dataset.split("train"), dataset.split("valid"), config)
     own = []
     for split in ("train", "valid"):
@@ -311,7 +311,7 @@ def test_training_is_in_the_precision_that_was_asked_for(source, trained, traine
 
     dscm, dataset = open_run(source, "cpu")
     module = Seeing(dscm.image, dscm.attributes, load_predictors(source))
-    config = options(source, Path(), precision="bf16").training
+    config = options(source, Path(), precision="bf16")["training"]
     accelerator = make_accelerator("cpu", "bf16")
     module.measure(dataset.split("train"), dataset.split("valid"), config)
     batch = dataset.split("train").batch(slice(0, 4))
@@ -413,7 +413,7 @@ def test_predictors_of_another_graph(source, tmp_path):
     ({"slack": float("nan")}, "--slack nan"),
     ({"count": 1}, "count=1"),
     ({"count": 10_000}, "count=10000: the valid split of morphomnist has 32 rows"),
-    ({"batch_size": 0}, "--batch-size 0 must be positive"),
+    ({"batch_size": 0}, "--batch-size 0 must be at least 1"),
     ({"patience": 0}, "--patience 0 must be at least 1"),
 ])
 def test_what_makes_no_sense(source, tmp_path, changes, message):
