@@ -16,7 +16,7 @@ def whole(value: Any, name: str, least: int = 0) -> int:
     3
     >>> whole("3", "draws")
     Traceback (most recent call last):
-    datasets.schema.SchemaError: draws='3' is a str; give a whole number of at least 0
+    datasets.errors.SchemaError: draws='3' is a str; give a whole number of at least 0
 
     Raises:
         SchemaError: for anything but a whole number (2.0, "3" and True are none), or one below ``least``.
@@ -35,7 +35,7 @@ def number(value: Any, name: str, least: float = 0.0) -> float:
     1.0
     >>> number(float("nan"), "temperature")
     Traceback (most recent call last):
-    datasets.schema.SchemaError: temperature=nan must be a finite number of at least 0
+    datasets.errors.SchemaError: temperature=nan must be a finite number of at least 0
 
     Raises:
         SchemaError: for anything but a finite number, or one below ``least``.

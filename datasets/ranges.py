@@ -132,8 +132,16 @@ def as_setting(name: str, value: Any) -> str:
 
 @cache
 def _hints(kind: type) -> Mapping[str, Any]:
+    """Field → annotation; a subclass that gives a field another default, and no range of its own, keeps the range."""
     hints = get_type_hints(kind, include_extras=True)
+    for base in reversed([base for base in kind.__mro__ if is_dataclass(base)]):
+        inherited = get_type_hints(base, include_extras=True)
+        hints |= {name: hint for name, hint in inherited.items() if _ranged(hint) and not _ranged(hints[name])}
     return {f.name: hints[f.name] for f in fields(kind)}
+
+
+def _ranged(hint: Any) -> bool:
+    return any(isinstance(extra, Range) for extra in getattr(hint, "__metadata__", ()))
 
 
 def _faults(value: Any, hint: Any, allowed: Range | None = None) -> Iterator[tuple[Any, str]]:

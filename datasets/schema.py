@@ -71,7 +71,7 @@ class Variable:
     [[0.0], [1.0]]
     >>> age.check(120.0, "do")
     Traceback (most recent call last):
-    datasets.schema.SchemaError: age=120 in do has no support: age is a number in [0, 100]
+    datasets.errors.SchemaError: age=120 in do has no support: age is a number in [0, 100]
 
     Raises:
         SchemaError: for a contradiction between these.

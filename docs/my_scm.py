@@ -27,7 +27,7 @@ class Shapes(CausalDataset):
     size: int = 4000  # 2. Options, if you like: --option size=1000
 
     # 3. The data: attributes (N,) in physical units, images (N, C, H, W) in [0, 1] or uint8. With real data, read a
-    #    table here and return datasets.files.images.ImageFiles(paths, shape) as the image. Training needs no more than this.
+    #    table here and return datasets.ImageFiles(paths, shape) as the image. Training needs no more than this.
     def load(self, split):
         return self.world(self.noise(split), do={})
 

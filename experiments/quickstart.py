@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from dscm.model import DSCM
     from experiments.report.classifiers import Plan
     from experiments.report.html import Section
-    from experiments.stress.table import Report
+    from experiments.stress.results import StressResults
     from pgm.interventions import Do
 
 STAGES = 8
@@ -60,6 +60,7 @@ def quickstart(options: Options) -> Path:
     from experiments.report.classifiers import plan, stress_classifiers
     from experiments.report.figures import default_do, draw_figures
     from experiments.report.html import write_report
+    from experiments.stress.text import as_markdown
     from mechanisms.runs.folder import claim
     from mechanisms.training.devices import find_device
     from pgm.interventions import parse_do
@@ -114,7 +115,7 @@ def quickstart(options: Options) -> Path:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", UserWarning)  # the tables say what lies beyond the training data
                 tested = stress_classifiers(chosen, dscm, options)
-            console.print(tested[0].text(), markup=False, soft_wrap=True)
+            console.print(as_markdown(tested[0]), markup=False, soft_wrap=True)
     with stage(8, "Report"):
         minutes = (time.monotonic() - began) / 60
         facts = [("images to train on", f"{len(training):,}", ""), ("minutes, this run", f"{minutes:.1f}", ""),
@@ -194,10 +195,10 @@ def score(dscm: DSCM, dataset: CausalDataset, questions: Questions, options: Opt
 # ------------------------------------------------------------------------------------------------ telling
 def compose(dataset: CausalDataset, options: Options, figures: dict[str, Path], interventions: Sequence[tuple[str, Do]],
             known: Sequence[str], evaluation: Evaluation, minutes: float, chosen: Plan | None = None,
-            tested: tuple[Report, dict[str, Path]] | str = "") -> list[Section]:
+            tested: tuple[StressResults, dict[str, Path]] | str = "") -> list[Section]:
     """All sections of the report, in order; ``tested`` may be why no classifiers were."""
+    from experiments.report import sections
     from experiments.report.figures import default_do
-    from experiments.report.html import sections
     from mechanisms.runs.files import read_json, versions
     from mechanisms.training.state import CONFIG
 

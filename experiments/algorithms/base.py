@@ -8,22 +8,20 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any, ClassVar
+from pathlib import Path
+from typing import Any, ClassVar, Protocol
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from datasets.base import LazyImages, Split
 from datasets.errors import UserError
 from datasets.ranges import as_setting, check_ranges
-from datasets.task import Sizes
+from datasets.task import Sizes, Task
 from experiments.networks.base import Network
+from mechanisms.training.config import TrainingConfig
 from mechanisms.training.noise import drawing
-
-if TYPE_CHECKING:
-    from datasets.base import LazyImages
-    from datasets.task import Task
-    from experiments.training.trainer import Trainer
 
 Batch = Mapping[str, Tensor]
 Draw = Callable[..., Tensor]  # draw(rows, *shape): standard normals
@@ -32,6 +30,59 @@ Draw = Callable[..., Tensor]  # draw(rows, *shape): standard normals
 @dataclass(frozen=True)
 class NoSettings:
     """For algorithms without hyper-parameters of their own."""
+
+
+class Planned(Protocol):
+    """What some algorithm is trained with."""
+
+    training: TrainingConfig
+
+
+class TrainingContext(Protocol):
+    """One training of one algorithm, as :meth:`Algorithm.learn` sees it; :class:`experiments.training.trainer.Trainer` is one.
+
+    Attributes:
+        task: what is to be predicted.
+        settings: of the algorithm's own dataclass.
+        config: budget, optimiser and so on.
+        seed: of all that is random.
+        folder: of this training; a stage has a folder of its own in it.
+        base_folder: of the training of :meth:`base`.
+        train: the training split, with the columns that the algorithm needs; with features in place of images where it reads these.
+        valid: the rows that weights are selected by, seen in the same way.
+        selection: the same rows with their images.
+    """
+
+    task: Task
+    settings: Any
+    config: TrainingConfig
+    seed: int
+    folder: Path
+    base_folder: Path
+    train: Split
+    valid: Split
+    selection: Split
+
+    def build(self, network: Network | None = None) -> Algorithm:
+        """The algorithm around a network, or around a freshly initialised one."""
+
+    def fit(self, model: Algorithm, stage: str = "", train: Split | None = None, valid: Split | None = None, **changes: Any) -> Algorithm:
+        """Train ``model`` in place and return it, in eval mode; a stage that is finished is only read.
+
+        Args:
+            stage: name of one of several; empty for the last one.
+            train, valid: instead of the splits.
+            changes: to ``config``; a budget replaces the one there is.
+        """
+
+    def base(self) -> Algorithm:
+        """ERM of the same seed, trained once for all algorithms of a run that begin with it."""
+
+    def resolve(self, name: str) -> Planned:
+        """What another algorithm is trained with here."""
+
+    def is_finished(self) -> bool:
+        """Whether this training was finished before, and is only to be read."""
 
 
 class Algorithm(nn.Module):
@@ -103,14 +154,14 @@ class Algorithm(nn.Module):
         return {}
 
     @classmethod
-    def check_rows(cls, trainer: Trainer) -> None:
+    def check_rows(cls, trainer: TrainingContext) -> None:
         """Raises UserError for rows that cannot be trained on or selected by, before anything is trained."""
 
     # ------------------------------------------------------------------------------------------------ to provide
     def objective(self, batch: Batch, progress: float, noise: Draw) -> dict[str, Tensor]:
         """Terms to log, ``(B,)`` or scalar each; the mean of ``loss`` is minimised.
 
-        Means over environments, groups and the like are over the batch of *all* processes (:mod:`.parallel`).
+        Means over environments, groups and the like are over the batch of *all* processes (:mod:`.groups`).
 
         Args:
             progress: share of the training that is done, in [0, 1].
@@ -119,7 +170,7 @@ class Algorithm(nn.Module):
         raise NotImplementedError(f"{type(self).__name__} must define objective(batch, progress, noise)")
 
     @classmethod
-    def learn(cls, trainer: Trainer) -> Algorithm:
+    def learn(cls, trainer: TrainingContext) -> Algorithm:
         """The trained algorithm; one stage, unless a subclass has several."""
         return trainer.fit(trainer.build())
 
@@ -144,10 +195,10 @@ class Algorithm(nn.Module):
         return {name: term.expand(len(batch["label"])) if term.ndim == 0 else term for name, term in terms.items()}
 
     def scores(self, batch: Batch) -> dict[str, Tensor]:
-        """``loss`` (cross-entropy) and ``accuracy``; for the rows of :mod:`experiments.training.selection`, by group and shift too.
+        """``loss`` (cross-entropy) and ``accuracy``; for rows with the weights of
+        :func:`experiments.metrics.groups.part_weights`, by group and shift too.
 
-        There each row has weights (``observed``, ``in_group``, ``in_shift``), so that the mean of a term over *all* rows
-        is the mean over those rows that it is about.
+        With these the mean of a term over *all* rows is the mean over those rows that it is about.
         """
         logits = self.read(batch)
         loss, correct = cross_entropy(logits, batch["label"]), (logits.argmax(-1) == batch["label"]).float()

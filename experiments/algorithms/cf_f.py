@@ -8,12 +8,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from datasets.base import LazyImages
 from datasets.ranges import NotNegative, Share
+from datasets.task import Task
 from experiments.algorithms.base import Algorithm, Batch, Draw, cross_entropy, require
 from experiments.algorithms.counterfactual import drawn
 from experiments.algorithms.groups import everywhere
@@ -24,10 +26,6 @@ from experiments.augmenters.regions import has_foreground, inside, rectangles
 from experiments.augmenters.registry import NONE, augmenter
 from experiments.networks.base import Network, evaluating
 from mechanisms.runs.files import RunError
-
-if TYPE_CHECKING:
-    from datasets.base import LazyImages
-    from datasets.task import Task
 
 REGIONS = ("bbox", "mask")
 DSCM, FOLDER = "dscm", "folder"
@@ -131,10 +129,10 @@ class CounterfactualAndFactual(Algorithm):
     def objective(self, batch: Batch, progress: float, noise: Draw) -> dict[str, Tensor]:
         images, labels, options = batch["image"], batch["label"], self.options
         masks = batch.get("mask")
-        known = torch.ones_like(labels, dtype=torch.bool) if masks is None else has_foreground(masks)
-        parts, counts = [images], [torch.ones_like(known)]
-        for made, usable in self.made(batch, masks, known, noise):
-            parts.append(made)
+        masked = torch.ones_like(labels, dtype=torch.bool) if masks is None else has_foreground(masks)
+        parts, counts = [images], [torch.ones_like(masked)]
+        for augmented, usable in self.augmented(batch, masks, masked, noise):
+            parts.append(augmented)
             counts.append(usable)
         logits = self.outputs(torch.cat(parts)).split(len(images))
         terms = {"risk": cross_entropy(logits[0], labels)}
@@ -148,24 +146,28 @@ class CounterfactualAndFactual(Algorithm):
         loss = sum(weights.get(name, 1.0) * total for name, total in zip(terms, sums, strict=True)) / numbers.sum()
         logged = {name: total / number.clamp(min=1) for name, total, number in zip(terms, sums, numbers, strict=True)}
         if (weight := self.weight(progress)) > 0:
-            found = penalty(options.saliency_mode, saliency(options.saliency_of, self.network, images, labels), self.region(masks))
-            logged["saliency"] = everywhere((found * known).sum()) / everywhere(known.sum().float()).clamp(min=1)
+            outside = penalty(options.saliency_mode, saliency(options.saliency_of, self.network, images, labels), self.region(masks))
+            logged["saliency"] = everywhere((outside * masked).sum()) / everywhere(masked.sum().float()).clamp(min=1)
             loss = loss + weight * logged["saliency"]
         return {"loss": loss + self.penalty_of_weights(), **logged}
 
-    def made(self, batch: Batch, masks: Tensor | None, known: Tensor, noise: Draw) -> list[tuple[Tensor, Tensor]]:
-        """Factual, then counterfactual images ``(B, C, H, W)``, of what there is, and which of them count, bool ``(B,)``."""
+    def augmented(self, batch: Batch, masks: Tensor | None, masked: Tensor, noise: Draw) -> list[tuple[Tensor, Tensor]]:
+        """Factual, then counterfactual images ``(B, C, H, W)``, of what there is, and which of them count, bool ``(B,)``.
+
+        Args:
+            masked: bool ``(B,)``, which images have a foreground and a background.
+        """
         images, labels = batch["image"], batch["label"]
         generator = torch.Generator(images.device).manual_seed(_seed(noise(len(images), 2)))
         ready = {"factual": drawn(batch, noise) if self.options.factual == DSCM else None,
                  "counterfactual": drawn(batch, noise, "relabelled") if self.options.cf == DSCM else batch.get("ready")}
-        found = []
+        pairs = []
         for kind in (self.background, self.fill):
             if kind is not None:
                 with evaluating(self.network):  # an attack is on all outputs that are trained
-                    made = kind(images, masks, labels, generator, network=self.outputs, ready=ready[kind.kind])
-                found.append((made, known if "masks" in kind.needs else torch.ones_like(known)))
-        return found
+                    augmented = kind(images, masks, labels, generator, network=self.outputs, ready=ready[kind.kind])
+                pairs.append((augmented, masked if "masks" in kind.needs else torch.ones_like(masked)))
+        return pairs
 
     def outputs(self, images: Tensor) -> Tensor:
         """Logits ``(B, K)``; with classes of counterfactual images' own, ``(B, 2K)``."""
@@ -177,8 +179,8 @@ class CounterfactualAndFactual(Algorithm):
 
     def penalty_of_weights(self) -> Tensor | float:
         """That of every algorithm, with the classes of counterfactual images' own."""
-        own = () if self.without is None else self.without.parameters()
-        return super().penalty_of_weights() + self.l2 * sum(p.square().sum() for p in own)
+        further = () if self.without is None else self.without.parameters()
+        return super().penalty_of_weights() + self.l2 * sum(p.square().sum() for p in further)
 
     def region(self, masks: Tensor) -> Tensor:
         """Where the network may look, bool ``(B, H, W)``."""

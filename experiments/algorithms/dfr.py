@@ -5,21 +5,18 @@ from __future__ import annotations
 import inspect
 import warnings
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from datasets.base import Split
+from datasets.base import Split, with_columns
 from datasets.ranges import AtLeastOne, NotNegative
-from experiments.algorithms.base import Algorithm, Batch, Draw, cross_entropy
+from experiments.algorithms.base import Algorithm, Batch, Draw, TrainingContext, cross_entropy
+from experiments.metrics.groups import part_weights, worst_group
 from experiments.networks.features import FEATURES, extract
 from mechanisms.runs.files import RunError
 from mechanisms.training.noise import seeded
-
-if TYPE_CHECKING:
-    from experiments.training.trainer import Trainer
 
 STRENGTHS = (1.0, 0.7, 0.3, 0.1, 0.07, 0.03, 0.01)  # of the authors' code
 
@@ -71,20 +68,18 @@ class DFR(Algorithm):
         return self
 
     @classmethod
-    def check_rows(cls, trainer: Trainer) -> None:
-        cls._halves(trainer, trainer.rows.selection(trainer.config.validation_rows))
+    def check_rows(cls, trainer: TrainingContext) -> None:
+        cls._halves(trainer, trainer.selection)
 
     @classmethod
-    def _halves(cls, trainer: Trainer, valid: Split) -> tuple[Split, Split]:
+    def _halves(cls, trainer: TrainingContext, valid: Split) -> tuple[Split, Split]:
         """What the head is fitted to, and what it is judged by.
 
         Raises:
             RunError: where the former lacks a class.
         """
-        from experiments.training.selection import halved
-
         fitted, judged = halved(valid, seeded(trainer.seed, 11, 0))
-        counts = torch.bincount(fitted.attributes["label"], minlength=trainer.rows.sizes.classes)
+        counts = torch.bincount(fitted.attributes["label"], minlength=trainer.task.classes)
         if lacking := [trainer.task.label.classes[k] for k in (counts == 0).nonzero().flatten().tolist()]:
             rows = int((valid.attributes["shift"] == 0).sum())
             raise RunError(f"--algorithm {cls.name} fits the last layer to half of the validation rows, {len(fitted)} of {rows} (seed "
@@ -93,7 +88,7 @@ class DFR(Algorithm):
         return fitted, judged
 
     @classmethod
-    def learn(cls, trainer: Trainer) -> Algorithm:
+    def learn(cls, trainer: TrainingContext) -> Algorithm:
         model = trainer.build(trainer.base().network)
         fitted, judged = (with_features(model, split) for split in cls._halves(trainer, trainer.valid))
         if not trainer.is_finished():
@@ -103,8 +98,6 @@ class DFR(Algorithm):
 
     def refit(self, fitted: Split, judged: Split, seed: int) -> DFR:
         """Take the head from the rows of ``fitted``, the strength by those of ``judged`` that are as observed."""
-        from experiments.training.selection import worst_group
-
         x, y, groups = (fitted.attributes[name].numpy() for name in (FEATURES, "label", "group"))
         mean, scale = x.mean(0), x.std(0)
         scale[scale == 0] = 1.0
@@ -134,11 +127,27 @@ class DFR(Algorithm):
         return {"loss": losses * (self.strength == 0), "risk": losses, "strength": self.strength.clone()}
 
 
+def halved(split: Split, generator: torch.Generator) -> tuple[Split, Split]:
+    """A random half of the observed rows of a selection split, and the other half with all that are under a shift.
+
+    A row that is in the first half is so under no shift in the second. Weights are made anew.
+    """
+    observed = int((split.attributes["shift"] == 0).sum())
+    first = torch.zeros(observed, dtype=torch.bool)
+    first[torch.randperm(observed, generator=generator)[: observed // 2]] = True
+    everywhere = first.repeat(len(split) // observed)
+    halves = []
+    for keep in (everywhere & (split.attributes["shift"] == 0), ~everywhere):
+        columns = {name: values[keep] for name, values in split.attributes.items()}
+        halves.append(Split(split.name, split.images[keep], {**columns, **part_weights(columns["group"], columns["shift"])}))
+    return halves[0], halves[1]
+
+
 def balanced_rows(groups: np.ndarray, generator: np.random.Generator) -> np.ndarray:
     """Rows of a random subset in which each group ``(N,)`` that there is has as many as the smallest has; ascending."""
     rows = [np.flatnonzero(groups == g) for g in np.unique(groups)]
     fewest = min(map(len, rows))
-    return np.sort(np.concatenate([generator.choice(own, fewest, replace=False) for own in rows]))
+    return np.sort(np.concatenate([generator.choice(group, fewest, replace=False) for group in rows]))
 
 
 def fit_head(x: np.ndarray, y: np.ndarray, strength: float, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
@@ -150,12 +159,10 @@ def fit_head(x: np.ndarray, y: np.ndarray, strength: float, seed: int = 0) -> tu
     settings |= {"solver": "liblinear"} if len(np.unique(y)) == 2 else {"solver": "saga", "tol": 1e-2}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of a fit that stops early: it is averaged with others
-        found = LogisticRegression(C=strength, random_state=seed, **settings).fit(x.astype(np.float64), y)
-    return found.coef_, found.intercept_
+        fitted = LogisticRegression(C=strength, random_state=seed, **settings).fit(x.astype(np.float64), y)
+    return fitted.coef_, fitted.intercept_
 
 
 def with_features(model: Algorithm, split: Split) -> Split:
     """The same rows with the network's features ``(N, F)`` as a column, and images of no pixels; itself, if that is so already."""
-    from datasets.base import with_columns
-
     return split if FEATURES in split.attributes else with_columns(split.without_images(), features=extract(model.network, split))

@@ -4,21 +4,16 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from datasets.base import Split
+from datasets.base import Split, with_columns
 from datasets.ranges import AtLeastOne, within
-from experiments.algorithms.base import Algorithm
+from experiments.algorithms.base import Algorithm, TrainingContext
 from experiments.algorithms.erm import ERM
-from experiments.networks.base import at_once
+from experiments.networks.base import Network, at_once
 from experiments.networks.features import FEATURES
-
-if TYPE_CHECKING:
-    from experiments.networks.base import Network
-    from experiments.training.trainer import Trainer
 
 IDENTIFICATION = "identification"
 
@@ -48,9 +43,7 @@ class JTT(ERM):
     stackable = False
 
     @classmethod
-    def learn(cls, trainer: Trainer) -> Algorithm:
-        from datasets.base import with_columns
-
+    def learn(cls, trainer: TrainingContext) -> Algorithm:
         config = trainer.config
         budget = {name: value * trainer.settings.share for name in ("epochs", "minutes") if (value := getattr(config, name)) is not None}
         budget = budget or {"steps": math.ceil(config.steps * trainer.settings.share)}

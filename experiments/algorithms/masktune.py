@@ -8,22 +8,18 @@ from __future__ import annotations
 import copy
 import sys
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING
 
 from accelerate import PartialState
 
 from datasets.base import Split
 from datasets.ranges import NotNegative, Positive, within
-from experiments.algorithms.base import Algorithm
+from experiments.algorithms.base import Algorithm, TrainingContext
 from experiments.algorithms.erm import ERM
 from experiments.algorithms.masks import Masks, find_masks, load_masks, masked, save_masks
 from experiments.networks.base import Network
 from mechanisms.runs.files import RunError, load, weights_fingerprint
 from mechanisms.training.noise import seeded
 from mechanisms.training.state import CHECKPOINT
-
-if TYPE_CHECKING:
-    from experiments.training.trainer import Trainer
 
 _AS_BEFORE = ("optimizer", "weight_decay", "beta1", "beta2", "batch_size", "clip", "skip", "ema")
 _VALIDATIONS = 4  # of the short fine-tuning
@@ -69,11 +65,11 @@ class MaskTune(ERM):
     stackable = False
 
     @classmethod
-    def learn(cls, trainer: Trainer) -> Algorithm:
+    def learn(cls, trainer: TrainingContext) -> Algorithm:
         """Both stages, and further iterations if there are to be any; each is trained, or only read where it is finished.
 
         Raises:
-            RunError: for a network without maps; see also :meth:`experiments.training.trainer.Trainer.fit`.
+            RunError: for a network without maps; see also :meth:`experiments.algorithms.base.TrainingContext.fit`.
         """
         settings, first = trainer.settings, trainer.resolve("erm").training
         model = trainer.base()
@@ -97,10 +93,10 @@ def stage_name(number: int) -> str:
     return f"iteration-{number}"
 
 
-def last_learning_rate(trainer: Trainer) -> float:
+def last_learning_rate(trainer: TrainingContext) -> float:
     """Of the last update of the first stage; warns where it has fallen so low that fine-tuning changes little."""
-    folder, peak = trainer.folder.parent.parent / "erm" / trainer.folder.name, trainer.resolve("erm").training.learning_rate
-    rate = float(load(folder / CHECKPOINT, "training")["optimizer"]["param_groups"][0]["lr"])
+    peak = trainer.resolve("erm").training.learning_rate
+    rate = float(load(trainer.base_folder / CHECKPOINT, "training")["optimizer"]["param_groups"][0]["lr"])
     if rate < _LOW * peak and PartialState().is_main_process:
         print(f"warning: the last learning rate of erm is {rate:.2g}, {rate / peak:.1g} of its peak: fine-tuning at this rate changes "
               "little. Set one, --set masktune.tune_learning_rate=RATE, or train with --schedule constant", file=sys.stderr)
@@ -119,7 +115,7 @@ def next_masks(network: Network, split: Split, settings: MaskTuneSettings, seed:
     return masks if stay is None else masks.with_earlier(stay)
 
 
-def stored_masks(trainer: Trainer, network: Network, number: int, earlier: Masks | None) -> Masks:
+def stored_masks(trainer: TrainingContext, network: Network, number: int, earlier: Masks | None) -> Masks:
     """:func:`next_masks` of the training split: read if they were made with these weights and settings, else made and kept."""
     settings = {name: value for name, value in asdict(trainer.settings).items() if name in ("sigmas", "accumulate", "random_masks")}
     origin = {"weights": weights_fingerprint(network), "layer": network.cam_layer, "rows": len(trainer.train), "iteration": number,

@@ -12,14 +12,14 @@ from mechanisms.runs.files import RunError
 
 
 def _find() -> dict[str, type[Algorithm]]:
-    found = {}
+    kinds = {}
     for module in pkgutil.iter_modules(experiments.algorithms.__path__):
         if module.name == __name__.rsplit(".", 1)[-1]:
             continue
         for value in vars(importlib.import_module(f"experiments.algorithms.{module.name}")).values():
             if isinstance(value, type) and issubclass(value, Algorithm) and value.name:
-                found[value.name] = value
-    return {name: found[name] for name in sorted(found, key=lambda name: (name != "erm", name))}
+                kinds[value.name] = value
+    return {name: kinds[name] for name in sorted(kinds, key=lambda name: (name != "erm", name))}
 
 
 ALGORITHMS: dict[str, type[Algorithm]] = _find()

@@ -2,15 +2,10 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import torch
 from torch import Tensor
 
-from experiments.algorithms.base import Algorithm, Batch, Draw, cross_entropy
-
-if TYPE_CHECKING:
-    from experiments.training.trainer import Trainer
+from experiments.algorithms.base import Algorithm, Batch, Draw, TrainingContext, cross_entropy
 
 
 class GroupReweighting(Algorithm):
@@ -37,7 +32,7 @@ class GroupReweighting(Algorithm):
         return self
 
     @classmethod
-    def learn(cls, trainer: Trainer) -> Algorithm:
+    def learn(cls, trainer: TrainingContext) -> Algorithm:
         return trainer.fit(trainer.build().balance(trainer.train.attributes["group"]))
 
     def objective(self, batch: Batch, progress: float, noise: Draw) -> dict[str, Tensor]:

@@ -17,10 +17,10 @@ from experiments.benchmarks.augmenters import measure_augmenters
 from experiments.benchmarks.base import Bench, measurement
 from experiments.networks.features import FEATURES
 from experiments.networks.small import SmallCNN
-from experiments.train import train_classifiers
-from experiments.training.options import Options, TrainingFlags
+from experiments.training.options import TrainingFlags
 from experiments.training.plan import resolve
 from experiments.training.rows import Rows
+from experiments.training.run import rows_for, train_classifiers
 from experiments.training.trainer import Trainer
 from mechanisms.training.config import RunOptions
 from mechanisms.training.noise import seeded
@@ -105,7 +105,8 @@ def _trained(bench: Bench, dataset: str, algorithm: str, seeds: int) -> tuple[fl
     images = len(opened.split("train"))  # read before the clock starts
     run = RunOptions(options.run / f"{dataset}-{algorithm}-{seeds}", overwrite=True)
     began = time.perf_counter()
-    rows = train_classifiers(opened, Options(data, run, algorithm, seeds=seeds, seed=options.seed, training=flags))
+    first = options.seed
+    rows = train_classifiers(rows_for(opened), [algorithm], range(first, first + seeds), flags, (), run, data)
     return time.perf_counter() - began, f"{images:,} images, {rows[0]['steps']:,} updates in the last stage"
 
 

@@ -16,7 +16,7 @@ def loss(value: float, better: str) -> float:
 
 
 def best_of(values: Mapping[str, Mapping[int, float]], better: str) -> str | None:
-    """The contestant that is best on average; None without contestants."""
+    """The model that is best on average; None without any."""
     return min(values, key=lambda name: loss(mean_over(list(values[name].values()))[0], better), default=None)
 
 

@@ -26,12 +26,12 @@ _SAMPLED = 64  # of images that are not in memory, by which these are told from 
 @torch.no_grad()
 def extract(network: Network, split: Split) -> Tensor:
     """``network.features`` of all images of a split, ``(N, F)`` float32 on the processor; in eval mode and single precision."""
-    device, found = network.head.weight.device, []
+    device, features = network.head.weight.device, []
     parts = torch.arange(len(split)).split(at_once(network.shape))
     with evaluating(network):
         for rows in tqdm(parts, desc=f"features of {split.name}", unit="batch", dynamic_ncols=True, leave=False, disable=len(parts) == 1):
-            found.append(network.features(split.batch(rows)["image"].to(device)).float().cpu())
-    return torch.cat(found)
+            features.append(network.features(split.batch(rows)["image"].to(device)).float().cpu())
+    return torch.cat(features)
 
 
 def stored(network: Network, split: Split, device: torch.device) -> Tensor:

@@ -94,7 +94,7 @@ def check_trial(answers: Tensor, where: str) -> None:
     shares = totals is not None and bool(((totals - totals[0]).abs() <= _ROUNDING * totals[0]).all()) and bool(totals[0] > 0)
     if not shares and bool((answers > 1).any()):
         return
-    told = f" which add up to {float(totals[0]):.4g} for each image" if shares else ""
+    sums = f" which add up to {float(totals[0]):.4g} for each image" if shares else ""
     least, most = float(answers.min()), float(answers.max())
-    raise RunError(f"{where} returns numbers from {least:.4g} to {most:.4g}{told}, for {len(answers)} images. Are these "
+    raise RunError(f"{where} returns numbers from {least:.4g} to {most:.4g}{sums}, for {len(answers)} images. Are these "
                    f"probabilities rather than logits? Say so: --outputs {PROBABILITIES}, or --outputs {LOGITS}")

@@ -59,7 +59,7 @@ class OwnClassifier:
         """
         try:
             return self.network(images.to(self.device))
-        except Exception as error:  # whatever a stranger's code raises
+        except Exception as error:  # whatever a user's code raises
             raise RunError(f"{self.where} fails on images {tuple(images.shape)}, float in [0, 1]: {_line(error)}") from error
 
     def predict(self, images: Tensor) -> Tensor:
@@ -134,21 +134,21 @@ def _built(path: Path, function: str, shape: tuple[int, int, int], classes: int)
     if not function:
         raise RunError(f"--classifier {path}: name the function that builds the classifier: {path}:build")
     name = f"_otherwise_classifier_{path.stem}_{hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:8]}"
-    found = importlib.util.spec_from_file_location(name, path)
-    if found is None:
+    specification = importlib.util.spec_from_file_location(name, path)
+    if specification is None:
         raise RunError(f"--classifier {path}: not a Python file; give file.py:function or an exported program file{PROGRAM}")
-    module = importlib.util.module_from_spec(found)
+    module = importlib.util.module_from_spec(specification)
     with _on_path(path.resolve().parent):
         sys.modules[name] = module  # dataclasses and pickle look a class's module up there
         try:
-            found.loader.exec_module(module)
-        except Exception as error:  # whatever a stranger's code raises
+            specification.loader.exec_module(module)
+        except Exception as error:  # whatever a user's code raises
             del sys.modules[name]
             raise RunError(f"{path} cannot be imported: {_line(error)}") from error
         build = getattr(module, function, None)
         if not callable(build):
-            known = [n for n, v in vars(module).items() if callable(v) and getattr(v, "__module__", "") == name]
-            raise RunError(f"{path} has no function {function!r}; it has {', '.join(known) or 'none'}")
+            functions = [n for n, v in vars(module).items() if callable(v) and getattr(v, "__module__", "") == name]
+            raise RunError(f"{path} has no function {function!r}; it has {', '.join(functions) or 'none'}")
         try:
             network = build(shape, classes) if _takes(build, 2) else build()
         except Exception as error:
@@ -202,20 +202,20 @@ def _pickled(path: Path) -> list[str]:
     with zipfile.ZipFile(path) as archive:
         names = archive.namelist()
         inner = [name.partition("/")[2] for name in names]  # below the archive's own name
-        found = [name for name in names if len(name.split("/")) == 1]  # the first format, before there were archives
-        found += [name for name, part in zip(names, inner, strict=True) if names.count(name) > 1 or part.startswith("data/aotinductor/")
+        pickled = [name for name in names if len(name.split("/")) == 1]  # the first format, before there were archives
+        pickled += [name for name, part in zip(names, inner, strict=True) if names.count(name) > 1 or part.startswith("data/aotinductor/")
                   or (part.startswith(("data/weights/", "data/constants/")) and part.endswith(".pt"))]
         for name, part in zip(names, inner, strict=True):
             if part.startswith(("data/weights/", "data/constants/")) and part.endswith("_config.json"):
                 payloads = json.loads(archive.read(name))["config"].items()
-                found += [key for key, payload in payloads if payload["use_pickle"]
+                pickled += [key for key, payload in payloads if payload["use_pickle"]
                           or ("constants" in part and not payload["path_name"].startswith("tensor_"))]
             elif part.startswith("data/sample_inputs/"):
                 try:
                     torch.load(io.BytesIO(archive.read(name)), map_location="cpu", weights_only=True)
                 except Exception:  # torch would then read it without weights_only
-                    found.append(name)
-    return found
+                    pickled.append(name)
+    return pickled
 
 
 # -------------------------------------------------------------------------------------------------------- weights
@@ -240,12 +240,12 @@ def unwrapped(state: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> dict[st
 
 def check_weights(own: Mapping[str, Tensor], state: Mapping[str, Tensor], where: str, remedy: str) -> None:
     """Raises RunError for weights ``state`` that are not of the architecture whose weights are ``own``, naming what differs."""
-    told = [f"{what} {_listed(names)}" for what, names in (
+    differences = [f"{what} {_listed(names)}" for what, names in (
         ("it lacks", [n for n in own if n not in state]), ("it has the unknown", [n for n in state if n not in own]),
         ("of another shape:", [f"{n} ({_shape(v)} in the file, {_shape(own[n])} built)" for n, v in state.items()
                                if n in own and v.shape != own[n].shape])) if names]
-    if told:
-        raise RunError(f"{where} holds weights of another architecture: {'; '.join(told)}. {remedy}")
+    if differences:
+        raise RunError(f"{where} holds weights of another architecture: {'; '.join(differences)}. {remedy}")
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:

@@ -12,7 +12,7 @@ import torch
 from experiments.networks.base import Network, Shape
 from experiments.networks.config import ClassifierConfig
 from experiments.networks.small import MLP, SmallCNN
-from experiments.networks.torchvision import load_pretrained
+from experiments.networks.torchvision import backbone, known, load_pretrained
 from mechanisms.runs.files import RunError
 from mechanisms.runs.fitting import fitting
 
@@ -26,15 +26,13 @@ def network_kind(name: str) -> type[Network]:
     Raises:
         RunError: for an unknown name; the message lists ours, torchvision's families, and those of the family that is meant.
     """
-    from experiments.networks.torchvision import backbone, known  # builds on this module; torchvision takes a second to import
-
     name = ALIASES.get(name, name)
     if name in NETWORKS:
         return NETWORKS[name]
-    if (found := backbone(name)) is None:
+    if (kind := backbone(name)) is None:
         ours = ", ".join([*NETWORKS, *ALIASES])
         raise RunError(f"unknown network {name!r}; valid are {ours}, and torchvision's {known(name)}")
-    return found
+    return kind
 
 
 def build_network(name: str, shape: Shape, classes: int, hidden: int | None = None) -> Network:

@@ -17,12 +17,11 @@ from datasets.options import DataOptions
 from datasets.schema import Graph, SchemaError
 from datasets.task import Task, task_of
 from dscm.exports.dataset import weights_hash
-from experiments.robustness import Options as Robustness
-from experiments.robustness import robustness
+from experiments.stress.files import save_results
+from experiments.stress.robustness import robustness
 from experiments.stress.stresses import distinct_rows, draw_stresses
-from experiments.train import train_classifiers
-from experiments.training.options import Options as Training
 from experiments.training.options import TrainingFlags
+from experiments.training.run import rows_for, train_classifiers
 from experiments.training.store import FOLDER as CLASSIFIERS
 from experiments.training.store import list_trained, load_trained
 from mechanisms.training.config import RunOptions
@@ -30,7 +29,7 @@ from mechanisms.training.config import RunOptions
 if TYPE_CHECKING:
     from dscm.model import DSCM
     from experiments.report.options import Options
-    from experiments.stress.table import Report
+    from experiments.stress.results import StressResults
 
 FOLDER, ALGORITHMS = "confounded", ("erm", "groupdro", "cf-augmentation")
 _FLAGS = TrainingFlags(network="mlp", hidden=128, steps=400, batch_size=128, optimizer="adam", learning_rate=1e-3, validations=4,
@@ -86,21 +85,21 @@ def pair_of(graph: Graph, dataset: CausalDataset) -> tuple[str, str] | None:
     return None
 
 
-def stress_classifiers(chosen: Plan, dscm: DSCM, options: Options) -> tuple[Report, dict[str, Path]]:
+def stress_classifiers(chosen: Plan, dscm: DSCM, options: Options) -> tuple[StressResults, dict[str, Path]]:
     """Train a few small classifiers, or take those that are there, and stress them; the report's tables and figures.
 
     Raises:
-        UserError: see :func:`experiments.train.train_classifiers` and :func:`experiments.robustness.robustness`.
+        UserError: see :func:`experiments.training.run.train_classifiers` and :func:`experiments.stress.robustness.robustness`.
     """
     flags = replace(_FLAGS, device=options.device, **({"steps": 4, "validations": 1} if options.smoke else {}))
     anew = options.overwrite or outdated(chosen.run, dscm)
     where = RunOptions(chosen.run, resume=not anew and (chosen.run / CLASSIFIERS).is_dir(), overwrite=anew)
-    training = Training(chosen.data, where, ",".join(ALGORITHMS), seeds=1 if options.smoke else 3, seed=options.seed, training=flags,
-                        model=options.folder)
-    train_classifiers(chosen.data.open(), training)
-    asked = Robustness(run=chosen.run, algorithm=",".join(ALGORITHMS), model=options.folder, seed=options.seed, device=options.device)
-    report = robustness(replace(asked, count=chosen.count))
-    return report, {path.stem: path for path in report.save(options.folder / "robustness") if path.suffix == ".png"}
+    rows = rows_for(chosen.data.open(), model=options.folder, kept_in=chosen.run, device=options.device)
+    seeds = range(options.seed, options.seed + (1 if options.smoke else 3))
+    train_classifiers(rows, ALGORITHMS, seeds, flags, (), where, chosen.data)
+    results = robustness(run=chosen.run, algorithms=ALGORITHMS, model=options.folder, count=chosen.count, seed=options.seed,
+                         device=options.device)
+    return results, {path.stem: path for path in save_results(results, options.folder / "robustness") if path.suffix == ".png"}
 
 
 def outdated(run: Path, dscm: DSCM) -> bool:

@@ -17,7 +17,8 @@ from dscm.evaluation.table import HEADER, cycle_table, figure, question_rows
 from dscm.metrics.registry import METRICS as MEANINGS
 from experiments.metrics.classification import MEANINGS as FIGURES
 from experiments.report.html import Section, bullets, code, definitions, details, graph_svg, note, picture, prose, side_by_side, table
-from experiments.stress.table import TITLES, Report
+from experiments.stress import text as words
+from experiments.stress.results import TITLES, StressResults
 from mechanisms.runs.files import MetricsLog
 from mechanisms.training.state import METRICS
 
@@ -135,17 +136,17 @@ def every_metric(evaluation: Evaluation, figures: Mapping[str, Path]) -> Section
         + drawn + details("All figures", tables) + (missing if evaluation.missing else "") + details("What each metric means", meanings)))
 
 
-def robustness(report: Report, figures: Mapping[str, Path]) -> Section:
+def robustness(report: StressResults, figures: Mapping[str, Path]) -> Section:
     """Classifiers on intervened images: tables, the figure, and whether the model's stress test predicts the true one.
 
     Args:
-        figures: what :meth:`experiments.stress.table.Report.save` wrote: ``robustness`` and, if there is one, ``agreement``.
+        figures: what :func:`experiments.stress.files.save_results` wrote: ``robustness`` and, if there is one, ``agreement``.
     """
     label, spurious = report.stressed.task.label.name, _listed([v.name for v in report.stressed.task.spurious]) or "a cause"
     tables = "".join(table(header, [[cell.replace("*", "") for cell in line] for line in lines], heading)
-                     for heading, header, lines in report.tables())
+                     for heading, header, lines in words.tables(report))
     more = "".join(table(header, [[cell.replace("*", "") for cell in line] for line in lines], heading)
-                   for heading, header, lines in report.details())
+                   for heading, header, lines in words.details(report))
     agreed = picture(figures["agreement"], "Accuracy on true intervened images against accuracy on the model's",
                      "Each point is one algorithm under one intervention. On the line, the model's stress test says what the true one "
                      "says.") if "agreement" in figures else ""
@@ -155,8 +156,8 @@ def robustness(report: Report, figures: Mapping[str, Path]) -> Section:
         + picture(figures["robustness"], "Accuracy of each algorithm as observed and under each intervention",
                   "Each panel is one test, each line one algorithm. Far to the right in all panels is good; a fall from “observational” to "
                   "the others is reliance on what does not matter.")
-        + tables + prose("Does a stress test made with the learned model predict the true one? " + report.verdict()) + agreed
-        + details("How these figures came about", bullets(report.conditions(bold=False)))
+        + tables + prose("Does a stress test made with the learned model predict the true one? " + words.verdict(report)) + agreed
+        + details("How these figures came about", bullets(words.conditions(report, bold=False)))
         + (details("Accuracy under each value", more) if more else "") + details("What the figures mean", definitions(
             (TITLES.get(name, name.replace("_", " ")), f"{meaning}; {better} is better") for name, (better, meaning) in FIGURES.items()))))
 

@@ -64,8 +64,8 @@ class Agreement:
     def to_dict(self) -> dict[str, Any]:
         return {**asdict(self), "worst": asdict(self.worst)}
 
-    def told(self) -> str:
-        """In two or three sentences."""
+    def in_words(self) -> str:
+        """Two or three sentences."""
         worst, algorithms, stresses = self.worst, {p.algorithm for p in self.pairs}, {p.stress for p in self.pairs}
         rank = (f"Spearman's rank correlation is {self.spearman:.3f}" if self.spearman is not None else
                 "there is no rank correlation, for want of points that differ")
@@ -86,51 +86,51 @@ class Agreement:
 def agreement(stressed: Stressed) -> Agreement | None:
     """Of all points that both sources have, each question once; None if there are none."""
     stresses = {stress.name: stress for stress in stressed.different()}
-    seen: dict[tuple[str, str], dict[str, list[float]]] = {}
-    plain: dict[str, list[float]] = {}
+    intervened: dict[tuple[str, str], dict[str, list[float]]] = {}  # (algorithm, stress) → source → accuracy of each seed
+    observed: dict[str, list[float]] = {}
     for p in stressed.points:
         if p.source == OBSERVED:
-            plain.setdefault(p.algorithm, []).append(p.measured.values["accuracy"])
+            observed.setdefault(p.algorithm, []).append(p.measured.values["accuracy"])
         elif p.algorithm != MAJORITY and p.stress in stresses:
-            seen.setdefault((p.algorithm, p.stress), {}).setdefault(p.source, []).append(p.measured.values["accuracy"])
-    pairs = tuple(Pair(algorithm, stress, *(mean_over(values)[0] for values in (found[TRUTH], found[MODEL], plain[algorithm])))
-                  for (algorithm, stress), found in seen.items() if len(found) == 2)
+            intervened.setdefault((p.algorithm, p.stress), {}).setdefault(p.source, []).append(p.measured.values["accuracy"])
+    pairs = tuple(Pair(algorithm, stress, *(mean_over(values)[0] for values in (by_source[TRUTH], by_source[MODEL], observed[algorithm])))
+                  for (algorithm, stress), by_source in intervened.items() if len(by_source) == 2)
     if not pairs:
         return None
-    asked = list(dict.fromkeys(p.stress for p in pairs))
-    inside = [rank for stress in asked if (rank := rank_correlation([p for p in pairs if p.stress == stress])) is not None]
+    names = list(dict.fromkeys(p.stress for p in pairs))
+    inside = [rank for stress in names if (rank := rank_correlation([p for p in pairs if p.stress == stress])) is not None]
     return Agreement(pairs, rank_correlation(pairs), mean_over(inside)[0] if inside else None,
                      mean_over([abs(p.apart) for p in pairs])[0], mean_over([p.apart for p in pairs])[0],
                      mean_over([abs(p.observed - p.true) for p in pairs])[0], rank_correlation(pairs, lambda p: p.observed),
-                     mean_over([stressed.changed(stresses[name]) for name in asked])[0])
+                     mean_over([stressed.changed(stresses[name]) for name in names])[0])
 
 
-def rank_correlation(pairs: Sequence[Pair], told: Callable[[Pair], float] = lambda p: p.model) -> float | None:
-    """Spearman's, of what is told with the truth, mean ranks for ties; None for fewer than three pairs, or where one side is constant."""
+def rank_correlation(pairs: Sequence[Pair], predicted: Callable[[Pair], float] = lambda p: p.model) -> float | None:
+    """Spearman's, of a prediction with the truth, mean ranks for ties; None for fewer than three pairs, or where one side is constant."""
     from scipy.stats import spearmanr
 
-    true, other = [p.true for p in pairs], [told(p) for p in pairs]
+    true, other = [p.true for p in pairs], [predicted(p) for p in pairs]
     if len(pairs) < _FEWEST or len(set(true)) < 2 or len(set(other)) < 2:
         return None
     return float(spearmanr(true, other).statistic)
 
 
-def agreement_figure(found: Agreement) -> Figure:
+def agreement_figure(agreed: Agreement) -> Figure:
     """Accuracy on true images against accuracy on the model's; on the diagonal they agree."""
     figure = page(6.2, 4.4)
     axes = figure.add_axes((0.11, 0.12, 0.58, 0.8))
     tidy(axes)
-    values = [100 * v for p in found.pairs for v in (p.true, p.model)]
+    values = [100 * v for p in agreed.pairs for v in (p.true, p.model)]
     low, high = max(-1.0, min(values) - 4), min(102.0, max(values) + 4)
     axes.plot((low, high), (low, high), color=PALE, linewidth=0.9, zorder=0)
     axes.fill_between((low, high), (low - 2, high - 2), (low + 2, high + 2), color=PALE, alpha=0.15, linewidth=0, zorder=0)
-    for k, algorithm in enumerate(dict.fromkeys(p.algorithm for p in found.pairs)):
-        own = [p for p in found.pairs if p.algorithm == algorithm]
+    for k, algorithm in enumerate(dict.fromkeys(p.algorithm for p in agreed.pairs)):
+        points = [p for p in agreed.pairs if p.algorithm == algorithm]
         marker = MARKERS[(k + k // len(COLORS)) % len(MARKERS)]  # after the last colour, the same colours with other markers
-        axes.scatter([100 * p.true for p in own], [100 * p.model for p in own], s=22, color=COLORS[k % len(COLORS)], marker=marker,
+        axes.scatter([100 * p.true for p in points], [100 * p.model for p in points], s=22, color=COLORS[k % len(COLORS)], marker=marker,
                      alpha=0.8, linewidths=0, label=algorithm)
-    worst = found.worst
-    below = worst.model < worst.true  # told in the corner that the points leave free
+    worst = agreed.worst
+    below = worst.model < worst.true  # named in the corner that the points leave free
     place, side = ((0.97, 0.04), "right") if below else ((0.03, 0.95), "left")
     axes.annotate(f"{worst.algorithm}, {worst.stress}", (100 * worst.true, 100 * worst.model), xytext=place,
                   textcoords="axes fraction", fontsize=6.5, color=INK, ha=side,
@@ -138,8 +138,8 @@ def agreement_figure(found: Agreement) -> Figure:
     axes.set(xlim=(low, high), ylim=(low, high), aspect="equal")
     axes.set_xlabel("accuracy on true intervened images, %", fontsize=8)
     axes.set_ylabel("accuracy on the model's, %", fontsize=8)
-    rank = "" if found.spearman is None else f"Spearman {found.spearman:.3f}, "
-    axes.set_title(f"{rank}mean absolute difference {100 * found.difference:.1f} points (as observed: {100 * found.floor:.1f})", fontsize=8,
-                   loc="left", color=INK)
+    rank = "" if agreed.spearman is None else f"Spearman {agreed.spearman:.3f}, "
+    axes.set_title(f"{rank}mean absolute difference {100 * agreed.difference:.1f} points (as observed: {100 * agreed.floor:.1f})",
+                   fontsize=8, loc="left", color=INK)
     axes.legend(loc="upper left", bbox_to_anchor=(1.03, 1), frameon=False, fontsize=7.5, title="band: ± 2 points", title_fontsize=7)
     return figure

@@ -28,35 +28,36 @@ def robustness_figure(columns: Mapping[str, Sequence[Column]], names: Sequence[s
         names: algorithms from top to bottom.
     """
     shown = [n for n in names if n != MAJORITY]
-    titles = list(dict.fromkeys(c.title for own in columns.values() for c in own))
+    every = [column for of_source in columns.values() for column in of_source]
+    titles = list(dict.fromkeys(c.title for c in every))
     down = max(1, math.ceil(len(titles) / _ACROSS))
     across = max(1, math.ceil(len(titles) / down))
     left, tall = 0.25 + 0.075 * max(map(len, shown), default=0), 0.12 + _ROW * len(shown)
     width, height = max(left + across * _WIDE + 0.1, 9.0), 0.4 + down * (tall + 0.62)
     figure = page(width, height)
-    every = [100 * v for own in columns.values() for c in own for n in shown for v in c.values.get(n, {}).values()] or [0.0, 100.0]
-    room = max(2.0, 0.06 * (max(every) - min(every)))
-    low, high = max(-1.0, min(every) - room), min(102.5, max(every) + room)
+    percents = [100 * v for c in every for n in shown for v in c.values.get(n, {}).values()] or [0.0, 100.0]
+    room = max(2.0, 0.06 * (max(percents) - min(percents)))
+    low, high = max(-1.0, min(percents) - room), min(102.5, max(percents) + room)
     for k, title in enumerate(titles):
         top = 0.4 + (k // across) * (tall + 0.62) + 0.24
         axes = figure.add_axes(((left + k % across * _WIDE) / width, 1 - (top + tall) / height, (_WIDE - 0.2) / width, tall / height))
-        own = [(source, c) for source, made in columns.items() for c in made if c.title == title]
-        _panel(axes, title, own, shown, k % across == 0, len(columns) > 1)
+        by_source = [(source, c) for source, of_source in columns.items() for c in of_source if c.title == title]
+        _panel(axes, title, by_source, shown, k % across == 0, len(columns) > 1)
         axes.set_xlim(low, high)
     handles = [Line2D([], [], color=_STYLE[s][0], marker=_STYLE[s][1], markersize=4, linewidth=1, label=_STYLE[s][2]) for s in columns]
-    baseline = [100 * v for own in columns.values() for c in own for v in c.values.get(MAJORITY, {}).values() if v]
+    baseline = [100 * v for c in every for v in c.values.get(MAJORITY, {}).values() if v]
     beyond = f", {baseline[0]:.0f} (not shown)" if baseline and not any(low < value < high for value in baseline) else ""
     handles.append(Line2D([], [], color=INK, linestyle="--", linewidth=0.9, label=f"majority class{beyond}"))
     figure.legend(handles=handles, loc="upper left", ncols=len(handles), frameon=False, fontsize=7.5)
     return figure
 
 
-def _panel(axes: Axes, title: str, own: Sequence[tuple[str, Column]], shown: Sequence[str], first: bool, both: bool) -> None:
+def _panel(axes: Axes, title: str, columns: Sequence[tuple[str, Column]], shown: Sequence[str], first: bool, both: bool) -> None:
     tidy(axes)
     axes.set_title(title, fontsize=8, loc="left", color=INK)
-    for source, column in own:
+    for source, column in columns:
         color, marker, _ = _STYLE[source]
-        aside = 0.0 if not both or len(own) == 1 else (-0.17 if source == TRUTH else 0.17)
+        aside = 0.0 if not both or len(columns) == 1 else (-0.17 if source == TRUTH else 0.17)
         for place, name in enumerate(shown):
             if name in column.values:
                 values = [100 * v for v in column.values[name].values()]

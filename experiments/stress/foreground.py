@@ -27,7 +27,7 @@ _ROWS = 10**6 + 2  # the stream of which images focus is measured on
 
 @dataclass(frozen=True)
 class ForegroundTest:
-    """What was found.
+    """Figures about the foreground.
 
     Attributes:
         values: metric → value, of each classifier in the order given.
@@ -57,43 +57,43 @@ def foreground_test(task: Task, split: str, index: Tensor, networks: Sequence[tu
     """
     if {method, fill} == {NONE}:
         return None
-    if (known := foreground(task, split, index)) is None:
+    if (foregrounds := foreground(task, split, index)) is None:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # has been said when they were read
-            without = task.masks(split) is None
-        why = task.dataset.masks_missing(split) if without else "every mask of these images is of nothing, or of the whole image"
+            no_masks = task.masks(split) is None
+        why = task.dataset.masks_missing(split) if no_masks else "every mask of these images is of nothing, or of the whole image"
         return ForegroundTest(({},) * len(networks), {}, (f"No table of foregrounds: {why}.",)) if why else None
     data = task.dataset.split(split)
-    labels = data.attributes[task.label.name][index[known.rows]]
+    labels = data.attributes[task.label.name][index[foregrounds.rows]]
     values: list[dict[str, float]] = [{} for _ in networks]
-    left = f" ({known.without:,} others have none, or nothing else)" if known.without else ""
-    area = int(known.masks.sum()) / known.masks.numel()
+    left = f" ({foregrounds.without:,} others have none, or nothing else)" if foregrounds.without else ""
+    area = int(foregrounds.masks.sum()) / foregrounds.masks.numel()
     notes, floor = [f"The foreground of {len(labels):,} images is known{left}; it is {100 * area:.1f} % of their area."], {}
 
     def read(rows: Tensor) -> Tensor:
-        return data.batch(index[known.rows[rows]])["image"]
+        return data.batch(index[foregrounds.rows[rows]])["image"]
 
     if method != NONE:
-        floor |= _focus(networks, read, labels, known, method, seed, values, notes)
+        floor |= _focus(networks, read, labels, foregrounds, method, seed, values, notes)
     if fill != NONE:
-        floor |= _ood(predict, read, labels, known, fill, seed, values, notes)
+        floor |= _ood(predict, read, labels, foregrounds, fill, seed, values, notes)
     return ForegroundTest(tuple(values), floor, tuple(notes))
 
 
-def _focus(networks: Sequence[tuple[str, nn.Module | None]], read: Read, labels: Tensor, known: Foreground, method: str, seed: int,
+def _focus(networks: Sequence[tuple[str, nn.Module | None]], read: Read, labels: Tensor, foregrounds: Foreground, method: str, seed: int,
            values: list[dict[str, float]], notes: list[str]) -> dict[str, float]:
     """Fills in ``values`` and ``notes``, by some of the images at random; the floor."""
     kind, count, errors, blind = attribution(method), images_for(method, len(labels)), [], []
     rows = some_of(len(labels), count, seed, _ROWS)
-    images, labels, masks = read(rows), labels[rows], known.masks[rows]
-    for (name, network), own in zip(networks, values, strict=True):
+    images, labels, masks = read(rows), labels[rows], foregrounds.masks[rows]
+    for (name, network), figures in zip(networks, values, strict=True):
         if network is None or (kind.layered and not getattr(network, "cam_layer", "")):
             blind.append(name)
             continue
         device = next(network.parameters()).device
-        found = summary(focus(network, images.to(device), labels.to(device), masks, method))
-        own.update({metric: mean for metric, (mean, _) in found.items()})
-        errors += [error for _, error in found.values() if error is not None]
+        focused = summary(focus(network, images.to(device), labels.to(device), masks, method))
+        figures.update({metric: mean for metric, (mean, _) in focused.items()})
+        errors += [error for _, error in focused.values() if error is not None]
     spread = f", which add a standard error of up to {100 * max(errors):.1f} points" if errors else ""
     notes.append(f"Focus: {kind.title} of each image's own class, on {count:,} images{spread}; a map that is the same everywhere has the "
                  "figures of chance, in the last row. Maps of experiments.explain are of the predicted class.")
@@ -103,18 +103,18 @@ def _focus(networks: Sequence[tuple[str, nn.Module | None]], read: Read, labels:
     return {metric: mean for metric, (mean, _) in summary(chance(masks)).items()}
 
 
-def _ood(predict: Sequence[Predict], read: Read, labels: Tensor, known: Foreground, fill: str, seed: int,
+def _ood(predict: Sequence[Predict], read: Read, labels: Tensor, foregrounds: Foreground, fill: str, seed: int,
          values: list[dict[str, float]], notes: list[str]) -> dict[str, float]:
     """Fills in ``values`` and ``notes``; the floor."""
     inside, outside = ([[] for _ in predict] for _ in range(2))
     for k, rows in enumerate(torch.arange(len(labels)).split(_AT_ONCE)):
         images = read(rows)
-        gone = without_foreground(images, known.masks[rows], labels[rows], fill, seed, k)
+        gone = without_foreground(images, foregrounds.masks[rows], labels[rows], fill, seed, k)
         for answer, present, absent in zip(predict, inside, outside, strict=True):
             present.append(confidence(answer(images)))
             absent.append(confidence(answer(gone)))
-    for own, present, absent in zip(values, inside, outside, strict=True):
-        own.update(ood_scores(torch.cat(present), torch.cat(absent)))
+    for figures, present, absent in zip(values, inside, outside, strict=True):
+        figures.update(ood_scores(torch.cat(present), torch.cat(absent)))
     notes.append(f"No foreground: the same images with its bounding rectangle replaced ({fill}); they are told apart by the maximum "
                  "softmax probability, the images as they are being the positives.")
     same = torch.zeros(len(labels))

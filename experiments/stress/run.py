@@ -31,7 +31,7 @@ _BATCH = 500
 
 
 @dataclass(frozen=True)
-class Contestant:
+class Classifier:
     """A classifier of one seed; ``predict`` maps images ``(B, C, H, W)`` in [0, 1] to logits ``(B, K)``.
 
     ``seed`` is None for a classifier that was not trained here, so that it is not paired with any that was; ``network`` is what
@@ -95,25 +95,25 @@ class Stressed:
         return float(torch.stack(other).any(0).double().mean())
 
 
-def stress_test(task: Task, contestants: Sequence[Contestant], dscm: DSCM | None = None, split: str = "test", count: int = 1000,
+def stress_test(task: Task, classifiers: Sequence[Classifier], dscm: DSCM | None = None, split: str = "test", count: int = 1000,
                 seed: int = 0, device: torch.device | str = "cpu", focus: str = NONE, ood: str = NONE) -> Stressed:
-    """Evaluate every contestant, and the majority baseline, on the rows as observed and under each stress.
+    """Evaluate every classifier, and the majority baseline, on the rows as observed and under each stress.
 
     Images are made by the true process where it is known, and by ``dscm`` where one is given, some hundred at a time, and are
-    gone once all contestants have seen them. Where nothing is spurious and no shift is named, or the label would change under
+    gone once all classifiers have seen them. Where nothing is spurious and no shift is named, or the label would change under
     all of them, there are those as observed alone.
 
     Args:
-        focus: method of attribution by which it is told where contestants look, where the foreground is known; or ``none``.
+        focus: method of attribution by which it is told where classifiers look, where the foreground is known; or ``none``.
         ood: what fills the foreground's place to see whether they miss it; or ``none``.
 
     Raises:
-        SchemaError: see :func:`experiments.stress.stresses.possible_stresses`; without contestants.
+        SchemaError: see :func:`experiments.stress.stresses.possible_stresses`; without classifiers.
         RunError: see :func:`experiments.stress.foreground.foreground_test`.
     """
     from tqdm import tqdm
 
-    if not contestants:
+    if not classifiers:
         raise SchemaError("there is no classifier to test")
     stresses, missing = possible_stresses(task, split, count, seed)
     index, rows = draw_rows(task, split, count, seed), task.dataset.split(split)
@@ -121,33 +121,32 @@ def stress_test(task: Task, contestants: Sequence[Contestant], dscm: DSCM | None
     labels = attributes[task.label.name]
     training = task.dataset.split("train").attributes[task.label.name]
     plain = Stress(AS_OBSERVED, "", "", index, {})
-    observed = _logits(contestants, (observed_images(task, part, split) for part in plain.parts()), device)
+    observed = _logits(classifiers, (observed_images(task, part, split) for part in plain.parts()), device)
     groups = task.groups(attributes) if task.spurious else None
-    looked = _foreground(task, split, index, contestants, focus, ood, seed, device)
-    found = [measure(own, labels, groups) for own in observed]
-    always = majority(training, labels, task.classes, groups)
-    if looked is not None:
-        found = [replace(own, values={**own.values, **more}) for own, more in zip(found, looked.values, strict=True)]
-        always = replace(always, values={**always.values, **looked.floor})
-    nobody = Contestant(MAJORITY, None, _nothing)
-    points = [_point(c, OBSERVED, plain, own) for c, own in zip([*contestants, nobody], [*found, always], strict=True)]
+    foreground = _foreground(task, split, index, classifiers, focus, ood, seed, device)
+    measured = [*(measure(logits, labels, groups) for logits in observed), majority(training, labels, task.classes, groups)]
+    if foreground is not None:
+        further = [*foreground.values, foreground.floor]
+        measured = [replace(m, values={**m.values, **values}) for m, values in zip(measured, further, strict=True)]
+    baseline = Classifier(MAJORITY, None, _no_answer)
+    points = [_point(c, OBSERVED, plain, m) for c, m in zip([*classifiers, baseline], measured, strict=True)]
     for stress in tqdm(stresses, desc="stress tests", unit=" stress", delay=1, dynamic_ncols=True):
         groups = groups_under(task, attributes, stress)
         for source, images in _sources(task, stress, split, dscm, seed):
-            for contestant, before, now in zip(contestants, observed, _logits(contestants, images, device), strict=True):
-                points.append(_point(contestant, source, stress, measure(now, labels, groups, before)))
-            points.append(_point(nobody, source, stress, majority(training, labels, task.classes, groups)))
+            for classifier, before, now in zip(classifiers, observed, _logits(classifiers, images, device), strict=True):
+                points.append(_point(classifier, source, stress, measure(now, labels, groups, before)))
+            points.append(_point(baseline, source, stress, majority(training, labels, task.classes, groups)))
         if not has_truth(task, stress):
             missing[stress.name] = "no true images" + ("" if dscm else ", and no model is given (--model RUN)")
-    return Stressed(task, split, seed, tuple(stresses), tuple(points), missing, looked)
+    return Stressed(task, split, seed, tuple(stresses), tuple(points), missing, foreground)
 
 
-def _foreground(task: Task, split: str, index: Tensor, contestants: Sequence[Contestant], focus: str, ood: str, seed: int,
+def _foreground(task: Task, split: str, index: Tensor, classifiers: Sequence[Classifier], focus: str, ood: str, seed: int,
                 device: torch.device | str) -> ForegroundTest | None:
-    def answers(contestant: Contestant) -> Callable[[Tensor], Tensor]:
-        return lambda images: _logits([contestant], [images], device)[0]
+    def answers(classifier: Classifier) -> Callable[[Tensor], Tensor]:
+        return lambda images: _logits([classifier], [images], device)[0]
 
-    return foreground_test(task, split, index, [(c.algorithm, c.network) for c in contestants], [answers(c) for c in contestants], focus,
+    return foreground_test(task, split, index, [(c.algorithm, c.network) for c in classifiers], [answers(c) for c in classifiers], focus,
                            ood, seed)
 
 
@@ -167,21 +166,21 @@ def _sources(task: Task, stress: Stress, split: str, dscm: DSCM | None, seed: in
         yield MODEL, (model_images(dscm, task, part, split, seed, k) for k, part in enumerate(stress.parts()))
 
 
-def _logits(contestants: Sequence[Contestant], images: Iterable[Tensor], device: torch.device | str) -> list[Tensor]:
-    """Of each contestant, of all images, of which only those at hand are kept."""
-    found: list[list[Tensor]] = [[] for _ in contestants]
+def _logits(classifiers: Sequence[Classifier], images: Iterable[Tensor], device: torch.device | str) -> list[Tensor]:
+    """Of each classifier, of all images, of which only those at hand are kept."""
+    logits: list[list[Tensor]] = [[] for _ in classifiers]
     with torch.no_grad():
         for some in images:
             for part in some.split(_BATCH):
-                given = part.to(device)
-                for contestant, own in zip(contestants, found, strict=True):
-                    own.append(contestant.predict(given).float().cpu())
-    return [torch.cat(own) for own in found]
+                batch = part.to(device)
+                for classifier, parts in zip(classifiers, logits, strict=True):
+                    parts.append(classifier.predict(batch).float().cpu())
+    return [torch.cat(parts) for parts in logits]
 
 
-def _point(contestant: Contestant, source: str, stress: Stress, measured: Measured) -> Point:
-    return Point(contestant.algorithm, contestant.seed, source, stress.name, stress.attribute, stress.value_label, len(stress), measured)
+def _point(classifier: Classifier, source: str, stress: Stress, measured: Measured) -> Point:
+    return Point(classifier.algorithm, classifier.seed, source, stress.name, stress.attribute, stress.value_label, len(stress), measured)
 
 
-def _nothing(images: Tensor) -> Tensor:
+def _no_answer(images: Tensor) -> Tensor:
     raise NotImplementedError("the majority baseline looks at no image")

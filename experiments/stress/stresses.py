@@ -86,10 +86,10 @@ def draw_stresses(task: Task, split: str = "test", count: int = 1000, seed: int 
         SchemaError: for an intervention that would change the label; for a shift that does not return what it should, or is
             called as another column; see also :func:`draw_rows`.
     """
-    made = _drawn_stresses(task, split, count, seed)
-    for stress in made:
+    stresses = _drawn_stresses(task, split, count, seed)
+    for stress in stresses:
         check_label(task, stress.do, stress.name)
-    return made
+    return stresses
 
 
 def possible_stresses(task: Task, split: str = "test", count: int = 1000, seed: int = 0) -> tuple[list[Stress], dict[str, str]]:
@@ -116,17 +116,18 @@ def _drawn_stresses(task: Task, split: str, count: int, seed: int) -> list[Stres
     index, training = draw_rows(task, split, count, seed), task.dataset.split("train").attributes
     present = {name: values[index] for name, values in task.dataset.split(split).attributes.items()}
     drawn = {v.name: marginal(training[v.name], count, seeded(seed, k)) for k, v in enumerate(task.spurious)}
-    made = [Stress(f"do({name})", name, "", index, {name: values}) for name, values in drawn.items()]
+    stresses = [Stress(f"do({name})", name, "", index, {name: values}) for name, values in drawn.items()]
     if len(drawn) > 1:
-        made.append(Stress(f"do({', '.join(drawn)})", "", "", index, dict(drawn)))
+        stresses.append(Stress(f"do({', '.join(drawn)})", "", "", index, dict(drawn)))
     for variable in task.spurious:
         for value, label in values_of(variable, training[variable.name]):
-            made.append(Stress(f"do({variable.name}={label})", variable.name, label, index, {variable.name: value.expand(count).clone()}))
+            do = {variable.name: value.expand(count).clone()}
+            stresses.append(Stress(f"do({variable.name}={label})", variable.name, label, index, do))
     for k, name in enumerate(task.dataset.shifts()):
-        if name in (AS_OBSERVED, WORST_INTERVENTION, WORST_GROUP, *(stress.name for stress in made)):
+        if name in (AS_OBSERVED, WORST_INTERVENTION, WORST_GROUP, *(s.name for s in stresses)):
             raise SchemaError(f"the shift {name!r} of {task.dataset.title} is called as another column of the table; give it another name")
-        made.append(Stress(name, "", "", index, task.shifted(name, present, seeded(seed, len(task.spurious), k))))
-    return made
+        stresses.append(Stress(name, "", "", index, task.shifted(name, present, seeded(seed, len(task.spurious), k))))
+    return stresses
 
 
 def values_of(variable: Variable, training: Tensor) -> list[tuple[Tensor, str]]:

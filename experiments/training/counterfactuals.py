@@ -74,18 +74,18 @@ def _made(task: Task, source: DSCM | None, rows: Split, per_row: int, seed: int,
     with tqdm(total=len(rows) * per_row, desc="counterfactuals of the training split", unit=" images", delay=2) as bar:
         for m in range(per_row):
             if relabel:
-                classes, own = task.classes, rows.attributes[task.label.name]
-                other = (own + torch.randint(1, classes, own.shape, generator=seeded(seed, m))) % classes
+                classes, labels = task.classes, rows.attributes[task.label.name]
+                other = (labels + torch.randint(1, classes, labels.shape, generator=seeded(seed, m))) % classes
                 do = {task.label.name: other, **{v.name: rows.attributes[v.name] for v in task.spurious}}
             else:
                 do = {v.name: marginal(rows.attributes[v.name], len(rows), seeded(seed, m, k)) for k, v in enumerate(task.spurious)}
             for k, index in enumerate(torch.arange(len(rows)).split(CHUNK)):
-                asked = {name: value[index] for name, value in do.items()}
+                part = {name: value[index] for name, value in do.items()}
                 if source is None:
-                    made = task.dataset.true_counterfactual("train", index, asked)["image"]
+                    changed = task.dataset.true_counterfactual("train", index, part)["image"]
                 else:
-                    made = source.counterfactual(rows.batch(index), asked, generator=seeded(seed, m, ABDUCTION, k)).image.cpu()
-                images[index, m] = (made * 255).round().to(torch.uint8)
+                    changed = source.counterfactual(rows.batch(index), part, generator=seeded(seed, m, ABDUCTION, k)).image.cpu()
+                images[index, m] = (changed * 255).round().to(torch.uint8)
                 bar.update(len(index))
     return images
 

@@ -10,10 +10,10 @@ from dataclasses import fields
 
 def field_help(kind: type) -> dict[str, str]:
     """Field → its docstring as one line, of the class or of those that it inherits from; empty where there is none."""
-    found: dict[str, str] = {}
+    texts: dict[str, str] = {}
     for cls in reversed(kind.__mro__[:-1]):
         body = ast.parse(textwrap.dedent(inspect.getsource(cls))).body[0].body
         for field, text in zip(body, body[1:], strict=False):
             if isinstance(field, ast.AnnAssign) and isinstance(text, ast.Expr) and isinstance(text.value, ast.Constant):
-                found[field.target.id] = " ".join(str(text.value.value).split())
-    return {f.name: found.get(f.name, "") for f in fields(kind)}
+                texts[field.target.id] = " ".join(str(text.value.value).split())
+    return {f.name: texts.get(f.name, "") for f in fields(kind)}

@@ -111,15 +111,29 @@ class Options:
     """Print what the algorithms assume, need and can be set to, with the values that would hold here; train nothing."""
 
     @property
+    def algorithms(self) -> list[str]:
+        """Names as they are given, or ``all``."""
+        return listed(self.algorithm, "--algorithm")
+
+    @property
+    def spurious_names(self) -> list[str]:
+        """Those of ``--spurious``; empty for the data set's own."""
+        return listed(self.spurious, "--spurious")
+
+    @property
+    def given_settings(self) -> dict[str, Any]:
+        """Settings of algorithms that are given by flags of their own."""
+        return {name: getattr(self, name) for name in SETTING_FLAGS if getattr(self, name) is not None}
+
+    @property
     def settings(self) -> tuple[str, ...]:
         """``KEY=VALUE`` of all settings of algorithms: flags of their own, and then ``--set``, which wins."""
-        return (*(f"{name}={getattr(self, name)}" for name in SETTING_FLAGS if getattr(self, name) is not None), *self.set)
+        return (*(f"{name}={value}" for name, value in self.given_settings.items()), *self.set)
 
     def check(self) -> None:
         """Raises UserError for a number or a combination that makes no sense."""
         check_ranges(self)
-        for flag, text in (("--algorithm", self.algorithm), ("--spurious", self.spurious)):
-            listed(text, flag)
+        listed(self.algorithm, "--algorithm"), listed(self.spurious, "--spurious")
         once([text.partition("=")[0].replace("-", "_") for text in self.set], "--set")
         if self.model is not None and self.truth:
             raise UserError("--model and --truth are two sources of counterfactuals; give one of them")

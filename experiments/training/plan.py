@@ -42,7 +42,7 @@ class Plan:
         """What the algorithm needs with these settings."""
         return self.kind.needs_of(self.settings)
 
-    def told(self, rows: int) -> str:
+    def in_words(self, rows: int) -> str:
         """``field value (origin)``, … of all that is no general default, and the algorithm's own settings; without what is empty.
 
         Args:
@@ -73,9 +73,8 @@ def resolve(name: str, dataset: CausalDataset, flags: TrainingFlags = TrainingFl
     """
     kind = algorithm(name)
     name = kind.name
-    own = {f.name: f for f in fields(kind.settings)}
-    known = {*own, *(f.name for f in fields(ClassifierConfig)), *(f.name for f in fields(TrainingConfig))}
-    recipe = {**_recipe(dataset, _EVERY, known), **_recipe(dataset, name, known)}
+    possible = {f.name for config in (kind.settings, ClassifierConfig, TrainingConfig) for f in fields(config)}
+    recipe = {**_recipe(dataset, _EVERY, possible), **_recipe(dataset, name, possible)}
     layers = (("algorithm", dict(kind.defaults)), ("recipe", recipe), ("flag", {**_settings(settings, kind), **flags.given()}))
     values: dict[str, Any] = {"epochs": DEFAULT_EPOCHS}
     origin: dict[str, str] = {}

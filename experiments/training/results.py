@@ -21,16 +21,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from experiments.metrics.classification import FEWEST
 from experiments.training.rules import MEANING, RULES
 from experiments.training.store import FOLDER, LOCK, results
 from mechanisms.runs.files import waiting
 from mechanisms.runs.tables import markdown, mean_over, write_table
-
-if TYPE_CHECKING:
-    pass
 
 TSV = "results.tsv"
 COLUMNS = ("algorithm", "seed", "rule", "step", "accuracy", "worst_group", "shifted", "loss", "steps", "seconds", "rows", "majority",
@@ -50,12 +47,13 @@ def table(rows: Sequence[Mapping[str, Any]]) -> str:
     """Algorithms × selection rules, means over seeds ± standard errors of the mean, and the majority baseline; Markdown."""
     lines = []
     for name in dict.fromkeys(row["algorithm"] for row in rows):
-        own = [row for row in rows if row["algorithm"] == name]
-        for rule in (rule for rule in RULES if rule in own[0]["rules"]):
-            found = [row["rules"][rule] for row in own]
-            cells = [percent([f[key] for f in found]) if key in found[0] else "–" for key in ("accuracy", "worst_group", "shifted")]
-            step, _ = mean_over([f["step"] for f in found])
-            lines.append([name, rule, *cells, f"{step:.0f}", f"{sum(row['seconds'] for row in own) / len(own):.1f}", str(len(own))])
+        seeds = [row for row in rows if row["algorithm"] == name]
+        seconds, _ = mean_over([row["seconds"] for row in seeds])
+        for rule in (rule for rule in RULES if rule in seeds[0]["rules"]):
+            scores = [row["rules"][rule] for row in seeds]
+            cells = [percent([s[key] for s in scores]) if key in scores[0] else "–" for key in ("accuracy", "worst_group", "shifted")]
+            step, _ = mean_over([s["step"] for s in scores])
+            lines.append([name, rule, *cells, f"{step:.0f}", f"{seconds:.1f}", str(len(seeds))])
     first = rows[0]
     lines.append(["(majority class)", "–", f"{100 * first['majority']:.1f}", "0.0", "–", "–", "–", "–"])
     header = ["algorithm", "selected by", "valid. accuracy %", "worst group %", "under shifts %", "step", "seconds", "seeds"]
@@ -68,12 +66,12 @@ def table(rows: Sequence[Mapping[str, Any]]) -> str:
 
 def _small(rows: Sequence[Mapping[str, Any]]) -> str:
     """A sentence on the groups that worst_group leaves out; empty where there are none."""
-    told = {row["algorithm"]: (row["groups_left_out"], row["groups"], row["rows_left_out"], row["rows"]) for row in rows
-            if row.get("groups_left_out")}
+    counts = {row["algorithm"]: (row["groups_left_out"], row["groups"], row["rows_left_out"], row["rows"]) for row in rows
+              if row.get("groups_left_out")}
     cases = []
-    for case in dict.fromkeys(told.values()):
+    for case in dict.fromkeys(counts.values()):
         groups, of, images, total = case
-        names = ", ".join(name for name in told if told[name] == case)
+        names = ", ".join(name for name in counts if counts[name] == case)
         cases.append(f"{names}: {groups} of {of} groups, with {images:,} of {total:,} images")
     return f"The worst group is none of those below {FEWEST} images, which say little; {'; '.join(cases)}. " if cases else ""
 

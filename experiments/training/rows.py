@@ -14,7 +14,6 @@ from torch import Tensor
 from datasets.base import LazyImages, Split
 from datasets.files.images import kept
 from datasets.task import Sizes, Task
-from experiments.algorithms.base import Algorithm
 from experiments.networks.base import Network
 from experiments.networks.features import with_features
 from experiments.training.selection import selection_split, shifts_of
@@ -45,7 +44,7 @@ class Rows:
         self.task, self.source, self.made_by, self.study, self.other_class = task, source, made_by, study, other_class
         self.trained: set[Path] = set()
         self._selection: dict[int, Split] = {}
-        self._featured: dict[tuple[Hashable, int], tuple[Split, Split]] = {}
+        self._featured: dict[Hashable, list[tuple[Split, Split]]] = {}  # body → pairs of a split and the same with features
         self._warned: set[str] = set()
 
     @cached_property
@@ -73,11 +72,11 @@ class Rows:
     @cached_property
     def masks(self) -> Tensor | LazyImages | None:
         """Of all rows of the training split, as the study gives them."""
-        found = self.task.masks("train")
-        if found is None or self.study.box_noise is None:
-            return found
-        boxes = NoisyBoxes(found, self.study.box_noise)
-        return torch.stack([boxes[row] for row in range(len(boxes))]) if isinstance(found, Tensor) else boxes
+        masks = self.task.masks("train")
+        if masks is None or self.study.box_noise is None:
+            return masks
+        boxes = NoisyBoxes(masks, self.study.box_noise)
+        return torch.stack([boxes[row] for row in range(len(boxes))]) if isinstance(masks, Tensor) else boxes
 
     @cached_property
     def counterfactuals(self) -> Tensor | None:
@@ -97,27 +96,31 @@ class Rows:
 
     def featured(self, split: Split, body: Hashable, network: Callable[[], Network], device: str) -> Split:
         """A split of these rows with features in place of images, made once for each ``body``, which ``network()`` has."""
-        if (body, id(split)) not in self._featured:
-            # the split too, so that it stays alive: of a dead one the id is given anew
-            self._featured[body, id(split)] = split, with_features(network(), split, find_device(device))
-        return self._featured[body, id(split)][1]
+        pairs = self._featured.setdefault(body, [])
+        for known, featured in pairs:
+            if known is split:
+                return featured
+        pairs.append((split, with_features(network(), split, find_device(device))))
+        return pairs[-1][1]
 
     @cached_property
     def sizes(self) -> Sizes:
         return Sizes(self.task.classes, self.task.environment_count, len(self.task.group_names), len(shifts_of(self.task)))
 
-    def check(self, kind: type[Algorithm], network: type[Network], needs: frozenset[str] | None = None) -> None:
+    def check(self, needs: frozenset[str], name: str, grouped: str, network: type[Network]) -> None:
         """Raises UserError where the data or the network lack what an algorithm needs, before anything is trained.
 
         Args:
-            needs: with its settings, if these matter; see :meth:`experiments.algorithms.base.Algorithm.needs_of`.
+            needs: see :meth:`experiments.algorithms.base.Algorithm.needs_of`.
+            name: of the algorithm.
+            grouped: the split whose groups it uses, if it needs any.
         """
-        name, needs = f"--algorithm {kind.name}", kind.needs if needs is None else needs
+        name = f"--algorithm {name}"
         if "environments" in needs:
             self.task.check_environments(name)
         if "groups" in needs:
             self.task.check_groups(name)
-            self.warn_of_empty_groups(kind.grouped, name)
+            self.warn_of_empty_groups(grouped, name)
         if "masks" in needs:
             self.task.check_masks(name)
             self.warn_of_masks(name)
@@ -147,8 +150,8 @@ class Rows:
         masks = self.of_train(self.masks).flatten(1)
         counts = {"are empty, so that nothing is made of their images": int((~masks.any(1)).sum()),
                   "are full, so that their images have no background": int(masks.all(1).sum())}
-        if told := ", and ".join(f"{count:,} {what}" for what, count in counts.items() if count):
-            self.warn(f"of {len(masks):,} training masks that {needed_by} needs, {told}", "masks")
+        if useless := ", and ".join(f"{count:,} {what}" for what, count in counts.items() if count):
+            self.warn(f"of {len(masks):,} training masks that {needed_by} needs, {useless}", "masks")
 
     def warn(self, message: str, about: str) -> None:
         """Say something once, whoever finds it first."""

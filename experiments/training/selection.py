@@ -11,11 +11,10 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 
 import torch
-from torch import Tensor
 
 from datasets.base import Split
 from datasets.task import Sizes, Task
-from experiments.metrics.classification import FEWEST
+from experiments.metrics.groups import part_weights, worst_group
 from mechanisms.training.noise import seeded, some_of
 
 _ROWS = 10**6  # the stream of which rows, apart from those of shifts' values
@@ -50,14 +49,7 @@ def selection_split(task: Task, count: int, seed: int = 0) -> Split:
         images.append((values["image"] * 255).round().to(torch.uint8))
         columns.append({**seen, "label": values[task.label.name], "group": task.groups(values), "shift": torch.full_like(index, k)})
     joined = {name: torch.cat([c[name] for c in columns]) for name in columns[0]}
-    return Split("valid", torch.cat(images), {**joined, **_weights(joined["group"], joined["shift"])})
-
-
-def _weights(group: Tensor, shift: Tensor) -> dict[str, Tensor]:
-    total, observed = len(shift), shift == 0
-    per_group, per_shift = torch.bincount(group[observed], minlength=1 + max(group.tolist(), default=-1)), torch.bincount(shift)
-    return {"observed": observed.float() * total / observed.sum(), "in_shift": (~observed).float() * total / per_shift[shift],
-            "in_group": observed.float() * total / per_group.clamp(min=1)[group]}
+    return Split("valid", torch.cat(images), {**joined, **part_weights(joined["group"], joined["shift"])})
 
 
 def criteria(split: Split, sizes: Sizes) -> dict[str, Callable[[Mapping[str, float]], float]]:
@@ -75,40 +67,3 @@ def criteria(split: Split, sizes: Sizes) -> dict[str, Callable[[Mapping[str, flo
         return _TIE * means["loss"] - sum(means[f"shift_{k}"] for k in range(sizes.shifts)) / sizes.shifts
 
     return {"iid": accuracy, "worst-group": worst, **({"oracle": oracle} if sizes.shifts else {})}
-
-
-def worst_group(means: Mapping[str, float], split: Split) -> float:
-    """The least accuracy of a group, of means that were taken on ``split``.
-
-    Groups of fewer than :data:`experiments.metrics.classification.FEWEST` rows say nothing and are left out, unless all are such.
-    """
-    known, _ = _large(split)
-    return min(means[f"group_{g}"] for g in known.nonzero().flatten().tolist())
-
-
-def left_out(split: Split, groups: int) -> tuple[int, int]:
-    """How many of the task's ``groups`` :func:`worst_group` leaves out, empty ones included, and how many observed rows these have."""
-    known, counts = _large(split)
-    return groups - int(known.sum()), int(counts[~known].sum())
-
-
-def _large(split: Split) -> tuple[Tensor, Tensor]:
-    """Of each group up to the last that has observed rows: whether it is judged, and its rows."""
-    counts = torch.bincount(split.attributes["group"][split.attributes["shift"] == 0])
-    return counts >= min(FEWEST, int(counts.max())), counts
-
-
-def halved(split: Split, generator: torch.Generator) -> tuple[Split, Split]:
-    """A random half of the observed rows of a selection split, and the other half with all that are under a shift.
-
-    A row that is in the first half is so under no shift in the second. Weights are made anew.
-    """
-    observed = int((split.attributes["shift"] == 0).sum())
-    first = torch.zeros(observed, dtype=torch.bool)
-    first[torch.randperm(observed, generator=generator)[: observed // 2]] = True
-    everywhere = first.repeat(len(split) // observed)
-    halves = []
-    for keep in (everywhere & (split.attributes["shift"] == 0), ~everywhere):
-        columns = {name: values[keep] for name, values in split.attributes.items()}
-        halves.append(Split(split.name, split.images[keep], {**columns, **_weights(columns["group"], columns["shift"])}))
-    return halves[0], halves[1]

@@ -110,8 +110,8 @@ def learn_stacked(trainers: Sequence[Trainer]) -> list[int]:
     config = replace(first.config, validation_rows=len(first.valid))
     total = first.updates(config, first.train)
     options = replace(first.options, resume=first.options.resume or finished_training(folder, config, total) is not None)
-    own = criteria(first.valid, first.rows.sizes)
-    rules = {f"{rule}{_AT}{seed}": _of_seed(criterion, seed) for rule, criterion in own.items() for seed in seeds}
+    criterion_by_rule = criteria(first.valid, first.rows.sizes)
+    rules = {f"{rule}{_AT}{seed}": _of_seed(criterion, seed) for rule, criterion in criterion_by_rule.items() for seed in seeds}
     stacked = Stacked(models, seeds)
     for one in together:
         forget(one.options.run, one.plan.kind.name, one.seed)
@@ -143,14 +143,14 @@ def _take_out(k: int, trainer: Trainer, model: Algorithm, count: int, source: An
     fixed = {name: value for name, value in model.state_dict().items() if name not in names}
 
     def sliced(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        own = {name: weights[name.replace(".", _DOT)][k].clone() for name in names}
-        return {name: own[name] if name in own else fixed[name] for name in model.state_dict()}
+        learned = {name: weights[name.replace(".", _DOT)][k].clone() for name in names}
+        return {name: learned[name] if name in learned else fixed[name] for name in model.state_dict()}
 
     def network(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
         return {name.removeprefix("network."): value for name, value in sliced(weights).items()}
 
-    selected = {rule.rpartition(_AT)[0]: {**found, "weights": network(found["weights"])}
-                for rule, found in kept["selected"].items() if rule.rpartition(_AT)[2] == str(seed)}
+    selected = {rule.rpartition(_AT)[0]: {**best, "weights": network(best["weights"])}
+                for rule, best in kept["selected"].items() if rule.rpartition(_AT)[2] == str(seed)}
     position = {**state["position"], "elapsed": state["position"]["elapsed"] / count,
                 "best": min(_terms(row["valid"], seed)["loss"] for row in rows)}
     optimizer = {"param_groups": [{**group, "params": list(range(len(every)))} for group in state["optimizer"]["param_groups"]], "state": {

@@ -63,8 +63,8 @@ def folder_of(run: Path, algorithm: str, seed: int) -> Path:
 
 def list_trained(run: Path) -> list[tuple[str, int]]:
     """``(algorithm, seed)`` of every finished classifier of a run, ERM first, then by name; empty without any."""
-    found = {(row["algorithm"], row["seed"]) for row in results(run)}
-    return sorted((pair for pair in found if is_finished(run, *pair)), key=lambda pair: (pair[0] != "erm", *pair))
+    pairs = {(row["algorithm"], row["seed"]) for row in results(run)}
+    return sorted((pair for pair in pairs if is_finished(run, *pair)), key=lambda pair: (pair[0] != "erm", *pair))
 
 
 def is_finished(run: Path, algorithm: str, seed: int) -> bool:
@@ -86,13 +86,13 @@ def _lacking(run: Path, algorithm: str, seed: int, state: Mapping[str, Any]) -> 
 
 def unfinished(run: Path) -> list[tuple[str, int, str]]:
     """``(algorithm, seed, why)`` of every classifier of a run that was begun and cannot be used; of a stack of seeds, of each."""
-    done, found = set(list_trained(run)), {}
+    finished, reasons = set(list_trained(run)), {}
     for folder in sorted((Path(run) / FOLDER).glob("*/seed*-*")):
         state = load(folder / WEIGHTS) if (folder / WEIGHTS).exists() else {}
         for seed in map(int, folder.name.split("-")[1:]):
-            if (pair := (folder.parent.name, seed)) not in done:
-                found[pair] = _lacking(run, *pair, state)
-    return [(*pair, why) for pair, why in found.items()]
+            if (pair := (folder.parent.name, seed)) not in finished:
+                reasons[pair] = _lacking(run, *pair, state)
+    return [(*pair, why) for pair, why in reasons.items()]
 
 
 def _train(run: Path, algorithm: str) -> str:
@@ -132,14 +132,14 @@ def load_trained(run: Path, algorithm: str, seed: int, rule: str = "last", devic
 
 def check_base(run: Path, trained: Trained, base: Trained) -> None:
     """Raises RunError for a classifier that began with another ERM than ``base``, which is the one with its weights of the end."""
-    told = trained.description  # an older one tells of the newest weights only, which are ERM's where it was fine-tuned once
-    if told.get("base", told.get("begun_from")) != weights_fingerprint(base.network):
+    description = trained.description  # an older one has the newest weights only, which are ERM's where it was fine-tuned once
+    if description.get("base", description.get("begun_from")) != weights_fingerprint(base.network):
         raise RunError(f"{trained.algorithm} of seed {trained.seed} in {run} began with another erm than the one that is there now; train "
                        f"it again: {_train(run, trained.algorithm)} --overwrite")
 
 
 def results(run: Path) -> list[dict[str, Any]]:
-    """Rows of ``results.jsonl``, one for each finished ``(algorithm, seed)``; see :func:`experiments.train.train_classifiers`."""
+    """Rows of ``results.jsonl``, one for each finished ``(algorithm, seed)``; see :func:`experiments.training.run.train_classifiers`."""
     return MetricsLog.read(Path(run) / FOLDER / RESULTS, _ROW)
 
 
@@ -175,6 +175,8 @@ def trained_task(run: Path, trained: Trained | None = None) -> Task:
     """The task that the run's classifiers were trained for; the data set's own where there are none."""
     if trained is None and (there := list_trained(run)):
         trained = load_trained(run, *there[0])
-    told = trained.description["task"] if trained else None
     dataset = dataset_of(run)
-    return task_of(dataset, told["label"], tuple(told["spurious"]), told["environment"]) if told else task_of(dataset)
+    if trained is None:
+        return task_of(dataset)
+    task = trained.description["task"]
+    return task_of(dataset, task["label"], tuple(task["spurious"]), task["environment"])

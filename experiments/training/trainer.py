@@ -2,46 +2,39 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
-
-from experiments.training.rules import RULES
-from experiments.training.selection import left_out, worst_group
-from experiments.training.store import results
-from mechanisms.runs.files import MetricsLog, load
-from mechanisms.training.state import METRICS, WEIGHTS
-
-if TYPE_CHECKING:
-    from experiments.training.trainer import Trainer
-
-import time
 from collections.abc import Callable
 from dataclasses import replace
 from functools import cached_property
+from pathlib import Path
+from typing import Any
 
+import torch
 from accelerate import PartialState
 from torch import Tensor
 
 from datasets.base import Split, with_columns
 from experiments.algorithms.base import Algorithm
 from experiments.augmenters.geometry import GeometricTransform, crop_and_flip
+from experiments.metrics.groups import left_out, worst_group
 from experiments.networks.base import Network
 from experiments.networks.registry import fresh
 from experiments.networks.torchvision import NONE, Backbone
 from experiments.training.plan import Plan
 from experiments.training.rows import Rows
+from experiments.training.rules import RULES
 from experiments.training.selection import criteria
-from experiments.training.store import folder_of, forget, record
-from mechanisms.runs.files import RunError, weights_fingerprint
+from experiments.training.stopwatch import Stopwatch
+from experiments.training.store import folder_of, forget, record, results
+from mechanisms.runs.files import MetricsLog, RunError, load, weights_fingerprint
 from mechanisms.training.config import RunOptions, TrainingConfig
 from mechanisms.training.hooks import Hooks, check_average
 from mechanisms.training.loop import fit, updates_of
 from mechanisms.training.resume import difference, finished_training
-from mechanisms.training.state import CHECKPOINT
+from mechanisms.training.state import CHECKPOINT, METRICS, WEIGHTS
 
 
 class Trainer:
-    """What an algorithm trains with.
+    """What an algorithm trains with: the :class:`experiments.algorithms.base.TrainingContext` of its :meth:`Algorithm.learn`.
 
     With several processes (``torchrun``), batch norm takes its statistics over each process's own rows of a batch, and keeps
     those of the first process: networks with batch norm are then not quite what one process would train.
@@ -56,23 +49,25 @@ class Trainer:
             settings add.
         valid: what selection looks at, see :func:`experiments.training.selection.selection_split`.
         folder: ``<run>/classifiers/<algorithm>/seed-<n>``; a stage has a folder of its own in it.
+        base_folder: the same of :meth:`base`.
         judged: the selection split of the last stage, once that is trained.
-        seconds: that training took, see :meth:`learn`.
+        base_weights: fingerprint of the weights that :meth:`base` gave; empty before. Stored with the weights of this training.
+        watch: how long the training took, see :meth:`learn`.
         row: of ``results.jsonl``, once all is trained; on the main process.
     """
 
     def __init__(self, rows: Rows, plan: Plan, options: RunOptions, resolve: Callable[[str], Plan]) -> None:
         self.rows, self.plan, self.options, self.resolve = rows, plan, options, resolve
         self.task, self.settings, self.config, self.seed = rows.task, plan.settings, plan.training, plan.training.seed
-        self.folder = folder_of(options.run, plan.kind.name, self.seed)
+        self.folder, self.base_folder = (folder_of(options.run, name, self.seed) for name in (plan.kind.name, "erm"))
         self.judged: Split | None = None
-        self.seconds, self.row = 0.0, {}
-        self._base, self._only_read, self._elsewhere = "", True, 0.0
+        self.base_weights, self.watch = "", Stopwatch()
+        self.row: dict[str, Any] = {}
 
     def check(self) -> None:
         """Raises UserError for what cannot be trained, before anything is: see :meth:`Rows.check`; averages with batch norm."""
         network, ema = self.network(), self.config.ema
-        self.rows.check(self.plan.kind, type(network), self.plan.needs)
+        self.rows.check(self.plan.needs, self.plan.kind.name, self.plan.kind.grouped, type(network))
         self.plan.kind(network, self.rows.sizes, self.settings, self.plan.classifier.l2)  # which refuses what cannot go together
         self.plan.kind.columns(self.settings, self.task)
         self.plan.kind.check_rows(self)
@@ -98,9 +93,14 @@ class Trainer:
         columns |= self.plan.kind.columns(self.settings, self.task)
         return with_columns(self.seen(self.rows.train), **{name: self.rows.of_train(values) for name, values in columns.items()})
 
+    @property
+    def selection(self) -> Split:
+        """What selection looks at, with its images."""
+        return self.rows.selection(self.config.validation_rows)
+
     @cached_property
     def valid(self) -> Split:
-        return self.seen(self.rows.selection(self.config.validation_rows))
+        return self.seen(self.selection)
 
     @property
     def reads_features(self) -> bool:
@@ -144,13 +144,12 @@ class Trainer:
 
         One of the same plan that is there is not overwritten: what others began with would be gone.
         """
-        began = time.perf_counter()
-        erm = Trainer(self.rows, self.resolve("erm"), self.options, self.resolve)
-        if erm.overwrites(erm.folder) and erm.is_there():
-            erm.options = replace(erm.options, overwrite=False)
-        model = erm.learn()
-        self._base = weights_fingerprint(model.network)
-        self._elsewhere += time.perf_counter() - began
+        with self.watch.apart():
+            erm = Trainer(self.rows, self.resolve("erm"), self.options, self.resolve)
+            if erm.overwrites(erm.folder) and erm.is_there():
+                erm.options = replace(erm.options, overwrite=False)
+            model = erm.learn()
+            self.base_weights = weights_fingerprint(model.network)
         return model
 
     def learn(self) -> Algorithm:
@@ -163,13 +162,13 @@ class Trainer:
         self.rows.selection(self.config.validation_rows)  # made once for all, as features are; not this training's time
         if self.reads_features:
             self.seen(self.rows.train), self.valid
-        self.seconds, self._elsewhere, began = 0.0, 0.0, time.perf_counter()
-        model = self.plan.kind.learn(self)
-        self.seconds += time.perf_counter() - began - self._elsewhere
+        self.watch = Stopwatch()
+        with self.watch.running():
+            model = self.plan.kind.learn(self)
         if main_process:
             row = row_of(self)
-            known = [r for r in results(run) if (r["algorithm"], r["seed"], r["steps"]) == (name, self.seed, row["steps"])]
-            self.row = {**row, "seconds": known[0]["seconds"]} if known and self._only_read else row
+            before = [r for r in results(run) if (r["algorithm"], r["seed"], r["steps"]) == (name, self.seed, row["steps"])]
+            self.row = {**row, "seconds": before[0]["seconds"]} if before and self.watch.only_read else row
             record(run, self.row)
         return model
 
@@ -212,38 +211,35 @@ class Trainer:
         config = replace(config, validation_rows=len(valid))
         self.judged = self.judged if stage else valid
         folder = self.folder / stage if stage else self.folder
-        total, overwrite, began = self.updates(config, train), self.overwrites(folder), time.perf_counter()
-        done = not overwrite and finished_training(folder, config, total) is not None
-        fit(model, train, valid, config, folder, self.describe(model, stage),
-            replace(self.options, resume=self.options.resume or done, overwrite=overwrite),
-            Hooks(model.network, rules=criteria(valid, self.rows.sizes), restarts=model.restarts(), augment=self.augmentation()))
+        total, overwrite = self.updates(config, train), self.overwrites(folder)
+        with self.watch.apart():
+            done = not overwrite and finished_training(folder, config, total) is not None
+            fit(model, train, valid, config, folder, self.describe(model, stage),
+                replace(self.options, resume=self.options.resume or done, overwrite=overwrite),
+                Hooks(model.network, rules=criteria(valid, self.rows.sizes), restarts=model.restarts(), augment=self.augmentation()))
         self.rows.trained.add(folder)
-        self._only_read &= done
-        self._elsewhere += time.perf_counter() - began
-        self.seconds += MetricsLog.last(folder / METRICS)["seconds"]
+        self.watch.add_stage(MetricsLog.last(folder / METRICS)["seconds"], done)
         return model.eval()
 
     def augmentation(self) -> GeometricTransform | None:
         """What is done to training batches; None where nothing is."""
-        asked, (_, height, width) = self.plan.classifier, self.task.dataset.schema.image.shape
-        return crop_and_flip(height, width, asked.crop, 0.5 if asked.flip else 0.0) if asked.crop or asked.flip else None
+        config, (_, height, width) = self.plan.classifier, self.task.dataset.schema.image.shape
+        return crop_and_flip(height, width, config.crop, 0.5 if config.flip else 0.0) if config.crop or config.flip else None
 
     def describe(self, model: Algorithm, stage: str = "") -> dict[str, Any]:
         """Plain values that tell this training from others; stored with the weights."""
         task = {"label": self.task.label.name, "spurious": [v.name for v in self.task.spurious], "environment": self.task.environment,
                 "classes_of_label": list(self.task.label.classes)}
-        made = {"counterfactuals": self.rows.made_by} if self.plan.needs & {"counterfactuals", "relabelled"} else {}
-        base = {"base": self._base} if self._base else {}
-        asked = self.plan.classifier
-        moved = {"augmentation": {"crop": asked.crop, "flip": asked.flip}} if asked.crop or asked.flip else {}
-        return {**model.describe(), "task": task, "stage": stage, **made, **base, **moved,
+        source = {"counterfactuals": self.rows.made_by} if self.plan.needs & {"counterfactuals", "relabelled"} else {}
+        base = {"base": self.base_weights} if self.base_weights else {}
+        config = self.plan.classifier
+        moved = {"augmentation": {"crop": config.crop, "flip": config.flip}} if config.crop or config.flip else {}
+        return {**model.describe(), "task": task, "stage": stage, **source, **base, **moved,
                 **self.rows.study.describe("masks" in self.plan.needs)}
 
 
 def row_of(trainer: Trainer) -> dict[str, Any]:
-    """The row of ``results.jsonl`` of a finished training; see :func:`experiments.train.train_classifiers`."""
-    import torch
-
+    """The row of ``results.jsonl`` of a finished training; see :func:`experiments.training.run.train_classifiers`."""
     log = {row["step"]: row for row in MetricsLog.read(trainer.folder / METRICS)}
     last = log[max(log)]
     selected = load(trainer.folder / WEIGHTS, "classifier")["selected"]
@@ -258,7 +254,7 @@ def row_of(trainer: Trainer) -> dict[str, Any]:
         rules[rule] = {"step": step, "accuracy": means["accuracy"], "worst_group": worst_group(means, judged), "loss": means["loss"]}
         if shifts:
             rules[rule]["shifted"] = sum(means[f"shift_{k}"] for k in shifts) / len(shifts)
-    return {"algorithm": trainer.plan.kind.name, "seed": trainer.seed, "steps": last["step"], "seconds": round(trainer.seconds, 3),
+    return {"algorithm": trainer.plan.kind.name, "seed": trainer.seed, "steps": last["step"], "seconds": round(trainer.watch.seconds, 3),
             "majority": float(torch.bincount(labels).max()) / len(labels), "rows": len(labels),
             "data_fraction": study.get("data_fraction", 1.0), "box_noise": study.get("box_noise"), "groups": groups,
             "groups_left_out": small, "rows_left_out": few, "rules": rules}

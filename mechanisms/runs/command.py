@@ -12,8 +12,8 @@ from typing import Annotated, Any, TypeVar, get_type_hints
 import tyro
 from tyro.constructors import PrimitiveConstructorSpec
 
-from datasets.ranges import check_ranges
 from datasets.errors import UserError, shown
+from datasets.ranges import check_ranges
 
 Options = TypeVar("Options")
 

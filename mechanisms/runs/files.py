@@ -20,8 +20,8 @@ from typing import IO, Any, BinaryIO, TypeVar
 
 import torch
 
-from datasets.files.atomic import temporary_beside
 from datasets.errors import UserError
+from datasets.files.atomic import temporary_beside
 
 FORMAT = 1
 _AT_ONCE, _LONGEST = 1 << 20, 300  # bytes that are hashed at once; letters of a reason

@@ -74,9 +74,14 @@ def batches(split: Split, order: Tensor, size: int, rank: int, world: int, worke
     share = size // world
     chunks = [order[..., k + rank * share : k + (rank + 1) * share] for k in range(start * size, order.shape[-1] - size + 1, size)]
     if split.in_memory or not workers:
-        yield from (split.batch(rows) for rows in chunks)
+        yield from (_of_shape(rows.shape, split.batch(rows.flatten())) for rows in chunks)
     else:
         for batch in DataLoader(_Rows(split, chunks), batch_size=None, num_workers=workers, worker_init_fn=_leave_signals_to_parent):
             if isinstance(batch, UserError):
                 raise batch
             yield batch
+
+
+def _of_shape(shape: torch.Size, batch: Batch) -> Batch:
+    """The rows ``(S·B, …)`` of S batches as ``(S, B, …)``; those of a single one as they are."""
+    return batch if len(shape) == 1 else {name: value.unflatten(0, shape) for name, value in batch.items()}

@@ -176,7 +176,7 @@ def test_modules_beside_a_users_file(tmp_path):
     open_dataset(str(tmp_path / "two" / "mine.py"))
     assert sys.path == before and sys.path.index(str(tmp_path / "two")) < sys.path.index(str(tmp_path / "one"))
     assert sys.path[0] not in (str(tmp_path / "one"), str(tmp_path / "two"))
-    with pytest.raises(ModuleNotFoundError, match="absent_of_mine"):
+    with pytest.raises(SchemaError, match="absent_of_mine"):
         open_dataset(write(tmp_path, "import absent_of_mine"))
 
 

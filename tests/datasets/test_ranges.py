@@ -9,7 +9,6 @@ from typing import Literal, get_type_hints
 
 import numpy as np
 import pytest
-from test_layout import COMMANDS
 
 from datasets.errors import UserError
 from datasets.ranges import Draws, Positive, Range, Share, check_ranges, within
@@ -24,9 +23,10 @@ from mechanisms.image.config import ImageConfig
 from mechanisms.runs.command import run_command
 from mechanisms.training.config import TrainingConfig
 from pgm.scm import AttributeConfig
+from tests.test_layout import COMMANDS
 
 CONFIGS = (TrainingConfig, ImageConfig, PredictorConfig, AttributeConfig, FinetuneConfig, EvaluationConfig, ExpertsConfig, ClassifierConfig,
-           TrainingFlags, *{kind.settings for kind in ALGORITHMS.values()})
+           TrainingFlags, *dict.fromkeys(kind.settings for kind in ALGORITHMS.values()))
 
 
 @dataclass(frozen=True)
@@ -102,3 +102,13 @@ def test_every_command_refuses_senseless_numbers_before_it_begins(module, capsys
             last = capsys.readouterr().err.strip().splitlines()[-1]
             assert stop.value.code == 2 and last.startswith(f"error: {flag} {value} must"), last
     assert not begun
+
+
+def test_another_default_keeps_the_range():
+    @dataclass(frozen=True)
+    class Faster(Inner):
+        rate: float | None = 9.0
+
+    check_ranges(Faster())
+    with pytest.raises(UserError, match="--rate -1"):
+        check_ranges(Faster(-1))

@@ -21,13 +21,17 @@ from datasets.task import task_of
 from experiments.metrics.classification import FEWEST, auroc, average_precision, calibration_error, group_accuracies, log_odds, measure
 from experiments.report.html import write_report
 from experiments.report.sections import robustness as section
-from experiments.robustness import Options, main, robustness
+from experiments.robustness import main
 from experiments.stress.agreement import agreement, agreement_figure
 from experiments.stress.column import REFERENCE, Column, percent
 from experiments.stress.figure import robustness_figure
+from experiments.stress.files import save_results
+from experiments.stress.options import Options
+from experiments.stress.results import StressResults
+from experiments.stress.robustness import robustness
 from experiments.stress.run import AS_OBSERVED, MAJORITY, MODEL, OBSERVED, TRUTH, Point, Stressed, stress_test
 from experiments.stress.stresses import draw_stresses
-from experiments.stress.table import Report
+from experiments.stress.text import as_markdown, tables
 from experiments.training.results import COLUMNS, save_tsv
 from experiments.training.store import record
 from mechanisms.runs.files import RunError
@@ -143,7 +147,7 @@ def test_average_precision_of_several_rows():
 
 
 # ---------------------------------------------------------------------------------------------------- tables
-def report_of(task, quality, seeds=(0, 1, 2), sources=(TRUTH, MODEL), off=0.0) -> Report:
+def report_of(task, quality, seeds=(0, 1, 2), sources=(TRUTH, MODEL), off=0.0) -> StressResults:
     """Points of made-up classifiers: ``quality`` is algorithm → accuracy; the model's images are easier by ``off``."""
     stresses, points, labels = draw_stresses(task, count=IMAGES), [], torch.arange(IMAGES) % 10
     asked = [(OBSERVED, AS_OBSERVED, "", "")] + [(s, x.name, x.attribute, x.value_label) for x in stresses for s in sources]
@@ -154,7 +158,7 @@ def report_of(task, quality, seeds=(0, 1, 2), sources=(TRUTH, MODEL), off=0.0) -
                 predicted = torch.where(torch.arange(IMAGES) < right, labels, (labels + 1) % 10)
                 points.append(Point(algorithm, seed, source, name, attribute, value, IMAGES, measure(torch.eye(10)[predicted], labels)))
         points.append(Point(MAJORITY, None, source, name, attribute, value, IMAGES, measure(torch.zeros(IMAGES, 10), labels)))
-    return Report(Stressed(task, "test", 0, tuple(stresses), tuple(points), {}), dict.fromkeys(quality, "last: weights of the end"))
+    return StressResults(Stressed(task, "test", 0, tuple(stresses), tuple(points), {}), dict.fromkeys(quality, "last: weights of the end"))
 
 
 def test_columns_are_means_over_seeds(task):
@@ -188,20 +192,20 @@ def test_bold_looks_at_the_common_seeds_only():
 
 def test_errors_are_those_of_their_own_numbers_of_images(task):
     report = report_of(task, {"erm": 0.5, "irm": 0.7})
-    assert "a sampling error of up to 8.8 points of accuracy that all algorithms share." in report.text()
+    assert "a sampling error of up to 8.8 points of accuracy that all algorithms share." in as_markdown(report)
     points = [replace(p, measured=replace(p.measured, values={**p.measured.values, "worst_group": 0.1}, group_images=10 + (p.seed or 0)))
               for p in report.points]
-    told = replace(report, stressed=replace(report.stressed, points=tuple(points))).text()
+    told = as_markdown(replace(report, stressed=replace(report.stressed, points=tuple(points))))
     assert "that all algorithms share; a worst group has 10 to 12, which add up to 15.8 points." in told
 
 
 def test_as_observed_where_nobody_makes_images(task, tmp_path):
     report = report_of(task, {"erm": 0.5, "irm": 0.7}, sources=())
-    (heading, header, lines), = report.tables()
+    (heading, header, lines), = tables(report)
     assert heading == "As observed" and header == ["", "accuracy", "balanced accuracy", "macro-F1", "AUROC", "calibration error"]
     assert [line[0] for line in lines] == ["erm", "irm", f"*{MAJORITY}*"]
-    assert "says nothing about robustness" in report.text() and "do(a):" not in report.text()
-    assert all(path.stat().st_size > 100 for path in report.save(tmp_path))
+    assert "says nothing about robustness" in as_markdown(report) and "do(a):" not in as_markdown(report)
+    assert all(path.stat().st_size > 100 for path in save_results(report, tmp_path))
     assert len(robustness_figure({OBSERVED: report.as_observed()}, report.names).axes) == 5
     assert not robustness_figure({}, report.names).axes
 
@@ -215,24 +219,24 @@ def test_worst_intervention_is_of_each_seed(task):
 
 
 def test_table_says_how_it_came_about(task):
-    text = report_of(task, {"erm": 0.5, "irm": 0.7}).text()
+    text = as_markdown(report_of(task, {"erm": 0.5, "irm": 0.7}))
     for told in ("last: weights of the end (erm, irm)", "majority class", "Seeds, of weights and training order: 3",
                  "32 images of distinct", "Difference of accuracy to erm on the same seeds", "worst intervention"):
         assert told in text
-    one = report_of(task, {"erm": 0.5, "irm": 0.7}, seeds=(0,), sources=(TRUTH,)).text()
-    assert "**" not in one and "Bold" not in one and "Bold" in report_of(task, {"erm": 0.5, "irm": 0.7}).text()  # one seed proves nothing
+    one = as_markdown(report_of(task, {"erm": 0.5, "irm": 0.7}, seeds=(0,), sources=(TRUTH,)))
+    assert "**" not in one and "Bold" not in one and "Bold" in text  # one seed proves nothing
     assert "### Does the model's" not in one and "\nDoes the model's stress test predict the true one? Not asked" in one
     assert "Majority class: always " in one and ", the commonest in training (" in one
     assert "with one seed there is no standard error" in one and "Not asked: no model is given (--model RUN)." in one
-    assert "there is the model's test only" in report_of(task, {"erm": 0.5}, sources=(MODEL,)).text()
+    assert "there is the model's test only" in as_markdown(report_of(task, {"erm": 0.5}, sources=(MODEL,)))
 
 
 def test_the_baseline_of_the_foreground_is_chance(task):
     report = report_of(task, {"erm": 0.5}, sources=())
     points = tuple(replace(p, measured=replace(p.measured, values={**p.measured.values, "focus_share": 0.2})) for p in report.points)
-    tables = {heading: lines for heading, _, lines in replace(report, stressed=replace(report.stressed, points=points)).tables()}
-    assert [line[0] for line in tables["Foreground, images as observed"]] == ["erm", "*constant map (chance)*"]
-    assert [line[0] for line in tables["As observed"]] == ["erm", f"*{MAJORITY}*"]
+    lines_of = {heading: lines for heading, _, lines in tables(replace(report, stressed=replace(report.stressed, points=points)))}
+    assert [line[0] for line in lines_of["Foreground, images as observed"]] == ["erm", "*constant map (chance)*"]
+    assert [line[0] for line in lines_of["As observed"]] == ["erm", f"*{MAJORITY}*"]
 
 
 def test_more_images_are_advised_only_where_there_are_more(task):
@@ -240,12 +244,12 @@ def test_more_images_are_advised_only_where_there_are_more(task):
     points = tuple(replace(p, measured=replace(p.measured, small=(3,))) for p in report.points)
     for images, told in ((IMAGES, False), (IMAGES - 1, True)):
         few = tuple(replace(p, images=images) for p in points)
-        assert ("--count takes more" in replace(report, stressed=replace(report.stressed, points=few)).text()) is told
+        assert ("--count takes more" in as_markdown(replace(report, stressed=replace(report.stressed, points=few)))) is told
 
 
 def test_files(task, tmp_path):
     report = report_of(task, {"erm": 0.4, "irm": 0.6}, off=0.1)
-    paths = report.save(tmp_path)
+    paths = save_results(report, tmp_path)
     assert [p.name for p in paths] == ["robustness.md", "robustness.csv", "robustness.tsv", "robustness.json", "robustness.png",
                                        "agreement.png"]
     rows = list(csv.DictReader(paths[1].open()))
@@ -276,7 +280,7 @@ def test_agreement_against_scipy(task):
     assert found.difference == pytest.approx(sum(abs(a - b) for a, b in zip(x, y, strict=True)) / len(x))
     assert found.bias == pytest.approx(0.1, abs=0.02) and found.within == 1.0
     assert abs(found.worst.apart) == max(abs(a - b) for a, b in zip(x, y, strict=True))
-    assert found.worst.algorithm in found.told() and "too easy" in found.told()
+    assert found.worst.algorithm in found.in_words() and "too easy" in found.in_words()
     assert len(agreement_figure(found).axes[0].collections) == 1 + 3
 
 
@@ -284,7 +288,7 @@ def test_agreement_of_too_little(task):
     assert agreement(report_of(task, {"erm": 0.5}, sources=(TRUTH,)).stressed) is None
     stressed = report_of(task, {"erm": 0.5}).stressed
     found = agreement(replace(stressed, points=tuple(p for p in stressed.points if p.stress in ("do(thickness)", AS_OBSERVED))))
-    assert found.spearman is None and found.within is None and "no rank correlation" in found.told()
+    assert found.spearman is None and found.within is None and "no rank correlation" in found.in_words()
 
 
 def test_floor_of_the_agreement_is_the_observed_image(task):
@@ -298,7 +302,7 @@ def test_floor_of_the_agreement_is_the_observed_image(task):
     y = [sum(plain[algorithm]) / 3 for algorithm, _ in true]
     assert found.floor == pytest.approx(sum(abs(a - b) for a, b in zip(x, y, strict=True)) / len(x))
     assert found.floor_spearman == pytest.approx(spearmanr(x, y).statistic)
-    assert f"mean absolute difference of {100 * found.floor:.1f} points" in found.told()
+    assert f"mean absolute difference of {100 * found.floor:.1f} points" in found.in_words()
     same = [p for p in stressed.points if p.source != MODEL]
     copied = tuple([*same, *(replace(q, source=MODEL, measured=next(p.measured for p in same if (p.algorithm, p.seed, p.source) == (
         q.algorithm, q.seed, OBSERVED))) for q in same if q.source == TRUTH)])
@@ -346,8 +350,8 @@ def mine(tmp_path):
 @pytest.fixture(scope="module")
 def trained(tiny_run, tmp_path_factory):
     """The tiny model's run, with classifiers of two seeds in it."""
-    from experiments.train import Options as Training
     from experiments.train import main as train
+    from experiments.training.options import Options as Training
     from mechanisms.training.config import RunOptions
 
     run = tmp_path_factory.mktemp("robust") / "run"
@@ -381,9 +385,9 @@ def test_results_as_tabs(trained, tmp_path):
     assert [line.split("\t")[:3] for line in save_tsv(tmp_path).read_text().splitlines()[1:]] == [["erm", "7", "last"]]
 
 
-def test_the_same_again(trained, mine, tmp_path):
-    options = Options(run=trained, classifier=(mine,), rule="iid", spurious="thickness", count=9, out=tmp_path, device="cpu")
-    first, again = robustness(options), robustness(options)
+def test_the_same_again(trained, mine):
+    first, again = (robustness(run=trained, own=[(mine, None, "")], rule="iid", spurious=["thickness"], count=9, device="cpu")
+                    for _ in range(2))
     assert first.points == again.points and first.rules["erm"].startswith("iid: best on validation")
     assert first.unconfounded(TRUTH) == "do(thickness)"
 

@@ -25,17 +25,19 @@ from datasets.registry import open_dataset
 from datasets.schema import SchemaError
 from datasets.task import Sizes, task_of
 from experiments.algorithms import dfr
-from experiments.algorithms.dfr import DFRSettings
+from experiments.algorithms.dfr import DFRSettings, halved
 from experiments.algorithms.registry import ALGORITHMS, algorithm
+from experiments.metrics.groups import left_out, worst_group
 from experiments.networks.config import ClassifierConfig
 from experiments.networks.registry import build_network
-from experiments.robustness import load_contestants
-from experiments.train import describe, main, train_classifiers
+from experiments.stress.classifiers import load_classifiers
+from experiments.train import main
 from experiments.training.field_help import field_help
 from experiments.training.options import Options, TrainingFlags
 from experiments.training.plan import resolve
 from experiments.training.rows import Rows
-from experiments.training.selection import criteria, halved, left_out, selection_split, shifts_of, worst_group
+from experiments.training.run import describe, rows_for, train_classifiers
+from experiments.training.selection import criteria, selection_split, shifts_of
 from experiments.training.stacked import Stacked, can_stack, learn_stacked, pays
 from experiments.training.store import folder_of, list_trained, load_trained, record, results
 from experiments.training.trainer import Trainer
@@ -188,7 +190,7 @@ def counted(monkeypatch) -> list[str]:
         return result
 
     for module in ("trainer", "stacked"):
-        monkeypatch.setattr(f"experiments.{module}.fit", fit)
+        monkeypatch.setattr(f"experiments.training.{module}.fit", fit)
     return begun
 
 
@@ -240,7 +242,7 @@ def test_groups_are_needed_where_they_are(tmp_path):
     path = tmp_path / "plain.py"
     path.write_text(TOY.replace('spurious = ("light",)', "spurious = ()"))
     with pytest.raises(SchemaError, match="--algorithm groupdro needs groups, but Toy names no spurious attribute.*--spurious NAME"):
-        train_classifiers(open_dataset(str(path)), Options(algorithm="groupdro", run=RunOptions(tmp_path / "run"), training=FLAGS))
+        train_classifiers(rows_for(open_dataset(str(path))), ["groupdro"], [0], FLAGS, (), RunOptions(tmp_path / "run"), Options().data)
 
 
 def test_a_network_of_ours_takes_no_pretrained_weights_from_a_recipe(tmp_path):
@@ -258,8 +260,8 @@ def test_a_network_of_ours_takes_no_pretrained_weights_from_a_recipe(tmp_path):
 
 def test_settings_in_words(toy):
     plan = resolve("cf-f", open_dataset(toy), replace(FLAGS, batch_size=1_000_000, learning_rate=1 / 3))
-    told = plan.told(999)
-    assert "batch-size whole split (flag)" in told and "batch-size 1000000" in plan.told(1_000_001)
+    told = plan.in_words(999)
+    assert "batch-size whole split (flag)" in told and "batch-size 1000000" in plan.in_words(1_000_001)
     assert "learning-rate 0.33333 (flag)" in told and "cf-folder" not in told and "cf-loss negative" in told
 
 
@@ -267,7 +269,7 @@ def test_an_empty_environment_is_named(tmp_path):
     path = tmp_path / "gap.py"
     path.write_text(TOY.replace("torch.arange(self.size) % 2 if", "torch.arange(self.size) % 2 * 2 if"))
     with pytest.raises(SchemaError, match="environment 1 of Toy is empty in training"):
-        train_classifiers(open_dataset(str(path)), Options(algorithm="vrex", run=RunOptions(tmp_path / "run"), training=FLAGS))
+        train_classifiers(rows_for(open_dataset(str(path))), ["vrex"], [0], FLAGS, (), RunOptions(tmp_path / "run"), Options().data)
 
 
 def test_other_images_of_the_same_statistics_are_refused(toy, tmp_path, capsys):
@@ -304,7 +306,7 @@ def test_describe_trains_nothing_and_tells_all(toy, capsys, tmp_path):
     assert "vrex: V-REx" in out and "--set vrex.penalty=9.0: Weight λ of the penalty once it is annealed." in out
     assert "--set irm.penalty=7.0" in out and "needs environments" in out and not (tmp_path / "run").exists()
     assert all(line.split(": ", 1)[1] for line in out.splitlines() if line.startswith("  --set"))
-    assert describe(open_dataset(toy), Options(algorithm="erm")).startswith("erm: ERM\n  assumes that ")
+    assert describe(open_dataset(toy), ["erm"]).startswith("erm: ERM\n  assumes that ")
 
 
 def test_a_learned_model_makes_the_counterfactuals(tiny_run, tmp_path, capsys):
@@ -330,8 +332,8 @@ def test_flags_win_over_recipes_over_defaults(toy):
     assert resolve("irm", dataset, TrainingFlags(), ["irm.penalty=4", "penalty=3"]).settings.penalty == 4  # whatever their order
     assert asked.settings.penalty == 3 and asked.classifier.hidden == 5 and asked.training.epochs == 2 and asked.training.steps is None
     assert asked.origin["hidden"] == "flag" and asked.origin["network"] == "recipe" and "steps" not in asked.origin
-    assert "penalty 3 (flag)" in asked.told(96) and "network mlp (recipe)" in asked.told(96)
-    assert resolve("erm", dataset).training.batch_size == 32 and "penalty" not in resolve("erm", dataset).told(96)
+    assert "penalty 3 (flag)" in asked.in_words(96) and "network mlp (recipe)" in asked.in_words(96)
+    assert resolve("erm", dataset).training.batch_size == 32 and "penalty" not in resolve("erm", dataset).in_words(96)
 
 
 def test_every_field_of_network_and_training_has_a_flag(toy):
@@ -512,7 +514,7 @@ def test_seconds_hold_what_is_done_between_stages(toy, tmp_path, monkeypatch):
 def test_rows_of_two_commands_are_all_there(tmp_path):
     def write(k: int) -> None:
         for seed in range(20):
-            record(tmp_path, {"algorithm": f"a{k}", "seed": seed})
+            record(tmp_path, {"algorithm": f"a{k}", "seed": seed, "steps": 1, "seconds": 1, "rows": 9, "majority": 0.5, "rules": {}})
 
     threads = [threading.Thread(target=write, args=(k,)) for k in range(4)]
     for thread in threads:
@@ -711,7 +713,7 @@ def test_names_are_taken_with_underscores_everywhere(toy, tmp_path, capsys):
     command(toy, tmp_path, "--algorithm", "label_smoothing", "--seeds", "1", "--steps", "2", "--set", "label_smoothing.smoothing=0.25")
     assert "label-smoothing: network mlp" in (out := capsys.readouterr().out) and "smoothing 0.25 (flag)" in out
     assert list_trained(tmp_path) == [("label-smoothing", 0)]
-    (found,) = load_contestants(tmp_path, "label_smoothing", "last", "cpu")
+    (found,) = load_classifiers(tmp_path, ["label_smoothing"], "last", "cpu")
     assert found.algorithm == "label-smoothing"
     dataset = open_dataset(toy)
     dataset.recipes = {**dataset.recipes, "label_smoothing": {"smoothing": 0.5}}

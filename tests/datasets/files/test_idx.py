@@ -142,20 +142,20 @@ DOT[9, 9] = 255
 def test_digits_without_strokes_are_named(tmp_path, monkeypatch, image, words, dataset):
     images = np.stack([stroke()] * 6)
     images[3] = image
-    monkeypatch.setattr("test_mnist.IMAGES", images)
+    monkeypatch.setattr("tests.datasets.files.test_idx.IMAGES", images)
     with pytest.raises(DataError, match=f"{write_mnist(tmp_path)}/train-images-idx3-ubyte.gz: {words}.*, first of 1 such among 6"):
         open_dataset(dataset, {"data_dir": tmp_path}).split("train")
 
 
 def test_digits_of_zero_and_one(tmp_path, monkeypatch):
-    monkeypatch.setattr("test_mnist.IMAGES", np.stack([stroke(1)] * 6))
+    monkeypatch.setattr("tests.datasets.files.test_idx.IMAGES", np.stack([stroke(1)] * 6))
     with pytest.raises(DataError, match="train-images-idx3-ubyte.gz: its brightest pixel is 1 of 255"):
         read_digits(write_mnist(tmp_path), "train")
 
 
 @pytest.mark.parametrize("dataset", ["morphomnist", "coloredmnist", "transformed-mnist"])
 def test_parts_without_digits(tmp_path, monkeypatch, dataset):
-    monkeypatch.setattr("test_mnist.IMAGES", np.stack([stroke()] * 6))
+    monkeypatch.setattr("tests.datasets.files.test_idx.IMAGES", np.stack([stroke()] * 6))
     write_mnist(tmp_path)
     for what, array in (("images-idx3", IMAGES[:0]), ("labels-idx1", LABELS[:0])):
         (tmp_path / f"t10k-{what}-ubyte.gz").write_bytes(gzip.compress(idx(array)))

@@ -22,10 +22,11 @@ from experiments.attribution.saliency import PENALTIES, SALIENCY, penalty, salie
 from experiments.augmenters.registry import COUNTERFACTUAL, FACTUAL, augmenter
 from experiments.networks.registry import build_network
 from experiments.networks.small import SmallCNN
-from experiments.train import describe, main
+from experiments.train import main
 from experiments.training.options import Options, TrainingFlags
 from experiments.training.plan import resolve
 from experiments.training.rows import Rows
+from experiments.training.run import describe
 from experiments.training.trainer import Trainer
 from mechanisms.runs.command import run_command
 from mechanisms.runs.files import RunError, load
@@ -166,7 +167,7 @@ def test_attacks_and_the_penalty_of_weights_mind_classes_of_their_own():
     weights = sum(p.square().sum() for p in model.parameters())
     torch.testing.assert_close(model.penalty_of_weights(), 0.1 * weights)
     known = batch["mask"].flatten(1).any(1)
-    (factual, _), _ = model.made(batch, batch["mask"], known, Noise(0))
+    (factual, _), _ = model.augmented(batch, batch["mask"], known, Noise(0))
     assert all(module.training for module in model.network.modules())
     model.network.eval()
     same = []
@@ -240,12 +241,12 @@ def test_masks_that_say_nothing_are_counted_before_training(tmp_path, capsys):
     rows = Rows(task_of(open_dataset("photo-backgrounds", {"train_digits": 64, "valid_digits": 32, "test_digits": 16})))
     rows.masks[:3], rows.masks[3:5] = False, True
     for _ in range(2):
-        rows.check(CounterfactualAndFactual, SmallCNN)
+        rows.check(CounterfactualAndFactual.needs, "cf-f", "train", SmallCNN)
     told = capsys.readouterr().err
     assert told.count("warning: ") == 1
     assert "training masks that --algorithm cf-f needs, 3 are empty, " in told and ", and 2 are full, " in told
     other = Rows(task_of(open_dataset("photo-backgrounds", {"train_digits": 64, "valid_digits": 32, "test_digits": 16})))
-    other.check(CounterfactualAndFactual, SmallCNN)
+    other.check(CounterfactualAndFactual.needs, "cf-f", "train", SmallCNN)
     assert not capsys.readouterr().err
 
 
@@ -256,8 +257,8 @@ def test_flags_are_settings_and_set_wins():
     dataset = open_dataset("photo-backgrounds")
     expected = CFFSettings(cf="shuffle", cf_weight=3.0, factual="none", saliency="mask", saliency_weight=2.5)
     assert resolve("cf-f", dataset, settings=asked.settings).settings == expected
-    assert "needs masks" in describe(dataset, asked)
-    assert "needs nothing but labels" in describe(dataset, replace(asked, saliency="none", set=("cf=none",)))
+    assert "needs masks" in describe(dataset, ["cf-f"], settings=asked.settings)
+    assert "needs nothing but labels" in describe(dataset, ["cf-f"], settings=replace(asked, saliency="none", set=("cf=none",)).settings)
 
 
 # ---------------------------------------------------------------------------------------------------- trainings
@@ -362,11 +363,11 @@ def test_interrupted_and_resumed_is_the_same_bit_for_bit(tmp_path, monkeypatch):
     whole = learn(tmp_path / "whole")
     update, count = training.update, [0]
 
-    def killed(*arguments: object) -> None:
+    def killed(*arguments: object) -> float:
         count[0] += 1
         if count[0] == 4:
             raise KeyboardInterrupt
-        update(*arguments)
+        return update(*arguments)
 
     monkeypatch.setattr(training, "update", killed)
     with pytest.raises(KeyboardInterrupt):

@@ -300,7 +300,7 @@ def test_settings_that_make_no_sense(rows, setting):
 
 def test_networks_without_maps_are_refused_before_training(rows, tmp_path):
     with pytest.raises(RunError, match="no layer of maps; take --network smallcnn"):
-        rows.check(MaskTune, NETWORKS["mlp"])
+        rows.check(MaskTune.needs, "masktune", "train", NETWORKS["mlp"])
     trainer = make(rows, tmp_path)
     mixed = Trainer(rows, trainer.plan, trainer.options, lambda name: resolve(name, rows.task.dataset, replace(FLAGS, network=MLP.name)))
     with pytest.raises(RunError, match="the network that erm has trained, mlp, which has no layer of maps"):

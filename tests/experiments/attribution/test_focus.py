@@ -17,11 +17,14 @@ from datasets.schema import SchemaError, Variable
 from datasets.task import task_of
 from experiments.attribution.focus import MEANINGS, TITLES, chance, focus, foreground, scores, summary
 from experiments.networks.small import MLP
-from experiments.robustness import Options, main
+from experiments.robustness import main
 from experiments.stress import foreground as foreground_test
 from experiments.stress import ood
-from experiments.stress.run import AS_OBSERVED, MAJORITY, OBSERVED, Contestant, stress_test
-from experiments.stress.table import FIGURES, Report
+from experiments.stress.files import save_results
+from experiments.stress.options import Options
+from experiments.stress.results import FIGURES, StressResults
+from experiments.stress.run import AS_OBSERVED, MAJORITY, OBSERVED, Classifier, stress_test
+from experiments.stress.text import as_markdown, tables
 from mechanisms.runs.files import RunError
 
 SIDE, BLOCK = 12, 4
@@ -168,9 +171,9 @@ def stressed(task):
     rows = task.dataset.split("test").batch(slice(None))
     boxes = Blocks().boxes()
     people = {"right": Inside(boxes, rows["image"]), "wrong": Inside(~boxes, rows["image"])}
-    contestants = [Contestant(name, None, network, network) for name, network in people.items()]
-    blind = Contestant("blind", None, people["right"], None)
-    return stress_test(task, [*contestants, blind], None, "test", 60, focus="saliency", ood="mean")
+    classifiers = [Classifier(name, None, network, network) for name, network in people.items()]
+    blind = Classifier("blind", None, people["right"], None)
+    return stress_test(task, [*classifiers, blind], None, "test", 60, focus="saliency", ood="mean")
 
 
 def test_who_looks_where(task, stressed):
@@ -186,17 +189,17 @@ def test_who_looks_where(task, stressed):
 
 
 def test_columns_of_the_table(stressed, tmp_path):
-    report = Report(stressed, dict.fromkeys(("right", "wrong", "blind"), "as given"))
-    (_, header, lines), = [made for made in report.tables() if made[0] == "Foreground, images as observed"]
+    report = StressResults(stressed, dict.fromkeys(("right", "wrong", "blind"), "as given"))
+    (_, header, lines), = [made for made in tables(report) if made[0] == "Foreground, images as observed"]
     assert header[1:] == [*TITLES.values(), *ood.TITLES.values()]
     cells = {line[0]: line[1:] for line in lines}
     assert cells["wrong"][0] == "0.0" and cells["blind"][:3] == ["–"] * 3 and cells["*constant map (chance)*"][0] == "11.1"
-    text = report.text()
+    text = as_markdown(report)
     assert "The foreground of 58 images is known (2 others have none, or nothing else); it is 11.1 % of their area." in text
     assert "Focus: saliency of each image's own class, on 58 images, which add a standard error of up to 0.0 points" in text
     assert "Maps of experiments.explain are of the predicted class." in text
     assert "No focus of blind: no network to look into." in text and "replaced (mean)" in text
-    report.save(tmp_path)
+    save_results(report, tmp_path)
     every = json.loads((tmp_path / "robustness.json").read_text())["rows"]
     rows = {(row["algorithm"], row["metric"]): row for row in every if row["stress"] == AS_OBSERVED}
     assert rows["right", "focus_share"]["mean"] == 1 and rows["right", "ood_fpr95"]["better"] == "lower"
@@ -234,19 +237,19 @@ def test_a_later_mask_of_another_kind_is_named(wrong):
     (Full, "whole image"), (FullOneByOne, "whole image"), (Partial, "3 of 60 test images have no mask")])
 @pytest.mark.filterwarnings("ignore:masks.*whole image")
 def test_a_table_of_foregrounds_is_not_left_out_without_a_word(kind, why):
-    plain = Contestant("plain", 0, lambda images: torch.zeros(len(images), 2), MLP((1, SIDE, SIDE), 2, 4))
-    report = Report(done := stress_test(task_of(kind()), [plain], None, "test", 20, focus="saliency", ood="mean"), {})
-    assert not report.foreground() and why in done.foreground.notes[0] and done.foreground.notes[0] in report.text()
+    plain = Classifier("plain", 0, lambda images: torch.zeros(len(images), 2), MLP((1, SIDE, SIDE), 2, 4))
+    report = StressResults(done := stress_test(task_of(kind()), [plain], None, "test", 20, focus="saliency", ood="mean"), {})
+    assert not report.foreground() and why in done.foreground.notes[0] and done.foreground.notes[0] in as_markdown(report)
     assert stress_test(task_of(kind()), [plain], None, "test", 20).foreground is None  # nothing was asked
 
 
 def test_nothing_is_asked_where_nothing_is_known(task):
-    plain = Contestant("plain", 0, lambda images: torch.zeros(len(images), 2), MLP((1, SIDE, SIDE), 2, 4))
+    plain = Classifier("plain", 0, lambda images: torch.zeros(len(images), 2), MLP((1, SIDE, SIDE), 2, 4))
     done = stress_test(task_of(Unknown()), [plain], None, "test", 20, focus="saliency", ood="mean")
-    assert done.foreground is None and not Report(done, {}).foreground()
+    assert done.foreground is None and not StressResults(done, {}).foreground()
     assert stress_test(task, [plain], None, "test", 20).foreground is None
     only = stress_test(task, [plain], None, "test", 20, focus="deeplift")
-    assert [c.title for c in Report(only, {}).foreground()] == list(TITLES.values()) and "DeepLift" in only.foreground.notes[1]
+    assert [c.title for c in StressResults(only, {}).foreground()] == list(TITLES.values()) and "DeepLift" in only.foreground.notes[1]
 
 
 def test_images_are_read_some_at_a_time_and_of_all_classes(task, monkeypatch):
@@ -262,7 +265,7 @@ def test_images_are_read_some_at_a_time_and_of_all_classes(task, monkeypatch):
             return super().boxes()[order]
 
     network = MLP((1, SIDE, SIDE), 2, 4).eval()
-    plain = Contestant("plain", 0, lambda images: seen.append(len(images)) or network(images), network)
+    plain = Classifier("plain", 0, lambda images: seen.append(len(images)) or network(images), network)
     monkeypatch.setattr(foreground_test, "images_for", lambda method, count: 12)
     monkeypatch.setattr(foreground_test, "focus", lambda network, images, own, masks, method: labels.append(own) or chance(masks))
     whole = stress_test(task_of(Sorted()), [plain], None, "test", 60, focus="saliency", ood="mean").points[0].measured.values
@@ -275,7 +278,7 @@ def test_images_are_read_some_at_a_time_and_of_all_classes(task, monkeypatch):
 
 def test_networks_without_the_layer_are_left_out(task):
     network = MLP((1, SIDE, SIDE), 2, 4).eval()
-    done = stress_test(task, [Contestant("mlp", 0, network, network)], None, "test", 20, focus="xgradcam", ood="none")
+    done = stress_test(task, [Classifier("mlp", 0, network, network)], None, "test", 20, focus="xgradcam", ood="none")
     assert done.foreground.notes[-1] == "No focus of mlp: no layer of maps to look into." and done.foreground.values == ({},)
 
 

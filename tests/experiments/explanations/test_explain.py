@@ -14,11 +14,11 @@ from dscm.figures.style import ORANGE, save_figure
 from experiments import explain, selective
 from experiments.algorithms.masks import load_masks
 from experiments.attribution.methods import ATTRIBUTIONS
-from experiments.explanations.explain import explain as explanations
+from experiments.explanations import explain as explanations
 from experiments.explanations.figure import Panel, explanation_figure, heated, outline, prediction_lines
 from experiments.explanations.options import Options
 from experiments.networks.registry import rebuild
-from experiments.train import train_classifiers
+from experiments.train import main as train
 from experiments.training import store as classifier
 from experiments.training.options import Options as TrainOptions
 from experiments.training.options import TrainingFlags
@@ -37,7 +37,7 @@ def run(tmp_path_factory):
     """A run with erm (two seeds) and masktune."""
     folder = tmp_path_factory.mktemp("explain") / "run"
     for algorithm, seeds, *settings in (("erm", 2), ("masktune", 1, "iterations=2", "accumulate=true")):
-        train_classifiers(DATA.open(), TrainOptions(DATA, RunOptions(folder), algorithm, seeds=seeds, training=FLAGS, set=tuple(settings)))
+        train(TrainOptions(DATA, RunOptions(folder), algorithm, seeds=seeds, training=FLAGS, set=tuple(settings)))
     return folder
 
 

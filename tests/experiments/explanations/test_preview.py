@@ -19,7 +19,7 @@ from experiments.explanations import preview as preview_figure
 from experiments.explanations.figure import EDGE
 from experiments.explanations.preview import Scene
 from experiments.explanations.preview_options import Options
-from experiments.train import train_classifiers
+from experiments.train import main as train
 from experiments.training.options import Options as TrainOptions
 from experiments.training.options import TrainingFlags
 from mechanisms.runs.command import run_command
@@ -98,7 +98,7 @@ def bars(tmp_path_factory):
 def run(bars, tmp_path_factory):
     """A run with erm, which is to be misled."""
     folder, data = tmp_path_factory.mktemp("runs") / "run", DataOptions(str(bars))
-    train_classifiers(data.open(), TrainOptions(data, RunOptions(folder), "erm", training=FLAGS))
+    train(TrainOptions(data, RunOptions(folder), "erm", training=FLAGS))
     return folder
 
 

@@ -22,10 +22,11 @@ from experiments.algorithms.registry import ALGORITHMS
 from experiments.networks import features
 from experiments.networks.features import extract, images_fingerprint, stored, with_features
 from experiments.networks.registry import build_network
-from experiments.train import main, train_classifiers
+from experiments.train import main
 from experiments.training.options import Options, TrainingFlags
 from experiments.training.plan import resolve
 from experiments.training.rows import Rows
+from experiments.training.run import rows_for, train_classifiers
 from experiments.training.stacked import can_stack, learn_stacked, pays
 from experiments.training.store import load_trained, results
 from experiments.training.trainer import Trainer
@@ -259,12 +260,14 @@ def test_a_frozen_body_is_written_once(toy, tmp_path, own_cache, weights):
 
 def test_seeds_and_algorithms_share_features_of_one_body(toy, tmp_path, own_cache, weights, monkeypatch):
     made = count_extractions(monkeypatch)
-    data = Options().data
-    options = Options(replace(data, dataset=toy), RunOptions(tmp_path), "erm,irm,dfr,jtt", seeds=1, set=("dfr.samplings=2",),
-                      training=replace(FLAGS, network=BACKBONE, hidden=None, weights=str(weights)))
-    rows = train_classifiers(open_dataset(toy), options)
+    flags, data = replace(FLAGS, network=BACKBONE, hidden=None, weights=str(weights)), replace(Options().data, dataset=toy)
+
+    def train(run: Path, seed: int, *names: str) -> list[dict[str, Any]]:
+        return train_classifiers(rows_for(open_dataset(toy)), names, [seed], flags, ["dfr.samplings=2"], RunOptions(run), data)
+
+    rows = train(tmp_path, 0, "erm", "irm", "dfr", "jtt")
     assert len(rows) == 4 and made == ["train", "valid"]
-    train_classifiers(open_dataset(toy), replace(options, run=RunOptions(tmp_path / "again"), algorithm="erm", seed=1))
+    train(tmp_path / "again", 1, "erm")
     assert made == ["train", "valid"]
 
 

@@ -13,6 +13,7 @@ from torch.nn import functional as F
 from torchvision import models
 
 from experiments.attribution.xgradcam import xgradcam
+from experiments.networks import registry
 from experiments.networks import torchvision as backbones
 from experiments.networks.base import at_once
 from experiments.networks.config import ClassifierConfig
@@ -49,7 +50,7 @@ def weights(tmp_path_factory) -> Path:
 def nothing_kept():
     """What a command keeps of the files that it has read."""
     backbones._pretrained.cache_clear()
-    backbones._fresh.cache_clear()
+    registry._fresh.cache_clear()
 
 
 # ---------------------------------------------------------------------------------------------------- laws

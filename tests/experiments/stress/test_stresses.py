@@ -17,7 +17,8 @@ from datasets.task import task_of
 from dscm.runs import open_run
 from experiments.metrics.classification import majority
 from experiments.stress import stresses
-from experiments.stress.run import AS_OBSERVED, MAJORITY, MODEL, OBSERVED, TRUTH, Contestant, stress_test
+from experiments.stress.results import StressResults
+from experiments.stress.run import AS_OBSERVED, MAJORITY, MODEL, OBSERVED, TRUTH, Classifier, stress_test
 from experiments.stress.stresses import (
     QUANTILES,
     distinct_rows,
@@ -29,7 +30,7 @@ from experiments.stress.stresses import (
     possible_stresses,
     true_images,
 )
-from experiments.stress.table import Report
+from experiments.stress.text import as_markdown
 from experiments.training import counterfactuals
 from experiments.training.counterfactuals import check_model, training_counterfactuals
 from mechanisms.runs.files import RunError, read_json, write_json
@@ -146,7 +147,7 @@ def test_rows_that_are_sorted_by_class_are_drawn_of_all_classes(task):
 def test_images_are_made_some_at_a_time(task, dscm, monkeypatch):
     """However many are asked for; what is told is the same, and each part has noise of its own."""
     weights, held = torch.randn(1024, 10, generator=torch.Generator().manual_seed(0)), []
-    linear = Contestant("linear", 0, lambda images: held.append(len(images)) or images.flatten(1) @ weights)
+    linear = Classifier("linear", 0, lambda images: held.append(len(images)) or images.flatten(1) @ weights)
     whole = stress_test(task, [linear], None, count=20)
     for module in (counterfactuals, stresses):
         monkeypatch.setattr(module, "CHUNK", 7)
@@ -163,9 +164,9 @@ def test_images_are_made_some_at_a_time(task, dscm, monkeypatch):
 def test_nothing_to_intervene_on(task):
     """There are the images as observed, and it is said that there is nothing else."""
     assert draw_stresses(replace(task, spurious=()), count=4) == []
-    found = stress_test(replace(task, spurious=()), [Contestant("any", 0, lambda x: torch.zeros(len(x), 10))], count=20)
+    found = stress_test(replace(task, spurious=()), [Classifier("any", 0, lambda x: torch.zeros(len(x), 10))], count=20)
     assert {(p.source, p.stress, p.images) for p in found.points} == {(OBSERVED, AS_OBSERVED, 20)} and found.images == 20
-    text = Report(found, {"any": "as given"}).text()
+    text = as_markdown(StressResults(found, {"any": "as given"}))
     assert "### As observed" in text and "No attribute is named that should not matter" in text and "nothing to intervene on" in text
 
 
@@ -191,7 +192,8 @@ def test_setting_what_is_there_changes_nothing(task, dscm):
 
 def test_noise_of_images_and_drawn_values_are_different_streams(task, monkeypatch):
     keys = []
-    monkeypatch.setattr(stresses, "seeded", lambda *key: keys.append(key) or torch.Generator().manual_seed(0))
+    for module in (stresses, counterfactuals):
+        monkeypatch.setattr(module, "seeded", lambda *key: keys.append(key) or torch.Generator().manual_seed(0))
 
     class Model:
         def counterfactual(self, rows, do, generator):
@@ -237,8 +239,8 @@ def test_every_classifier_on_every_stress(task, dscm):
         seen.append(len(images))
         return images.flatten(1) @ weights
 
-    contestants = [Contestant("linear", 0, look), Contestant("constant", 1, lambda images: torch.eye(10)[[3] * len(images)])]
-    found = stress_test(task, contestants, dscm, count=20)
+    classifiers = [Classifier("linear", 0, look), Classifier("constant", 1, lambda images: torch.eye(10)[[3] * len(images)])]
+    found = stress_test(task, classifiers, dscm, count=20)
     points = {(p.algorithm, p.source, p.stress): p.measured.values for p in found.points}
     assert len(points) == len(found.points) == 3 * (1 + 2 * 13) and sum(seen) == 20 * 27
     index = draw_rows(task, count=20)
@@ -276,7 +278,7 @@ def test_what_has_no_truth_is_told(task):
     wrong.dataset.__dict__["true_images_under"] = ()
     try:
         assert not has_truth(wrong, draw_stresses(wrong, count=4)[0])
-        found = stress_test(wrong, [Contestant("any", 0, lambda x: torch.zeros(len(x), 10))], count=4)
+        found = stress_test(wrong, [Classifier("any", 0, lambda x: torch.zeros(len(x), 10))], count=4)
         assert found.missing["do(thickness)"] == "no true images, and no model is given (--model RUN)"
         assert {p.source for p in found.points} == {OBSERVED}
     finally:

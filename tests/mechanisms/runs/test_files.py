@@ -16,9 +16,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from mechanisms.runs.files import MetricsLog, RunError, load, locked, read_json, save, write_json
-from mechanisms.runs import files as checkpoint
 from datasets.files.atomic import temporary_beside
+from mechanisms.runs import files as checkpoint
 from mechanisms.runs.files import MetricsLog, RunError, load, locked, read_json, rebuilt, save, seal, write_json
 
 STATE = {"kind": "toy", "weights": {"w": torch.arange(50_000.0)}, "config": {"widths": (8, 16), "name": None}}
