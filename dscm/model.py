@@ -6,85 +6,32 @@ steps are Pearl's (2009, theorem 7.1.7).
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from datasets.arguments import number, whole
+from datasets.arguments import whole
 from datasets.memory import check_memory
 from datasets.schema import Graph, SchemaError
-from dscm.jitter import Calibration, mechanism_hash
+from dscm.capabilities import Capabilities
+from dscm.checks import check_draws, check_observation, check_prediction
+from dscm.jitter.spread import Calibration, mechanism_hash
+from dscm.results import Counterfactual, Exogenous
 from mechanisms.image.base import Draw, ImageMechanism, ImageNoise
 from mechanisms.image.registry import FOLDER as IMAGE_FOLDER
 from mechanisms.image.registry import load_image_mechanism
-from mechanisms.runs.files import RunError, check_finite, load, rebuilt
+from mechanisms.runs.files import RunError
 from mechanisms.runs.folder import recorded
 from mechanisms.runs.placement import check_single_precision, usable
 from mechanisms.training.noise import drawing, reproducible
 from mechanisms.training.state import WEIGHTS
 from pgm.interventions import Do, resolve_do
-from pgm.scm import AttributeConfig, AttributeSCM
-from pgm.train import FOLDER as ATTRIBUTES_FOLDER
+from pgm.options import FOLDER as ATTRIBUTES_FOLDER
+from pgm.scm import AttributeSCM, load_attributes
 
 Values = Mapping[str, Tensor]
-
-
-@dataclass(frozen=True)
-class Exogenous:
-    """The noise of one batch, of each attribute and of the image: ``(B, …)``, or K draws of it, ``(K·B, …)``, draw by draw."""
-
-    attributes: dict[str, Tensor]
-    image: ImageNoise
-    draws: int | None = None
-
-
-@dataclass(frozen=True)
-class Counterfactual(Mapping[str, Tensor]):
-    """What would have been: a mapping from names to values, ``image`` among them.
-
-    Attributes:
-        attributes: ``{name: (B,)}`` in physical units; of several draws the mean, or the class that most of them have.
-        image: ``(B, C, H, W)`` in [0, 1]; the mean over draws if there are several.
-        beyond: ``{intervened name: (B,)}`` booleans: the value lies beyond the training data.
-        draws: ``(K, B, C, H, W)`` if ``draws=K`` was asked for; image k shows the attributes of draw k.
-        attribute_draws: ``{name: (K, B)}`` likewise; :class:`dscm.metrics.coverage.Ensemble` takes either.
-    """
-
-    attributes: dict[str, Tensor]
-    image: Tensor
-    beyond: dict[str, Tensor]
-    draws: Tensor | None = None
-    attribute_draws: dict[str, Tensor] | None = None
-
-    @property
-    def spread(self) -> Tensor:
-        """Pixel-wise standard deviation over the draws, ``(B, C, H, W)``."""
-        return self._several(self.draws).std(0)
-
-    @property
-    def attribute_spread(self) -> dict[str, Tensor]:
-        """``{name: (B,)}``: the standard deviation over the draws, or the share of them that have another class than most."""
-        draws = {} if self.attribute_draws is None else self.attribute_draws
-        return {name: self._several(draws.get(name)).std(0) if value.is_floating_point() else
-                (self._several(draws.get(name)) != value).float().mean(0) for name, value in self.attributes.items()}
-
-    @staticmethod
-    def _several(draws: Tensor | None) -> Tensor:
-        if draws is None or len(draws) < 2:
-            raise SchemaError("a spread needs at least two draws: ask for counterfactual(…, draws=K)")
-        return draws
-
-    def __getitem__(self, name: str) -> Tensor:
-        return self.image if name == "image" else self.attributes[name]
-
-    def __iter__(self) -> Iterator[str]:
-        yield from (*self.attributes, "image")
-
-    def __len__(self) -> int:
-        return len(self.attributes) + 1
 
 
 class DSCM:
@@ -108,7 +55,7 @@ class DSCM:
     [(2, 1, 4, 4), (2, 1, 4, 4)]
 
     Args:
-        calibration: how far draws vary beyond the latents' own uncertainty, see :mod:`dscm.jitter`.
+        calibration: how far draws vary beyond the latents' own uncertainty, see :mod:`dscm.jitter.spread`.
 
     Raises:
         RunError: for mechanisms that do not fit together.
@@ -135,11 +82,7 @@ class DSCM:
         for folder, command in ((ATTRIBUTES_FOLDER, "pgm.train"), (IMAGE_FOLDER, "mechanisms.train")):
             if not (run / folder / WEIGHTS).exists():
                 raise RunError(f"{run} has no {folder} mechanism yet; train it first: python -m {command} --run {run}")
-        state = load(run / ATTRIBUTES_FOLDER / WEIGHTS, "attributes")
-        path = run / ATTRIBUTES_FOLDER / WEIGHTS
-        attributes = rebuilt(path, lambda: AttributeSCM(Graph.from_dict(state["graph"]), AttributeConfig(
-            state["config"]["bins"], tuple(state["config"]["hidden"]))), state.get("weights"))
-        check_finite(attributes, path, "Train it anew with a smaller --learning-rate")
+        attributes = load_attributes(run / ATTRIBUTES_FOLDER / WEIGHTS)
         image = load_image_mechanism(run / IMAGE_FOLDER / WEIGHTS)
         return cls(attributes, image, Calibration.load(run, mechanism_hash(run / IMAGE_FOLDER))).to(device)
 
@@ -157,6 +100,12 @@ class DSCM:
     def device(self) -> torch.device:
         return self.attributes.device
 
+    @property
+    def capabilities(self) -> Capabilities:
+        """What an evaluation may ask for, given the image mechanism."""
+        return Capabilities(abduct=True, draws=True, temperature=self.image.tempered, effects=self.image.effects, regenerate=True,
+                            log_prob=self.image.bounded)
+
     # ------------------------------------------------------------------------------------------------ the three steps
     @torch.no_grad()
     def abduct(self, observed: Values, generator: torch.Generator | None = None, draws: int | None = None,
@@ -169,7 +118,7 @@ class DSCM:
                 image's latents, which errs less.
             batch_size: images that are computed at once.
         """
-        observed, draws, batch_size = self._checked(observed), _draws(draws), whole(batch_size, "batch_size", 1)
+        observed, draws, batch_size = self._observed(observed), check_draws(draws), whole(batch_size, "batch_size", 1)
         generator = reproducible(generator)
         draw = drawing(generator, self.device) if draws else None
         attributes = self.attributes.infer(_repeated(observed, draws), generator)
@@ -189,7 +138,7 @@ class DSCM:
 
         Of several draws they are the means, or the class that most of them have; see :class:`Counterfactual`.
         """
-        temperature, count = number(temperature, "temperature"), noise.draws or 1
+        temperature, count = check_prediction(self.image, temperature, effect), noise.draws or 1
         world = self.attributes.predict(noise.attributes)
         if do is not None:
             rows = len(noise.image) // count
@@ -225,8 +174,8 @@ class DSCM:
         Raises:
             SchemaError: for unknown variables, values without support, wrong lengths or shapes.
         """
-        observed, draws, batch_size = self._checked(observed), _draws(draws), whole(batch_size, "batch_size", 1)
-        temperature, generator = number(temperature, "temperature"), reproducible(generator)
+        observed, draws, batch_size = self._observed(observed), check_draws(draws), whole(batch_size, "batch_size", 1)
+        temperature, generator = check_prediction(self.image, temperature, effect), reproducible(generator)
         rows = len(observed["image"])
         if noise is not None:
             if len(noise.image) != rows * (noise.draws or 1) or draws not in (None, noise.draws):
@@ -235,8 +184,8 @@ class DSCM:
             draws = noise.draws
         values, beyond = resolve_do(self.graph, do, observed, rows)
         repeated = _repeated(observed, draws)
-        known = self.attributes.infer(repeated, generator) if noise is None else noise.attributes
-        world = self.attributes.act(repeated, known, _repeated(values, draws))
+        inferred = self.attributes.infer(repeated, generator) if noise is None else noise.attributes
+        world = self.attributes.act(repeated, inferred, _repeated(values, draws))
         world = {name: value.view(draws or 1, rows) for name, value in world.items()}
         moved = torch.zeros(draws or 1, rows, dtype=torch.bool, device=self.device)
         for parent in self.graph.image.parents:
@@ -253,8 +202,8 @@ class DSCM:
             for chunk in changed.nonzero().squeeze(1).split(max(1, batch_size // (draws or 1))):
                 parents = {name: value[:, chunk].flatten() for name, value in shown.items()}
                 part = self._abduct_images(observed, chunk, draw, draws or 1) if noise is None else self._rows(noise, chunk)
-                made = self.image.predict(part, parents, temperature, effect).view(draws or 1, len(chunk), *images.shape[2:])
-                images[:, chunk] = torch.where(moved[:, chunk, None, None, None], made, images[:, chunk])
+                answer = self.image.predict(part, parents, temperature, effect).view(draws or 1, len(chunk), *images.shape[2:])
+                images[:, chunk] = torch.where(moved[:, chunk, None, None, None], answer, images[:, chunk])
         mean = observed["image"].clone()
         mean[changed] = images[:, changed].mean(0)  # elsewhere all draws are the observation, which a mean would round
         return Counterfactual({name: _centre(value) for name, value in world.items()}, mean, beyond,
@@ -267,8 +216,9 @@ class DSCM:
 
         At temperature 1 it returns the image by construction; below, it shows what latents and parents explain.
         """
+        temperature, batch_size = check_prediction(self.image, temperature), whole(batch_size, "batch_size", 1)
         noise = self.abduct(observed, generator, batch_size=batch_size) if noise is None else noise
-        observed, temperature, batch_size = self._checked(observed), number(temperature, "temperature"), whole(batch_size, "batch_size", 1)
+        observed = self._observed(observed)
         count, images = noise.draws or 1, []
         for chunk in torch.arange(len(observed["image"]), device=self.device).split(batch_size):
             parents = {name: observed[name][chunk].repeat(count) for name in self.graph.image.parents}
@@ -295,42 +245,28 @@ class DSCM:
                temperature: float = 1.0) -> dict[str, Tensor]:
         """New worlds, ``{name: (size,)}`` and ``image``, under ``do`` if given."""
         check_single_precision(self.image)
-        generator, temperature = reproducible(generator), number(temperature, "temperature")
+        generator, temperature = reproducible(generator), check_prediction(self.image, temperature)
         attributes = self.attributes.sample(size, do, generator)
         noise = self.image.draw_noise(size, drawing(generator, self.device))
         return {**attributes, "image": self.image.predict(noise, attributes, temperature)}
 
     @torch.no_grad()
     def log_prob(self, observed: Values, generator: torch.Generator | None = None) -> dict[str, Tensor]:
-        """log p of each variable given its parents in nats, ``(B,)``; of the image a lower bound, one draw of z."""
-        observed = self._checked(observed)
+        """log p of each variable given its parents in nats, ``(B,)``; of the image a lower bound, one draw of z.
+
+        An image mechanism without a bound leaves ``image`` out.
+        """
+        observed = self._observed(observed)
+        if not self.image.bounded:
+            return self.attributes.log_prob(observed)
         bound = -self.image.free_energy(observed["image"], observed, drawing(reproducible(generator), self.device))
         return {**self.attributes.log_prob(observed), "image": bound}
 
-    def _checked(self, observed: Values) -> dict[str, Tensor]:
-        """The observation on this device, its attributes in the schema's types, its image of the schema's shape."""
+    def _observed(self, observed: Values) -> dict[str, Tensor]:
+        """The observation, checked and on the model's device."""
         check_single_precision(self.attributes, self.image)
-        attributes = self.graph.check(observed, "the observation")
-        if "image" not in observed:
-            raise SchemaError("the observation has no 'image'")
-        try:
-            image = torch.as_tensor(observed["image"])
-        except (TypeError, ValueError, RuntimeError):
-            raise SchemaError(f"image is a {type(observed['image']).__name__}; expected a float tensor (B, "
-                              f"{', '.join(map(str, self.graph.image.shape))}) in [0, 1]") from None
-        if tuple(image.shape[1:]) != self.graph.image.shape or not image.is_floating_point():
-            raise SchemaError(f"image is {image.dtype} of shape {tuple(image.shape)}; expected float (B, "
-                              f"{', '.join(map(str, self.graph.image.shape))}) in [0, 1]")
-        for name, value in attributes.items():
-            if len(value) != len(image):
-                raise SchemaError(f"the observation has {len(image)} images but {len(value)} values of {name!r}")
-        if len(image) and not (image.min() >= 0 and image.max() <= 1):
-            raise SchemaError(f"image has values {image.min():g}..{image.max():g}; expected [0, 1]")
-        return {**{n: v.to(self.device) for n, v in attributes.items()}, "image": image.to(self.device, torch.float32)}
+        return check_observation(self.graph, observed, self.device)
 
-
-def _draws(draws: int | None) -> int | None:
-    return None if draws is None else whole(draws, "draws", 1)
 
 
 def _repeated(values: Values, draws: int | None) -> dict[str, Tensor]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from pathlib import Path
 
 import pyro
 import torch
@@ -11,14 +11,15 @@ from torch import Tensor, nn
 
 from datasets import Graph, SchemaError, encode_parents
 from datasets.arguments import whole
-from datasets.ranges import Width, check_ranges
+from datasets.ranges import check_ranges
 from mechanisms.base import AttributeMechanism, term_of
 from mechanisms.discrete import GumbelMax
 from mechanisms.flows import Flow
+from mechanisms.runs.files import check_finite, load, rebuilt
 from mechanisms.runs.placement import check_single_precision
-from mechanisms.training.config import Bins
 from mechanisms.training.noise import reproducible
 from pgm.interventions import Do, resolve_do
+from pgm.options import AttributeConfig
 
 ROWS = "batch of rows"  # the plate's name; with blanks, as no attribute's
 
@@ -26,19 +27,6 @@ ROWS = "batch of rows"  # the plate's name; with blanks, as no attribute's
 def noise_site(name: str) -> str:
     """The Pyro site of an attribute's noise: no identifier, so that no attribute can have this name."""
     return f"{name}.noise"
-
-
-@dataclass(frozen=True)
-class AttributeConfig:
-    """Sizes of the attribute mechanisms.
-
-    Attributes:
-        bins: bins of the splines of continuous attributes.
-        hidden: widths of the hidden layers that read an attribute's parents.
-    """
-
-    bins: Bins[int] = 8
-    hidden: Width[tuple[int, ...]] = (32, 32)
 
 
 class AttributeSCM(nn.Module):
@@ -77,12 +65,12 @@ class AttributeSCM(nn.Module):
         self.graph, self.config = graph, config or AttributeConfig()
         check_ranges(self.config)
         self.names = tuple(v.name for v in graph.attributes)
-        own = dict(mechanisms or {})
-        if not self.names or not own.keys() <= set(self.names):
-            raise SchemaError(f"mechanisms of {', '.join(own) or 'nothing'}, but the graph's attributes are "
+        given = dict(mechanisms or {})
+        if not self.names or not given.keys() <= set(self.names):
+            raise SchemaError(f"mechanisms of {', '.join(given) or 'nothing'}, but the graph's attributes are "
                               f"{', '.join(self.names) or 'none: an SCM needs at least one'}")
         # ModuleDict refuses keys that are attributes of modules, such as 'type'; the prefix makes any name possible.
-        self.mechanisms = nn.ModuleDict({f"p_{name}": own.get(name) or self._default(name) for name in self.names})
+        self.mechanisms = nn.ModuleDict({f"p_{name}": given.get(name) or self._default(name) for name in self.names})
 
     def _default(self, name: str) -> AttributeMechanism:
         variable, width = self.graph[name], sum(p.width for p in self.graph.parents(name))
@@ -225,3 +213,16 @@ class AttributeSCM(nn.Module):
     def _checked(self, attributes: Mapping[str, Tensor]) -> dict[str, Tensor]:
         check_single_precision(self)
         return {name: value.to(self.device) for name, value in self.graph.check(attributes).items()}
+
+
+def load_attributes(path: Path) -> AttributeSCM:
+    """The SCM that ``pgm.train`` left in a run folder.
+
+    Raises:
+        RunError: for a file that cannot be read, or weights that are not finite.
+    """
+    state = load(path, "attributes")
+    scm = rebuilt(path, lambda: AttributeSCM(Graph.from_dict(state["graph"]), AttributeConfig(
+        state["config"]["bins"], tuple(state["config"]["hidden"]))), state.get("weights"))
+    check_finite(scm, path, "Train it anew with a smaller --learning-rate")
+    return scm

@@ -51,14 +51,13 @@ def tiny_run(tmp_path_factory: pytest.TempPathFactory, session_cache: Path) -> P
     from mechanisms.image.fit import train_image
     from mechanisms.image.options import DEFAULTS
     from mechanisms.training.config import RunOptions
-    from pgm.train import Options as AttributeOptions
-    from pgm.train import train_attributes
+    from pgm import options as attributes
+    from pgm.fit import train_attributes
 
     digits = ("train_digits=96", "valid_digits=32", "test_digits=32", "renderings=1")
     data, run = DataOptions("morphomnist", option=digits), RunOptions(tmp_path_factory.mktemp("runs") / "tiny")
     dataset = data.open()
-    attributes = AttributeOptions(data, run)
-    train_attributes(dataset, replace(attributes, training=replace(attributes.training, steps=60, device="cpu")))
+    train_attributes(dataset, data, run, replace(attributes.DEFAULTS, steps=60, device="cpu"))
     small = ImageConfig(z_dim=4, embedding=16, widths="16:8,8:16,4:16,1:16")
     training = replace(DEFAULTS, steps=20, batch_size=16, device="cpu", precision="fp32")
     train_image(dataset, data, run, training, config=small)

@@ -1,43 +1,26 @@
-"""What a model is asked when it is evaluated: one encoder pass over the observed images, and every question put to its result.
-
-Any object that has ``graph``, ``device`` and ``counterfactual(observed, do)`` can be asked; what else it offers decides
-which further questions make sense, see :class:`Respondent`.
-"""
+"""A model's answers: one encoder pass over the observed images, and every question put to its result."""
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import repeat
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from datasets.base import CausalDataset
-from datasets.schema import Graph
+from dscm.capabilities import Model
 from dscm.evaluation.config import EvaluationConfig
 from dscm.evaluation.questions import Question
-from dscm.metrics.cycles import Step
-from dscm.model import Counterfactual, Exogenous
+from dscm.metrics.composition import Step
+from dscm.results import Counterfactual, Exogenous
 from mechanisms.runs.files import RunError
 from mechanisms.training.noise import seeded
 
 Values = Mapping[str, Tensor]
-
-
-class Model(Protocol):
-    """What is evaluated: a :class:`dscm.DSCM`, or anything that answers like one."""
-
-    @property
-    def graph(self) -> Graph: ...
-
-    @property
-    def device(self) -> torch.device: ...
-
-    def counterfactual(self, observed: Values, do: Values) -> Counterfactual: ...
 
 
 @dataclass(frozen=True)
@@ -65,38 +48,35 @@ class Case:
         return self.answer if self.truth is None else self.truth
 
 
-class Respondent:
-    """A model with the observation that it is asked about.
-
-    Optional offers of a model: ``abduct`` and ``counterfactual(…, noise=…)`` (one encoder pass for all questions),
-    ``counterfactual(…, draws=K)`` (several answers), ``counterfactual(…, temperature=T)``, ``regenerate`` (the null
-    intervention without a short cut), ``log_prob``.
+class Evaluator:
+    """A model with the observation that it is evaluated on; it asks for nothing beyond the model's capabilities.
 
     Raises:
-        RunError: from every method, for answers that are not finite, naming the question and the first such row.
+        RunError: for a temperature or an effect that the model does not take; from every method, for answers that are not finite, naming
+            the question and the first such row.
     """
 
     def __init__(self, model: Model, observed: Values, config: EvaluationConfig, seed: int) -> None:
         self.model, self.config, self.seed = model, config, seed
         self.observed = {name: value.to(model.device) for name, value in observed.items()}
-        self.offers = set(inspect.signature(model.counterfactual).parameters)
         self.images = self.observed["image"]
-        for name in ("temperature", "effect"):
-            if getattr(config, name) != getattr(EvaluationConfig, name) and name not in self.offers:
-                raise RunError(f"{type(model).__name__}.counterfactual takes no {name}, so --{name} {getattr(config, name)} "
-                               "cannot be had; leave it out")
+        takes = {"temperature": model.capabilities.temperature or config.temperature == 1,
+                 "effect": config.effect in model.capabilities.effects}
+        for name in (name for name, taken in takes.items() if not taken):
+            raise RunError(f"{type(model).__name__}.counterfactual takes no {name}, so --{name} {getattr(config, name)} "
+                           "cannot be had; leave it out")
 
     @property
     def temperatures(self) -> tuple[float | None, ...]:
         """Residual temperatures to ask for; None alone of a model that has no such thing."""
-        return self.config.temperatures if "temperature" in self.offers else (None,)
+        return self.config.temperatures if self.model.capabilities.temperature else (None,)
 
     @cached_property
     def noise(self) -> Exogenous | None:
         """The one encoder pass over all observed images; None of a model that offers none."""
-        if "noise" not in self.offers or not hasattr(self.model, "abduct"):
+        if not self.model.capabilities.abduct:
             return None
-        return _with(self.model.abduct, batch_size=self.config.batch_size)(self.observed, self._generator())
+        return self.model.abduct(self.observed, self._generator(), batch_size=self.config.batch_size)
 
     def first(self, count: int) -> dict[str, Tensor]:
         """The observation's first rows."""
@@ -106,15 +86,15 @@ class Respondent:
     def case(self, question: Question, dataset: CausalDataset, split: str) -> Case:
         """The answer to a question beside the truth; one call of the image mechanism where the SCM errs in no parent."""
         answer = self._ask(self.observed, question.do, question.name, noise=self.noise)
-        told = {name: values.cpu() for name, values in {**answer.attributes, "image": answer.image}.items()}
+        world = {name: values.cpu() for name, values in {**answer.attributes, "image": answer.image}.items()}
         if not dataset.has_truth([question.variable]):
-            return Case(question, told, None, None)
+            return Case(question, world, None, None)
         truth = dataset.true_counterfactual(split, question.index, question.do)
         parents = [name for name in self.affected(question.variable) if name in self.model.graph.image.parents]
-        if all(torch.equal(truth[name], told[name]) for name in parents):
-            return Case(question, told, truth, told["image"])
+        if all(torch.equal(truth[name], world[name]) for name in parents):
+            return Case(question, world, truth, world["image"])
         exact = self._ask(self.observed, {name: truth[name] for name in parents}, f"{question.name} with true parents", noise=self.noise)
-        return Case(question, told, truth, exact.image.cpu())
+        return Case(question, world, truth, exact.image.cpu())
 
     def affected(self, *names: str) -> list[str]:
         """Attributes that an intervention on ``names`` sets or changes, causes before effects."""
@@ -132,7 +112,7 @@ class Respondent:
         for block in torch.arange(count).split(max(1, 4 * self.config.batch_size // draws)):
             observed, noise = {name: values[block] for name, values in self.observed.items()}, None
             if self.noise is not None:
-                noise = _with(self.model.abduct, draws=draws, batch_size=self.config.batch_size)(observed, abducting)
+                noise = self.model.abduct(observed, abducting, draws, self.config.batch_size)
             for question, stream, part in zip(questions, streams, parts, strict=True):
                 do, where = {question.variable: question.values[block]}, f"draws under {question.name}"
                 part.append(self._ask(observed, do, where, noise=noise, draws=draws, generator=stream).draws.cpu())
@@ -145,9 +125,10 @@ class Respondent:
         world, noises = self.first(count), _once(_rows(self.noise, count))
 
         def step(images: Tensor) -> Tensor:
-            regenerate = _with(self.model.regenerate, temperature=temperature, batch_size=self.config.batch_size, noise=next(noises),
-                               generator=self._generator())
-            return _finite(regenerate({**world, "image": images}), "image under the null intervention").clamp(0, 1)
+            keywords = {"temperature": temperature, "noise": next(noises)}
+            image = self.model.regenerate({**world, "image": images}, generator=self._generator(), batch_size=self.config.batch_size,
+                                          **{name: value for name, value in keywords.items() if value is not None})
+            return _finite(image, "image under the null intervention").clamp(0, 1)
 
         return world["image"], step
 
@@ -185,7 +166,7 @@ class Respondent:
     def _next(self, world: Values, do: Values, where: str, noise: Exogenous | None = None,
               temperature: float | None = None) -> dict[str, Tensor]:
         """The answer as an observation, from which one can go on."""
-        answer = self._ask(world, do, where, noise=noise, **({} if temperature is None else {"temperature": temperature}))
+        answer = self._ask(world, do, where, noise=noise, temperature=temperature)
         return {**answer.attributes, "image": answer.image.clamp(0, 1)}
 
     # ------------------------------------------------------------------------------------------------ the density
@@ -200,21 +181,23 @@ class Respondent:
         """A stream of its own for abduction (0) and for what is drawn afterwards (1)."""
         return seeded(self.seed, purpose)
 
-    def _ask(self, observed: Values, do: Values, where: str, noise: Exogenous | None = None, **given: Any) -> Counterfactual:
-        defaults = {"temperature": self.config.temperature, "effect": self.config.effect, "batch_size": self.config.batch_size,
-                    "generator": self._generator(1), "noise": noise}
-        answer = _with(self.model.counterfactual, **{**defaults, **given})(observed, do)
+    def _ask(self, observed: Values, do: Values, where: str, noise: Exogenous | None = None, draws: int | None = None,
+             temperature: float | None = None, generator: torch.Generator | None = None) -> Counterfactual:
+        """One call of the model, with what it takes; ``temperature`` and ``generator`` if not the evaluation's own."""
+        can = self.model.capabilities
+        keywords: dict[str, Any] = {} if noise is None else {"noise": noise}
+        if draws is not None:
+            keywords["draws"] = draws
+        if can.temperature:
+            keywords["temperature"] = self.config.temperature if temperature is None else temperature
+        if can.effects != ("total",):
+            keywords["effect"] = self.config.effect
+        answer = self.model.counterfactual(observed, do, generator=generator or self._generator(1), batch_size=self.config.batch_size,
+                                           **keywords)
         _finite(answer.image, f"counterfactual image under {where}")
         for name, values in answer.attributes.items():
             _finite(values, f"counterfactual {name} under {where}")
         return answer
-
-
-def _with(function: Callable[..., Any], **given: Any) -> Callable[..., Any]:
-    """``function`` with those of the keywords that it takes."""
-    takes = inspect.signature(function).parameters
-    chosen = {name: value for name, value in given.items() if name in takes and value is not None}
-    return lambda *arguments: function(*arguments, **chosen)
 
 
 def _rows(noise: Exogenous | None, count: int) -> Exogenous | None:

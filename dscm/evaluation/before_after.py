@@ -47,9 +47,9 @@ def summary(before: Sequence[Mapping[str, Any]], after: Sequence[Mapping[str, An
     """The table of two lists of :meth:`Score.to_dict`, with the warnings below it; and the warnings."""
     old, new = ([Score.from_dict(state, "the evaluation") for state in states] for states in (before, after))
     worse = worsened(old, new)
-    known = any(score.metric == TRUTH for score in new)
+    has_truth = any(score.metric == TRUTH for score in new)
     verdict = [f"WARNING: {line}" for line in worse] or [
-        "the error to the true image has grown under no intervention" if known else "the true images are not known: what is predicted "
+        "the error to the true image has grown under no intervention" if has_truth else "the true images are not known: what is predicted "
         "from an image may improve while the image gets worse"]
     return "\n".join([table(old, new), "", *verdict]), worse
 

@@ -5,13 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from datasets.errors import UserError, valid_are
 from datasets.ranges import AtLeastOne, Draws, NotNegative, Sample, check_ranges, within
 from datasets.words import once
 
-LEVELS = (0.1, 0.3, 0.5, 0.7, 0.9)  # nominal coverage of the draws' intervals, for the reliability curve
-
-PARTS = ("truth", "effectiveness", "minimality", "realism", "composition", "reversibility", "commutativity", "free_energy", "calibration")
 Cycles = within(1, 1000)  # each passes every image through the mechanism once
 Steps = within(2, 1000, multiple=2, why="there and back takes an even number")
 
@@ -21,8 +17,8 @@ class EvaluationConfig:
     """What is asked beyond one answer to each question, of how many images; every score says how many it is made of."""
 
     parts: tuple[str, ...] = ()
-    """Only these families of metrics: truth, effectiveness, minimality, realism, composition, reversibility, commutativity,
-    free_energy, calibration; all if empty."""
+    """Only these families of metrics, files of dscm/metrics/: truth, effectiveness, minimality, realism, composition, reversibility,
+    commutativity, free_energy, calibration, or another of yours; all if empty."""
     draws: Draws[int] = 32
     """Posterior draws of each counterfactual whose spread is compared with the truth; 0 for none."""
     draw_images: Sample[int] = 128
@@ -43,9 +39,7 @@ class EvaluationConfig:
     """Images that are computed at once."""
 
     def check(self) -> None:
-        """Raises UserError for a number that makes no sense."""
-        if unknown := [part for part in self.parts if part not in PARTS]:
-            raise UserError(f"--parts {unknown[0]} is unknown; {valid_are(PARTS, unknown[0])}")
+        """Raises UserError for a number that makes no sense; the names of parts are checked by :func:`dscm.metrics.registry.families`."""
         check_ranges(self)
         for name in ("parts", "cycles", "steps", "temperatures"):
             once(getattr(self, name), f"--{name}")

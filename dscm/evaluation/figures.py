@@ -10,31 +10,27 @@ from matplotlib.figure import Figure
 from dscm.evaluation.table import figure as in_figures
 from dscm.evaluation.table import unit
 from dscm.figures.style import BLUE, INK, ORANGE, PALE, page, tidy
+from dscm.metrics.registry import metrics
 from dscm.metrics.score import Score
 
 COLORS = (BLUE, ORANGE, "#3d8b4f", "#8659a8", "#a8324a", INK)
-_BETWEEN = {  # metrics that have a place between the true image and copying x, and what they are called there
-    "truth_l1": "L1 to the true image", "truth_ssim": "SSIM", "truth_attribute": "{} by the model",
-    "effectiveness_measured": "{} measured", "effectiveness_predicted": "{} predicted", "effectiveness_accuracy": "{}, accuracy",
-    "effectiveness_f1": "{}, F1", "effectiveness_auroc": "{}, AUROC", "minimality_misplaced": "change misplaced",
-    "realism_frechet": "Fréchet distance", "crps_pixel": "CRPS of pixels", "crps_attribute": "CRPS of {}",
-}
 _REACH = (-0.3, 1.3)
 _APART = 3  # standard errors that the two floors must lie apart, or there is no scale between them
 
 
 def figures_of(scores: Sequence[Score]) -> dict[str, Figure]:
     """``{short name: figure}`` of all that there are scores for."""
-    made = {"floors": floors_figure(scores), "cycles": cycles_figure(scores), "calibration": calibration_figure(scores)}
-    return {name: figure for name, figure in made.items() if figure is not None}
+    figures = {"floors": floors_figure(scores), "cycles": cycles_figure(scores), "calibration": calibration_figure(scores)}
+    return {name: figure for name, figure in figures.items() if figure is not None}
 
 
 # -------------------------------------------------------------------------------------------------------- floors
 def floors_figure(scores: Iterable[Score]) -> Figure | None:
     """Every metric of every question on one scale: 0 as for the true image (or real ones), 1 as for copying x."""
     placed: dict[str, list[tuple[Score, float, float]]] = {}
+    short = {name: metric.short for name, metric in metrics().items()}
     for score in scores:
-        if score.metric in _BETWEEN and (place := position(score)) is not None:
+        if short.get(score.metric) and (place := position(score)) is not None:
             placed.setdefault(score.intervention, []).append((score, *place))
     if not placed:
         return None
@@ -43,7 +39,7 @@ def floors_figure(scores: Iterable[Score]) -> Figure | None:
     canvas = page(7.4, page_height)
     panels = canvas.subplots(len(placed), 1, sharex=True, squeeze=False, height_ratios=[n + 1 for n in counts])[:, 0]
     for axes, (name, rows) in zip(panels, placed.items(), strict=True):
-        _floors_panel(axes, name, rows)
+        _floors_panel(axes, name, rows, [short[s.metric].format(variable=s.variable) for s, _, _ in rows])
     panels[-1].set_xticks([0, 0.5, 1], ["as the true (or real) image", "half way", "as copying x"])
     panels[-1].tick_params(axis="x", labelbottom=True, labelsize=8)
     canvas.tight_layout(h_pad=0.6)
@@ -63,7 +59,7 @@ def position(score: Score) -> tuple[float, float] | None:
     return (score.value - good) / width, (score.error or 0.0) / abs(width)
 
 
-def _floors_panel(axes: Axes, name: str, rows: Sequence[tuple[Score, float, float]]) -> None:
+def _floors_panel(axes: Axes, name: str, rows: Sequence[tuple[Score, float, float]], labels: Sequence[str]) -> None:
     tidy(axes)
     axes.set_title(name, fontsize=9, loc="left", color=INK, weight="bold")
     for place in (0, 1):
@@ -74,7 +70,7 @@ def _floors_panel(axes: Axes, name: str, rows: Sequence[tuple[Score, float, floa
         axes.errorbar(inside, k, xerr=error if inside == place else 0, color=BLUE, linewidth=1,
                       marker="o" if inside == place else (">" if place > 0 else "<"), markersize=4)
         axes.text(1.02, k, f"{in_figures(score)} {unit(score)}", transform=axes.get_yaxis_transform(), fontsize=7, va="center", color=INK)
-    axes.set_yticks(range(len(rows)), [_BETWEEN[s.metric].format(s.variable) for s, _, _ in rows])
+    axes.set_yticks(range(len(rows)), labels)
     axes.set(xlim=_REACH, ylim=(len(rows) - 0.4, -0.6))
 
 
@@ -95,9 +91,9 @@ def cycles_figure(scores: Iterable[Score]) -> Figure | None:
     for axes, (title, curves) in zip(canvas.subplots(1, len(panels), sharey=True, squeeze=False)[0], panels.items(), strict=True):
         tidy(axes)
         for color, (temperature, points) in zip(COLORS, curves.items(), strict=False):
-            at, found = zip(*points, strict=True)
-            axes.errorbar(at, [s.value for s in found], [s.error or 0 for s in found], color=color, marker="o", markersize=3, linewidth=1.3,
-                          label=None if temperature is None else f"temperature {temperature:g}")
+            at, repeated = zip(*points, strict=True)
+            axes.errorbar(at, [s.value for s in repeated], [s.error or 0 for s in repeated], color=color, marker="o", markersize=3,
+                          linewidth=1.3, label=None if temperature is None else f"temperature {temperature:g}")
             axes.set_xticks(sorted({*at}))
         axes.set_title(title, fontsize=8, loc="left", color=INK)
         axes.set_xlabel("cycles" if title == "regenerated" else "steps", fontsize=8)

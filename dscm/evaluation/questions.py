@@ -69,9 +69,9 @@ class Questions:
 
     def save(self, path: Path) -> None:
         """Write them to a JSON file, whole or not at all."""
-        asked = [{"variable": q.variable, "values": q.values.tolist()} for q in self.questions]
+        interventions = [{"variable": q.variable, "values": q.values.tolist()} for q in self.questions]
         write_json(path, {"kind": "interventions", "format": FORMAT, "dataset": self.dataset, "split": self.split, "seed": self.seed,
-                          "fingerprint": self.fingerprint, "index": self.index.tolist(), "interventions": asked})
+                          "fingerprint": self.fingerprint, "index": self.index.tolist(), "interventions": interventions})
 
     @classmethod
     def load(cls, path: Path, dataset: CausalDataset, split: str | None = None) -> Questions:
@@ -100,11 +100,11 @@ class Questions:
             raise RunError(f"{path} was drawn for other rows of {dataset.title}'s {state['split']} split: its options (seed, digits, "
                            "renderings, folder) have changed since. Draw new interventions into another file")
         questions = []
-        for asked in state["interventions"]:
-            if not isinstance(asked, dict) or not isinstance(asked.get("variable"), str) or not isinstance(asked.get("values"), list):
+        for entry in state["interventions"]:
+            if not isinstance(entry, dict) or not isinstance(entry.get("variable"), str) or not isinstance(entry.get("values"), list):
                 raise damaged(path, "it holds an intervention without variable or values", again)
-            variable = dataset.schema[asked["variable"]]
-            questions.append(Question(variable.name, index, variable.check(asked["values"], str(path))))
+            variable = dataset.schema[entry["variable"]]
+            questions.append(Question(variable.name, index, variable.check(entry["values"], str(path))))
             if len(questions[-1].values) != len(index):
                 raise RunError(f"{path} has {len(questions[-1].values)} values of {variable.name} for {len(index)} rows; draw it anew")
         return cls(state["dataset"], state["split"], state["seed"], state["fingerprint"], tuple(questions))

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from datasets.base import CausalDataset
+from dscm.evaluation.answers import Case
 from mechanisms.anticausal.model import Predictors
 
 
@@ -27,6 +28,30 @@ class Reading:
     predicted: Mapping[str, Tensor] = field(default_factory=dict)
     probabilities: Mapping[str, Tensor] = field(default_factory=dict)
     features: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class CaseReadings:
+    """What is read off the images of one case; ``truth`` is None where the true images are not known."""
+
+    case: Case
+    answer: Reading
+    truth: Reading | None
+
+
+@dataclass(frozen=True)
+class ReferenceSet:
+    """N other real images, and as many of the observed ones to compare with them, both drawn at random: neighbouring rows may show one
+    subject.
+
+    Attributes:
+        chosen: positions ``(N,)`` among the observed rows.
+        features, attributes: of the N other real images.
+    """
+
+    chosen: Tensor
+    features: Tensor
+    attributes: Mapping[str, Tensor]
 
 
 class Reader:

@@ -6,33 +6,11 @@ import math
 from collections.abc import Iterable, Sequence
 
 from dscm.evaluation.evaluation import Evaluation
-from dscm.evaluation.scoring import LEVEL
+from dscm.metrics.coverage import LEVEL
+from dscm.metrics.registry import metrics
 from dscm.metrics.score import Score
 from mechanisms.runs.tables import markdown
 
-_LABELS = {  # rows of a question, in the catalogue's order; what is not named here stands in the file only
-    "truth_l1": "error to the true image, L1",
-    "truth_l1_true_parents": "… with the true parents",
-    "truth_psnr": "… PSNR",
-    "truth_ssim": "… SSIM",
-    "truth_attribute": "{variable} by the model",
-    "effectiveness_measured": "{variable} measured on x*",
-    "effectiveness_predicted": "{variable} predicted from x*",
-    "effectiveness_accuracy": "{variable} predicted, accuracy",
-    "effectiveness_f1": "{variable} predicted, F1",
-    "effectiveness_auroc": "{variable} predicted, AUROC",
-    "minimality_cld": "latent divergence (CLD)",
-    "minimality_excess": "change where there is none",
-    "minimality_misplaced": "change misplaced, 0 to 1",
-    "realism_frechet": "Fréchet distance to real images",
-    "coverage_changed_pixel": "changed pixels in the draws' 90 %",
-    "coverage_attribute": "{variable} in the draws' 90 %",
-    "width_attribute": "… width of that interval",
-    "crps_pixel": "CRPS of the draws' pixels",
-    "crps_attribute": "CRPS of the draws' {variable}",
-}
-_OF_DRAWS = ("coverage_attribute", "width_attribute", "crps_attribute")
-_CYCLES = {"composition_l1": ("cycles", "regenerated"), "reversibility_l1": ("steps", "there and back, {}")}
 HEADER = ("metric", "", "value", "copying x", "true image", "real images", "images")
 ARROWS = {"lower": "↓", "higher": "↑"}
 
@@ -41,12 +19,13 @@ def format_table(evaluation: Evaluation) -> str:
     """Everything that one reads first, as Markdown tables that also line up as plain text."""
     scores, about = evaluation.scores, evaluation.about
     parts = [introduction(evaluation)]
-    for name in dict.fromkeys(s.intervention for s in scores if s.metric in _LABELS):
+    labelled = [s for s in scores if _label(s) and not _repeats(s)]
+    questions = [f"do({variable})" for variable in about["interventions"]["variables"]]
+    for name in dict.fromkeys(s.intervention for s in labelled if s.intervention in questions):
         parts.append(f"## {name}\n\n" + markdown(HEADER, question_rows(scores, name)))
     if cycles := cycle_table(scores):
         parts.append("## Again and again: L1 to x\n\n" + markdown(*cycles))
-    if others := [(f"commutativity of {s.intervention}" if s.intervention else "free energy", f"{figure(s)} {unit(s)}", str(s.count))
-                  for s in scores if s.metric in ("commutativity_l1", "free_energy")]:
+    if others := [(_label(s), f"{figure(s)} {unit(s)}".rstrip(), str(s.count)) for s in labelled if s.intervention not in questions]:
         parts.append("## The model as a whole\n\n" + markdown(("metric", "value", "images"), others))
     if evaluation.missing:
         parts.append("## Not computed\n\n" + "\n".join(f"- {name}: {reason}" for name, reason in evaluation.missing.items()))
@@ -54,7 +33,7 @@ def format_table(evaluation: Evaluation) -> str:
 
 
 def introduction(evaluation: Evaluation) -> str:
-    """What was asked, and how to read the figures."""
+    """The questions, and how to read the figures."""
     about, settings = evaluation.about, evaluation.about["settings"]
     border = next((s.settings["border"] for s in evaluation.scores if s.settings.get("border")), 0)
     padded = f"; image distances leave out the {border} outermost pixels on each side" if border else ""
@@ -70,15 +49,27 @@ def introduction(evaluation: Evaluation) -> str:
 
 def question_rows(scores: Iterable[Score], intervention: str) -> list[tuple[str, ...]]:
     """Rows under :data:`HEADER` of one question."""
-    rows = []
-    shown = [s for s in scores if s.intervention == intervention and s.metric in _LABELS and s.settings.get("level", LEVEL) == LEVEL]
-    # what the draws say about one attribute stands together
-    for score in sorted(shown, key=lambda s: s.variable if s.metric in _OF_DRAWS and s.variable else ""):
-        label = _LABELS[score.metric].format(variable=score.variable) + (f", {unit(score)}" if score.unit else "")
+    rows, by_name = [], metrics()
+    shown = [s for s in scores if s.intervention == intervention and _label(s) and not _repeats(s)
+             and s.settings.get("level", LEVEL) == LEVEL]
+    for score in sorted(shown, key=lambda s: s.variable if by_name[s.metric].by_attribute else ""):
+        label = _label(score) + (f", {unit(score)}" if score.unit else "")
         digits = _digits(score.value, score.error)
         floors = [_number(score.floors[name], digits) if name in score.floors else "" for name in ("identity", "truth", "real")]
         rows.append((label, direction(score), figure(score), *floors, str(score.count)))
     return rows
+
+
+def _label(score: Score) -> str:
+    """What its row is called; "" where it stands in the file only."""
+    metric = metrics().get(score.metric)
+    return "" if metric is None else metric.label.format(variable=score.variable, intervention=score.intervention)
+
+
+def _repeats(score: Score) -> str:
+    """The setting that counts its repetitions; "" where it has none."""
+    metric = metrics().get(score.metric)
+    return "" if metric is None else metric.repeats
 
 
 def direction(score: Score) -> str:
@@ -93,22 +84,20 @@ def cycle_table(scores: Sequence[Score]) -> tuple[list[str], list[list[str]]] | 
 
     Where images have a border that scores leave out, the last column is over the whole image, as published figures are.
     """
-    cycled = [s for s in scores if s.metric in _CYCLES]
+    cycled = [s for s in scores if _repeats(s)]
     if not cycled:
         return None
     temperatures = list(dict.fromkeys(s.settings.get("temperature") for s in cycled))
     border = max(s.settings["border"] for s in cycled)
     columns = [(t, border) for t in temperatures] + [(t, 0) for t in temperatures if border]
     named = ["value" if t is None else f"temperature {t:g}" + ("" if b == border else ", whole") for t, b in columns]
-    found: dict[tuple[str, str, float], dict[tuple, Score]] = {}
+    by_row: dict[str, dict[tuple, Score]] = {}
     for s in sorted(cycled, key=lambda s: s.metric):
-        row = (s.metric, s.intervention, s.settings[_CYCLES[s.metric][0]])
-        found.setdefault(row, {})[s.settings.get("temperature"), s.settings["border"]] = s
-    rows = []
-    for (metric, intervention, number), cells in found.items():
-        unit, words = _CYCLES[metric]
-        label = f"{words.format(intervention)}, {number:g} {unit if number > 1 else unit[:-1]}"
-        rows.append([label, *(figure(cells[c]) if c in cells else "" for c in columns), str(next(iter(cells.values())).count)])
+        repeats, number = _repeats(s), s.settings[_repeats(s)]
+        row = f"{_label(s)}, {number:g} {repeats if number > 1 else repeats[:-1]}"
+        by_row.setdefault(row, {})[s.settings.get("temperature"), s.settings["border"]] = s
+    rows = [[row, *(figure(cells[c]) if c in cells else "" for c in columns), str(next(iter(cells.values())).count)]
+            for row, cells in by_row.items()]
     return ["", *named, "images"], rows
 
 

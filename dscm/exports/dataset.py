@@ -9,9 +9,7 @@ from __future__ import annotations
 
 import csv
 import hashlib
-import json
 import math
-import os
 import re
 import shutil
 from collections.abc import Mapping
@@ -24,10 +22,10 @@ import torch
 from torch import Tensor
 
 from datasets.base import CausalDataset, Split, fingerprint
-from datasets.files.atomic import sweep, temporary_beside
 from datasets.files.images import ImageFiles
 from datasets.memory import size_of
 from datasets.variable import DISCRETE
+from dscm.checks import check_prediction
 from dscm.exports.files import (
     COLUMNS,
     DRAW,
@@ -45,17 +43,16 @@ from dscm.exports.files import (
     shards,
     synced,
 )
+from dscm.exports.record import AGAIN, PROVENANCE, claim
 from mechanisms.runs.files import RunError, damaged, read_json, replacing, versions, weights_fingerprint
 from mechanisms.training.noise import seeded
 
 if TYPE_CHECKING:
     from dscm.model import DSCM
 
-PROVENANCE, FORMAT = "provenance.json", 3
+FORMAT = 3
 _LONGEST = 80  # characters of a folder's name: file systems take 255 bytes
-_AGAIN = "Restore a copy of it, or remove the folder and give its dscm.export command again"
 _BLOCK = 64  # rows that share a stream of noise, whatever the shards and processes
-_MAY_DIFFER = ("versions",)
 
 
 def weights_hash(dscm: DSCM) -> str:
@@ -89,7 +86,8 @@ class Export:
     options: Mapping[str, Any] = field(default_factory=dict)
 
     def check(self) -> None:
-        """Raises RunError for true images that nobody knows, and for images that a PNG cannot hold."""
+        """Raises UserError for true images that nobody knows, images that a PNG cannot hold, and a temperature without a residual."""
+        check_prediction(self.dscm.image, self.temperature)
         for label, do in self.interventions.items():
             if self.truth and not self.dataset.has_truth(list(do)):
                 raise RunError(f"--truth: {self.dataset.title} has no true images under {label}; known are those under "
@@ -171,8 +169,8 @@ class Export:
         for start in range(first // _BLOCK * _BLOCK, last, _BLOCK):  # whole blocks: a part of one would see other noise
             block = range(start, min(start + _BLOCK, len(self.dataset.split(self.split))))
             keep = slice(max(first, block.start) - start, min(last, block.stop) - start)
-            made = self._block(torch.arange(block.start, block.stop), do, shard.intervention)
-            parts.append([{name: value[:, keep] for name, value in part.items()} for part in made])
+            block_parts = self._block(torch.arange(block.start, block.stop), do, shard.intervention)
+            parts.append([{name: value[:, keep] for name, value in part.items()} for part in block_parts])
         # (K, rows, …), draw by draw → the draws of a row beside each other
         state, pictures = ({name: torch.cat([part[k][name] for part in parts], 1).transpose(0, 1).flatten(0, 1) for name in parts[0][k]}
                            for k in (0, 1))
@@ -194,12 +192,12 @@ class Export:
         answer = self.dscm.counterfactual(observed, values, self.draws, self.temperature, seeded(self.seed, number, int(index[0])))
         count = self.draws or 1
         images = answer.image[None] if answer.draws is None else answer.draws
-        told = answer.attribute_draws or {name: value[None] for name, value in answer.attributes.items()}
+        attributes = answer.attribute_draws or {name: value[None] for name, value in answer.attributes.items()}
         pictures = {"images": as_bytes(images)}
         if self.truth:
             true = self.dataset.true_counterfactual(self.split, index, values)["image"]
             pictures["truth"] = as_bytes(true).expand(count, *true.shape)
-        return {name: value.cpu() for name, value in told.items()}, pictures
+        return {name: value.cpu() for name, value in attributes.items()}, pictures
 
 
 def _size(folder: Path) -> int:
@@ -215,71 +213,11 @@ def _number(value: Tensor) -> str:
     return f"{float(value):.9g}" if value.is_floating_point() else str(int(value))
 
 
-def claim(out: Path, provenance: Mapping[str, Any]) -> None:
-    """Mark ``out`` as holding these images, or check that it does; several processes may do so at once.
-
-    Raises:
-        RunError: for a folder with other contents, or images of other provenance; the message says what differs.
-    """
-    if out.exists() and not out.is_dir():
-        raise RunError(f"--out {out} is a file; choose a folder")
-    if out.is_dir():
-        sweep(out)
-    # listed before provenance is looked for: no process writes a shard before there is one
-    there = [path.name for path in out.iterdir() if not _passing(path.name)] if out.is_dir() else []
-    if not (out / PROVENANCE).exists():
-        if there:
-            named = ", ".join(sorted(there)[:3]) + (", …" if len(there) > 3 else "")
-            raise RunError(f"--out {out} is not empty ({named}) and has no {PROVENANCE}; nothing was touched. Choose an empty folder")
-        if _created(out / PROVENANCE, provenance):
-            return
-    found = read_json(out / PROVENANCE, {}, _AGAIN)
-    if changed := [key for key in provenance if key not in _MAY_DIFFER and found.get(key) != provenance[key]]:
-        told = "; ".join(f"{key}: {_short(found.get(key))} there, {_short(provenance[key])} asked for" for key in changed)
-        raise RunError(f"--out {out} holds images of other provenance ({told}); nothing was touched. Choose another folder")
-    if strange := sorted(set(there) - {PROVENANCE, *provenance["folders"]}):
-        named = ", ".join(strange[:3]) + (", …" if len(strange) > 3 else "")
-        raise RunError(f"--out {out} holds other things beside its images ({named}); nothing was touched. Choose another folder")
-
-
-def _passing(name: str) -> bool:
-    """Whether a file is one that :func:`_created` is about to rename, or a desktop's note on how it shows the folder."""
-    return name == ".DS_Store" or name.startswith(f".{PROVENANCE}.")
-
-
-def _created(path: Path, value: Any) -> bool:
-    """Write a file that is not there yet, whole; False if another process has been faster, whose file stays as it is.
-
-    Raises:
-        RunError: if it cannot be written.
-    """
-    temporary = None
-    try:
-        temporary = temporary_beside(path)
-        with open(temporary, "w", encoding="utf-8") as file:
-            file.write(json.dumps(value, indent=2, default=str) + "\n")
-            synced(file)
-        os.link(temporary, path)
-    except FileExistsError:
-        return False
-    except OSError as error:
-        raise RunError(f"cannot write {path}: {error}. Free some space or choose another place") from error
-    finally:
-        if temporary is not None:
-            temporary.unlink(missing_ok=True)
-    return True
-
-
 def _without_folder(value: Any) -> str:
     """An option for the record, of a path its name alone: exports are given away, and folders are nobody's business."""
     text = str(value)
     folder = next((path for path in (PurePosixPath(text), PureWindowsPath(text)) if path.is_absolute()), None)
     return text if folder is None else folder.name
-
-
-def _short(value: Any) -> str:
-    text = str(value)
-    return text if len(text) <= 40 else f"{text[:37]}…"
 
 
 # -------------------------------------------------------------------------------------------------------- reading
@@ -305,14 +243,14 @@ class Exported(Split):
 def _checked(path: Path, about: dict[str, Any]) -> dict[str, Any]:
     """The record of an export; raises RunError for one that cannot be what :meth:`Export.provenance` told."""
     read_json(path, {"folders": list, "count": int, "shard_size": int, "draws": (int, NoneType), "truth": bool, "attributes": dict,
-                     "files": str, "shape": list, "split": str}, _AGAIN)
+                     "files": str, "shape": list, "split": str}, AGAIN)
     wrong = [f"{name} {about[name]}" for name in ("count", "shard_size") if about[name] < 1]
     wrong += [f"draws {about['draws']}"] if about["draws"] is not None and about["draws"] < 1 else []
     wrong += [f"files {about['files']}"] if about["files"] not in WRITERS else []
     wrong += [f"folder {name!r}" for name in about["folders"] if not isinstance(name, str) or Path(name).name != name]
     wrong += [f"shape {about['shape']}"] if len(about["shape"]) != 3 or not all(type(n) is int and n > 0 for n in about["shape"]) else []
     if wrong:
-        raise damaged(path, f"there is no export of {', '.join(wrong)}", _AGAIN)
+        raise damaged(path, f"there is no export of {', '.join(wrong)}", AGAIN)
     return about
 
 
@@ -323,7 +261,7 @@ def open_export(out: Path | str) -> Exported:
         RunError: for a folder that holds no export, one that is not complete, or a damaged file.
     """
     out = Path(out)
-    about = read_json(out / PROVENANCE, {}, _AGAIN)
+    about = read_json(out / PROVENANCE, {}, AGAIN)
     if about.get("kind") != KIND or about.get("format") != FORMAT:
         raise RunError(f"{out / PROVENANCE} is not the record of an export (format {FORMAT}); python -m dscm.export --out {out} writes one")
     about = _checked(out / PROVENANCE, about)

@@ -104,11 +104,11 @@ def read_table(shard: Shard, header: Sequence[str], count: int) -> list[dict[str
     try:
         with open(shard.csv, newline="", encoding="utf-8") as file:
             reader = csv.DictReader(file, strict=True)
-            lines, found = list(reader), list(reader.fieldnames or ())
+            lines, names = list(reader), list(reader.fieldnames or ())
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise _damaged(shard, error) from error
-    if found != list(header):
-        raise _damaged(shard, f"the CSV's header is {', '.join(found) or 'missing'}; expected {', '.join(header)}")
+    if names != list(header):
+        raise _damaged(shard, f"the CSV's header is {', '.join(names) or 'missing'}; expected {', '.join(header)}")
     if len(lines) != count or any(None in line or None in line.values() for line in lines):
         raise _damaged(shard, f"the CSV has {len(lines)} lines, or some that are cut; expected {count} of {len(header)} columns")
     return lines

@@ -18,7 +18,7 @@ from torch import Tensor
 from datasets.schema import Graph
 from dscm.figures.style import BLUE, DIFFERENCE, DPI, INK, ORANGE, PALE, as_change, as_pixels, colour_bar, heading, page, written
 from dscm.metrics.truth import image_error
-from dscm.model import Counterfactual
+from dscm.results import Counterfactual
 
 Values = Mapping[str, Tensor]
 
@@ -58,9 +58,10 @@ def counterfactual_grid(observed: Values, columns: Sequence[Column], graph: Grap
     widest = max(1.0, *(float(s.max()) for s in spreads if s is not None)) if some_spread else 1.0
 
     facts = [[_facts(graph, observed, column, row) for column in columns] for row in range(len(images))]
-    own = [[(f"{v.name} {written(v, observed[v.name][row], unit=True)}", INK) for v in graph.attributes] for row in range(len(images))]
+    observed_lines = [[(f"{v.name} {written(v, observed[v.name][row], unit=True)}", INK) for v in graph.attributes]
+                      for row in range(len(images))]
     lines = max((len(f) for row in facts for f in row), default=0)
-    longest = max(len(text) for row in [*own, *(sum(r, []) for r in facts)] for text, _ in row)
+    longest = max(len(text) for row in [*observed_lines, *(sum(r, []) for r in facts)] for text, _ in row)
     # a cell is as wide as the longest line of text, and every pixel of the image as wide as its neighbour
     wanted = max(0.8, min(1.6, images.shape[-1] / 100), 0.049 * longest, *(0.053 * len(c.label) for c in columns))
     side, tall = (n * math.ceil(wanted * DPI / images.shape[-1]) / DPI for n in (images.shape[-1], images.shape[-2]))
@@ -91,15 +92,15 @@ def counterfactual_grid(observed: Values, columns: Sequence[Column], graph: Grap
         if row:
             canvas.plot((margin, width - margin), (y - 0.11, y - 0.11), color="#e3e3e3", linewidth=0.6)
         show(as_pixels(images[row]), margin, y, **style)
-        for k, (text, color) in enumerate(own[row]):
+        for k, (text, color) in enumerate(observed_lines[row]):
             say(text, margin + side / 2, y + tall + 0.05 + k * _LINE, color=color)
         parts = ["counterfactual", "difference", *["spread"] * some_spread, *["truth"] * some_truth]
         starts = [y, *(y + tall + below + k * (tall + gap) for k in range(len(parts) - 1))]
         for part, start in zip(parts, starts, strict=True):
             say(part, margin + side + strip / 2 + 0.02, start + tall / 2, size=6, color=PALE, rotation=90, va="center")
-        for left, column, difference, spread, told in zip(lefts, columns, differences, spreads, facts[row], strict=True):
+        for left, column, difference, spread, lines_below in zip(lefts, columns, differences, spreads, facts[row], strict=True):
             show(as_pixels(column.answer.image[row]), left, starts[0], **style)
-            for k, (text, color) in enumerate(told):
+            for k, (text, color) in enumerate(lines_below):
                 say(text, left + side / 2, starts[0] + tall + 0.05 + k * _LINE, color=color)
             show(as_change(difference[row], reach), left, starts[1], **({} if colour else {"cmap": DIFFERENCE, "vmin": -1, "vmax": 1}))
             if spread is not None:

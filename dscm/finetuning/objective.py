@@ -27,6 +27,7 @@ from torch import Tensor, nn
 from datasets.base import Split
 from datasets.schema import Graph, SchemaError
 from datasets.words import listed
+from dscm.checks import check_prediction
 from dscm.finetuning.config import FinetuneConfig
 from mechanisms.anticausal.model import Predictors
 from mechanisms.image.base import ImageMechanism
@@ -79,12 +80,20 @@ class CounterfactualTraining(nn.Module):
 
     Attributes:
         bounds: of the free energy, in nats per dimension: on training and on validation images.
+
+    Raises:
+        UserError: for a mechanism without a free energy, without gradients, or without a residual that ``temperature`` scales.
     """
 
     def __init__(self, image: ImageMechanism, attributes: AttributeSCM, predictors: Predictors,
                  config: FinetuneConfig = FinetuneConfig()) -> None:
         super().__init__()
         config.check()
+        image.check_bounded("counterfactual training")
+        if not image.differentiable:
+            raise SchemaError(f"counterfactual training needs gradients through abduction and prediction, which the image mechanism "
+                              f"{image.name!r} does not give; train another with --mechanism")
+        check_prediction(image, config.temperature)
         self.image, self.config = image, config
         self.variables, self.dimensions = chosen(config, image.graph), math.prod(image.graph.image.shape)
         self.multiplier = Multiplier(config.multiplier_rate * self.dimensions, config.damping)
@@ -128,8 +137,8 @@ class CounterfactualTraining(nn.Module):
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)  # values of the validation split may lie beyond the training data
             changed = attributes.counterfactual(observed, {name: observed[name][keys[:, -1].argsort()]}, noise.generator)
-        own = slice(noise.rank * rows, (noise.rank + 1) * rows)
-        return {name: values[own] for name, values in changed.items()}
+        mine = slice(noise.rank * rows, (noise.rank + 1) * rows)
+        return {name: values[mine] for name, values in changed.items()}
 
     # ------------------------------------------------------------------------------------------------ bound and selection
     def measure(self, train: Split, valid: Split, config: TrainingConfig, rows: int = 4096) -> dict[str, float]:

@@ -2,15 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
 import torch
 from torch import Tensor
 
 from datasets.schema import SchemaError
-from dscm.metrics.score import Metric
+from dscm.metrics.score import Metric, Score, named
+from mechanisms.training.noise import seeded
 
-METRICS = (
+if TYPE_CHECKING:
+    from dscm.evaluation.inputs import MetricInputs
+    from dscm.evaluation.readings import CaseReadings, Reading, ReferenceSet
+
+RANK = 70
+METRICS = named(
     Metric("realism_frechet", "Fréchet distance of Gaussians fitted to features of counterfactual and of real images", "", "lower",
-           "copying x is perfectly real; intervened images differ from observed ones in fact; biased upwards with few images"),
+           "copying x is perfectly real; intervened images differ from observed ones in fact; biased upwards with few images",
+           label="Fréchet distance to real images", short="Fréchet distance"),
 )
 
 
@@ -56,3 +66,31 @@ def real_floor(real: Tensor, count: int, generator: torch.Generator, splits: int
 def _moments(features: Tensor) -> tuple[Tensor, Tensor]:
     features = features.cpu().double()  # small matrices; not every accelerator has doubles
     return features.mean(0), torch.cov(features.T).reshape(features.shape[1], -1)
+
+
+# ------------------------------------------------------------------------------------------------ scores
+def scores(inputs: MetricInputs) -> Iterator[Score]:
+    """Of every answer, by the predictors' features."""
+    if inputs.references is None:
+        inputs.missing["realism_frechet"] = f"no predictors, whose features it compares; {inputs.how_to_train_predictors}"
+        return
+    with inputs.missing_if_refused("realism_frechet"):
+        floor = realism_floor(inputs.real, inputs.references, inputs.questions.seed)
+        yield from [realism_score(read, inputs.real, inputs.references, floor) for read in inputs.readings]
+
+
+def realism_score(read: CaseReadings, real: Reading, references: ReferenceSet, floor: float) -> Score:
+    """Fréchet distance of as many counterfactual images as real ones; ``floor`` is that of :func:`realism_floor`.
+
+    Raises:
+        SchemaError: for too few images.
+    """
+    readings = {"answer": read.answer, "identity": real, **({"truth": read.truth} if read.truth else {})}
+    distances = {name: frechet_distance(reading.features[references.chosen], references.features) for name, reading in readings.items()}
+    return METRICS["realism_frechet"].score(distances.pop("answer"), count=len(references.chosen), intervention=read.case.name,
+                     floors={**distances, "real": floor})
+
+
+def realism_floor(real: Reading, references: ReferenceSet, seed: int) -> float:
+    """The same distance between two sets of as many real images."""
+    return real_floor(torch.cat([real.features[references.chosen], references.features]), len(references.chosen), seeded(seed))

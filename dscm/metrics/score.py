@@ -1,4 +1,4 @@
-"""One figure with its error, its floors and what it was asked: a row of ``metrics.json`` and of every table."""
+"""One figure with its error, its floors and its settings: a row of ``metrics.json`` and of every table."""
 
 from __future__ import annotations
 
@@ -26,6 +26,10 @@ class Metric:
         unit: "" where it has none, or where it is that of the attribute that is read.
         better: ``lower``, ``higher``, or the number to be near to, as text.
         trap: how the figure can be had without a good counterfactual, in one line.
+        label: of its row in tables, with ``{variable}`` and ``{intervention}``; "" where it stands in ``metrics.json`` only.
+        short: what the figure of floors calls it, with ``{variable}``; "" where it has no place between two floors.
+        repeats: the setting that counts repetitions, ``cycles`` or ``steps``; such metrics have a table of their own.
+        by_attribute: whether its rows stand after the others, together with those of the same attribute.
     """
 
     name: str
@@ -33,6 +37,45 @@ class Metric:
     unit: str
     better: str
     trap: str
+    label: str = ""
+    short: str = ""
+    repeats: str = ""
+    by_attribute: bool = False
+
+    def score(self, values: Tensor | float, *, count: int | None = None, intervention: str = "", variable: str = "",
+              unit: str | None = None, better: str | None = None, settings: Mapping[str, float | str] | None = None,
+              floors: Mapping[str, Tensor | float] | None = None) -> Score:
+        """A :class:`Score` of this metric, with its unit and direction.
+
+        Args:
+            values: per image, ``(B,)``: their mean and its standard error over images (None for a single one); or a figure
+                that is no such mean.
+            count: of images, where ``values`` is one figure.
+            unit, better: if not the metric's: the unit of an attribute, the nominal level of an interval.
+            floors: per image, ``(B,)``, or one figure each.
+
+        >>> import torch
+        >>> Metric("l1", "error", "of 255", "lower", "").score(torch.tensor([1.0, 3.0]), floors={"identity": 4.0}).value
+        2.0
+
+        Raises:
+            RunError: for no image at all, or NaN.
+        """
+        if isinstance(values, Tensor) and values.ndim:
+            count, (value, error) = len(values), _mean(self.name, values)
+        else:
+            value, error = float(values), None
+        if count is None:
+            raise RunError(f"{self.name}: one figure does not say how many images it is about; give count")
+        levels = {name: _mean(self.name, floor)[0] if isinstance(floor, Tensor) and floor.ndim else float(floor)
+                  for name, floor in (floors or {}).items()}
+        return Score(self.name, value, error, count, self.unit if unit is None else unit, self.better if better is None else better,
+                     intervention, variable, dict(settings or {}), levels)
+
+
+def named(*metrics: Metric) -> dict[str, Metric]:
+    """``{name: metric}``, in this order: the ``METRICS`` of a family."""
+    return {metric.name: metric for metric in metrics}
 
 
 @dataclass(frozen=True)
@@ -85,9 +128,9 @@ class Score:
         """Metric, intervention, variable and settings in words: what tells this figure from the others of one evaluation."""
         named = [f"of {self.variable}"] if self.variable else []
         named += [f"under {self.intervention}"] if self.intervention else []
-        asked = ", ".join(f"{name} {value:g}" if isinstance(value, (int, float)) else f"{name} {value}"
+        settings = ", ".join(f"{name} {value:g}" if isinstance(value, (int, float)) else f"{name} {value}"
                           for name, value in self.settings.items())
-        return " ".join([self.metric, *named]) + (f" ({asked})" if asked else "")
+        return " ".join([self.metric, *named]) + (f" ({settings})" if settings else "")
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for strict JSON, every key present; an infinite number is the text "inf" or "-inf"."""
@@ -123,6 +166,12 @@ def mean_and_error(values: Tensor) -> tuple[float, float]:
     """Mean and its standard error over independent values ``(B,)``, at least two."""
     values = values.detach().cpu().double()  # not every device has double precision
     return float(values.mean()), float(values.std() / len(values) ** 0.5)
+
+
+def _mean(metric: str, values: Tensor) -> tuple[float, float | None]:
+    if not len(values):
+        raise RunError(f"{metric}: there is no image that it is about")
+    return mean_and_error(values) if len(values) > 1 else (float(values[0]), None)
 
 
 def _is_number(value: Any) -> bool:

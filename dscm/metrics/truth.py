@@ -2,12 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING
+
 import torch
 from torch import Tensor
 from torchmetrics.functional.image import peak_signal_noise_ratio
 
+from datasets.base import CausalDataset
 from datasets.schema import SchemaError, Variable
-from dscm.metrics.score import Metric
+from dscm.metrics.score import Metric, Score, named
+
+if TYPE_CHECKING:
+    from dscm.evaluation.answers import Case
+    from dscm.evaluation.inputs import MetricInputs
+
+RANK = 10
+SMALLEST = 11  # pixels on a side that the structural similarity's window takes
 
 ONE_LEVEL = 1 / 255 + 1e-6  # of 256 grey levels, on [0, 1]; rounding in float32 must not decide
 ROUNDING = 1 / 255**2 / 12  # mean squared error that rounding to grey levels makes
@@ -15,23 +26,29 @@ _RADIUS = 5  # of SSIM's window, in pixels
 _C1, _C2 = 0.01**2, 0.03**2  # keep SSIM finite on black
 _DILUTED = "a padded border is right for every model and dilutes the error; leave it out"
 
-METRICS = (
-    Metric("truth_l1", "mean absolute difference to the true counterfactual image, of 255", "grey levels", "lower", _DILUTED),
+METRICS = named(
+    Metric("truth_l1", "mean absolute difference to the true counterfactual image, of 255", "grey levels", "lower", _DILUTED,
+           label="error to the true image, L1", short="L1 to the true image"),
     Metric("truth_l1_true_parents", "truth_l1 with the image's true counterfactual parents instead of the model's own", "grey levels",
-           "lower", "leaves out the errors of the attributes' mechanisms: no figure of the whole model"),
+           "lower", "leaves out the errors of the attributes' mechanisms: no figure of the whole model", label="… with the true parents"),
     Metric("truth_psnr", "peak signal to the root of the mean squared error, pooled over all images", "dB", "higher",
-           "a few bad images decide; a blurred image does well"),
+           "a few bad images decide; a blurred image does well", label="… PSNR"),
     Metric("truth_psnr_image", "the same for each image, then averaged", "dB", "higher",
            "a logarithm: near-perfect images outweigh bad ones; capped at 58.9 dB, the rounding of the truth to grey levels"),
     Metric("truth_ssim", "structural similarity to the true counterfactual image, 1 where equal", "", "higher",
-           "black background is similar to itself: copying x scores high"),
+           "black background is similar to itself: copying x scores high", label="… SSIM", short="SSIM"),
     Metric("truth_attribute", "error of the model's counterfactual attribute against the true one (share of wrong classes if discrete)",
-           "", "lower", "0 for the attribute that is set: look at its descendants"),
+           "", "lower", "0 for the attribute that is set: look at its descendants",
+           label="{variable} by the model", short="{variable} by the model"),
 )
 
 
 def image_error(images: Tensor, target: Tensor) -> Tensor:
-    """Mean absolute error of each image on the 0–255 scale, ``(B,)``, of images ``(B, C, H, W)`` in [0, 1]."""
+    """Mean absolute error of each image on the 0–255 scale, ``(B,)``, of images ``(B, C, H, W)`` in [0, 1].
+
+    >>> image_error(torch.zeros(2, 1, 4, 4), torch.ones(2, 1, 4, 4))
+    tensor([255., 255.])
+    """
     return (images - target).abs().flatten(1).mean(1) * 255
 
 
@@ -92,3 +109,45 @@ def _window(size: int) -> Tensor:
     source = (torch.arange(size).unsqueeze(1) + offsets).abs()
     source = torch.where(source < size, source, 2 * (size - 1) - source)
     return torch.zeros(size, size, dtype=torch.float64).scatter_add_(1, source, (weights / weights.sum()).expand(size, -1))
+
+
+# ------------------------------------------------------------------------------------------------ scores
+def scores(inputs: MetricInputs) -> Iterator[Score]:
+    """Of every answer whose truth is known."""
+    for case in inputs.cases:
+        if case.truth is None:
+            inputs.missing[f"truth_*, minimality_excess, minimality_misplaced, coverage_*, width_*, crps_* under {case.name}"] = (
+                f"{inputs.dataset.title} knows no true image under {case.name}; a data set that does defines true_counterfactual and "
+                "names the variable in true_images_under")
+            continue
+        yield from truth_scores(case, inputs.observed, inputs.border, inputs.dataset)
+    if min(inputs.observed["image"].shape[-2:]) - 2 * inputs.border < SMALLEST:
+        inputs.missing["truth_ssim"] = f"its window takes images of at least {SMALLEST} pixels on a side"
+
+
+def truth_scores(case: Case, observed: Mapping[str, Tensor], border: int, dataset: CausalDataset) -> Iterator[Score]:
+    """Images and attributes against the true ones, beside those of copying the observation."""
+    about = {"intervention": case.name}
+    images = {name: inner(x, border) for name, x in (("answer", case.answer["image"]), ("exact", case.with_true_parents),
+                                                     ("observed", observed["image"]), ("truth", case.truth["image"]))}
+    truth, on_images = images["truth"], {**about, "settings": {"border": border}}
+    copying = image_error(images["observed"], truth)
+    for metric, name in (("truth_l1", "answer"), ("truth_l1_true_parents", "exact")):
+        yield METRICS[metric].score(image_error(images[name], truth), floors={"identity": copying, "truth": 0.0}, **on_images)
+    floors = {"identity": psnr(images["observed"], truth), "truth": float("inf")}
+    yield METRICS["truth_psnr"].score(psnr(images["answer"], truth), count=len(truth), floors=floors, **on_images)
+    for metric, measure in (("truth_psnr_image", psnr_per_image), ("truth_ssim", ssim)):
+        if metric == "truth_ssim" and min(truth.shape[-2:]) < SMALLEST:
+            continue
+        floors = {"identity": measure(images["observed"], truth), "truth": measure(truth, truth)}
+        yield METRICS[metric].score( measure(images["answer"], truth), floors=floors, **on_images)
+    for name in sorted(dataset.schema.descendants([case.question.variable]) - {dataset.schema.image.name}):
+        variable, target = dataset.schema[name], case.truth[name]
+        floors = {"identity": attribute_error(variable, observed[name], target), "truth": 0.0}
+        yield METRICS["truth_attribute"].score(attribute_error(variable, case.answer[name], target), variable=name,
+                        unit=unit_of(variable), floors=floors, **about)
+
+
+def unit_of(variable: Variable) -> str:
+    """Of an error of this attribute: a share for classes."""
+    return "" if variable.discrete else variable.unit

@@ -24,7 +24,8 @@ from mechanisms.image.fit import train_image
 from mechanisms.image.options import DEFAULTS
 from mechanisms.training.config import RunOptions
 from mechanisms.training.loop import fit
-from pgm import train as attributes
+from pgm import options as attributes
+from pgm.fit import train_attributes
 from pgm.scm import AttributeSCM
 
 
@@ -98,7 +99,7 @@ class Bench:
             folder = RunOptions(self.run / f"{seconds}s", overwrite=True)
             common = {"seed": self.seed, "device": self.device}
             training = replace(attributes.DEFAULTS, steps=attributes.DEFAULT_STEPS, **common)
-            attributes.train_attributes(self.dataset, attributes.Options(self.data, folder, training))
+            train_attributes(self.dataset, self.data, folder, training)
             training = replace(DEFAULTS, minutes=seconds / 60, validations=2, checkpoint_seconds=1e9, **common)
             train_image(self.dataset, self.data, folder, training)
             self._models[seconds] = DSCM.load(folder.run)

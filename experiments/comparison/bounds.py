@@ -6,13 +6,13 @@ Both answer as a :class:`dscm.DSCM` does, so that they are scored by the very sa
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from datasets.base import CausalDataset
 from datasets.schema import Graph, SchemaError
+from dscm.capabilities import Capabilities
 from dscm.evaluation.questions import Questions
 from dscm.model import Counterfactual
 from pgm.interventions import Do, resolve_do
@@ -24,13 +24,15 @@ _KEPT = 8  # answers of the truth that are not rendered again
 class Identity:
     """Sets the intervened attributes and leaves all else, the image above all, as it was observed."""
 
+    capabilities = Capabilities()
     device = torch.device("cpu")
 
     def __init__(self, graph: Graph) -> None:
         self.graph = graph
 
-    def counterfactual(self, observed: Values, do: Do, **_: Any) -> Counterfactual:
-        """The observation with ``do``; what concerns latents (draws, temperature, …) does not concern it."""
+    def counterfactual(self, observed: Values, do: Do, *, generator: torch.Generator | None = None,
+                       batch_size: int = 256) -> Counterfactual:
+        """The observation with ``do``; nothing is drawn."""
         observed = {name: torch.as_tensor(value) for name, value in observed.items()}
         values, beyond = resolve_do(self.graph, do, observed, len(observed["image"]))
         attributes = {v.name: values.get(v.name, observed[v.name]) for v in self.graph.attributes}
@@ -47,6 +49,7 @@ class Truth:
         SchemaError: for a data set that does not know its own process, or a question that has no true image.
     """
 
+    capabilities = Capabilities()
     device = torch.device("cpu")
 
     def __init__(self, dataset: CausalDataset, questions: Questions) -> None:
@@ -55,7 +58,8 @@ class Truth:
         self.dataset, self.questions, self.graph = dataset, questions, dataset.graph
         self._rendered: dict[bytes, dict[str, Tensor]] = {}
 
-    def counterfactual(self, observed: Values, do: Do, **_: Any) -> Counterfactual:
+    def counterfactual(self, observed: Values, do: Do, *, generator: torch.Generator | None = None,
+                       batch_size: int = 256) -> Counterfactual:
         """What would have been, image included; see the class."""
         observed = {name: torch.as_tensor(value) for name, value in observed.items()}
         rows = len(observed["image"])

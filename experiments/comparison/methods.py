@@ -11,8 +11,10 @@ from typing import Any
 from datasets.base import CausalDataset
 from datasets.schema import SchemaError
 from datasets.words import listed
-from dscm import calibrate, finetune
 from dscm.evaluation.answers import Model
+from dscm.finetuning.options import DEFAULTS as FINETUNING
+from dscm.finetuning.run import RECORD, finetune
+from dscm.jitter.run import calibrate_run
 from dscm.model import DSCM
 from experiments.comparison.bounds import Identity, Truth
 from experiments.comparison.conditions import Conditions
@@ -20,6 +22,7 @@ from experiments.comparison.supervised import FOLDER as SUPERVISED
 from experiments.comparison.supervised import Supervised, train_supervised
 from experiments.comparison.trial import TEACHERS, Trial
 from mechanisms.image.base import ImageMechanism
+from mechanisms.image.config import ImageConfig
 from mechanisms.image.fit import train_image
 from mechanisms.image.registry import FOLDER as IMAGE
 from mechanisms.image.registry import image_mechanisms
@@ -68,9 +71,8 @@ def mechanism(name: str, **changes: Any) -> Callable[[Trial], Model]:
 
     def train(trial: Trial) -> Model:
         trial.adopt()
-        settings, common = image_mechanisms()[name].settings, trial.conditions.config
-        config = replace(common if isinstance(common, settings) else settings(), **changes)
-        train_image(trial.dataset, trial.conditions.data, trial.into(IMAGE), trial.training, name, config)
+        config = trial.conditions.config if issubclass(ImageConfig, image_mechanisms()[name].settings) else ImageConfig()
+        train_image(trial.dataset, trial.conditions.data, trial.into(IMAGE), trial.training, name, replace(config, **changes))
         return merged(trial)
 
     return train
@@ -79,7 +81,7 @@ def mechanism(name: str, **changes: Any) -> Callable[[Trial], Model]:
 def merged(trial: Trial) -> DSCM:
     """The run in the trial's folder; if draws are asked for, calibrated on the validation split first, like any run of a user's."""
     if trial.conditions.draws:
-        calibrate.calibrate_run(calibrate.Options(trial.folder, device=trial.training.device))
+        calibrate_run(trial.folder, device=trial.training.device)
     return DSCM.load(trial.folder, find_device(trial.training.device))
 
 
@@ -90,10 +92,10 @@ def finetuned(trial: Trial) -> Model:
     if "steps" in share:
         share["steps"] = math.ceil(share["steps"])
     common = {name: getattr(trial.training, name) for name in ("seed", "device", "precision")}
-    resume = (trial.folder / finetune.RECORD).exists()
-    training = replace(finetune.DEFAULTS, **common, **share)
+    resume = (trial.folder / RECORD).exists()
+    training = replace(FINETUNING, **common, **share)
     where, teachers = RunOptions(trial.source, resume=resume), trial.root / TEACHERS
-    finetune.finetune(finetune.Options(where, trial.folder, training, teachers=teachers))
+    finetune(where, trial.folder, training, teachers=teachers)
     return merged(trial)
 
 

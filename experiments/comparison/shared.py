@@ -23,7 +23,8 @@ from mechanisms.runs.files import RunError, load, read_json, write_json
 from mechanisms.training.config import RunOptions, TrainingConfig
 from mechanisms.training.devices import find_device
 from mechanisms.training.state import CHECKPOINT, WEIGHTS
-from pgm import train as attributes
+from pgm import options as attributes
+from pgm.fit import train_attributes
 
 RECORD = "study.json"
 _FREE = ("seed", "device", "workers", "checkpoint_seconds")  # of the training: may change from call to call
@@ -77,7 +78,7 @@ def share(root: Path, conditions: Conditions, dataset: CausalDataset, trials: Se
         run = root / ATTRIBUTES_OF_SEEDS / f"seed-{seed}"
         fit = replace(attributes.DEFAULTS, steps=attributes.DEFAULT_STEPS, seed=seed, **common)
         if not reached(run / attributes.FOLDER, fit.steps):
-            attributes.train_attributes(dataset, attributes.Options(data, continued(run, attributes.FOLDER), fit))
+            train_attributes(dataset, data, continued(run, attributes.FOLDER), fit)
     if any(METHODS[trial.method].bound and trial.trained for trial in trials):
         true_pairs(dataset, "train")
 

@@ -21,6 +21,7 @@ from datasets.base import CausalDataset, Split
 from datasets.files.cache import cached
 from datasets.ranges import AtLeastOne, Positive, Width, check_ranges
 from datasets.schema import Graph, SchemaError, encode_parents
+from dscm.capabilities import Capabilities
 from dscm.evaluation.questions import draw_questions, fingerprint
 from dscm.model import Counterfactual
 from experiments.comparison.bounds import Truth
@@ -199,6 +200,8 @@ def train_supervised(dataset: CausalDataset, training: TrainingConfig, run: RunO
 class Supervised:
     """The network as a model that is asked like a :class:`dscm.DSCM`: true parents from the process, the image from the network."""
 
+    capabilities = Capabilities()
+
     def __init__(self, network: PairNetwork, truth: Truth) -> None:
         self.network, self.truth, self.graph = network.eval(), truth, truth.graph
 
@@ -207,8 +210,9 @@ class Supervised:
         return self.network.stem.weight.device
 
     @torch.no_grad()
-    def counterfactual(self, observed: Values, do: Do, batch_size: int = 256, **_: Any) -> Counterfactual:
-        """The image under ``do``, where the truth knows it; no latents: draws, temperature and the like change nothing."""
+    def counterfactual(self, observed: Values, do: Do, *, generator: torch.Generator | None = None,
+                       batch_size: int = 256) -> Counterfactual:
+        """The image under ``do``, where the truth knows it; nothing is drawn."""
         observed = {name: torch.as_tensor(value).cpu() for name, value in observed.items()}
         rows = torch.arange(len(observed["image"]))
         values, beyond = resolve_do(self.graph, do, observed, len(rows))

@@ -16,7 +16,7 @@ from mechanisms.runs.files import replacing
 from mechanisms.runs.folder import claim
 from mechanisms.training.config import RunOptions, TrainingConfig
 from mechanisms.training.state import CHECKPOINT
-from pgm.train import FOLDER as ATTRIBUTES
+from pgm.options import FOLDER as ATTRIBUTES
 
 QUESTIONS, SCORES, ATTRIBUTES_OF_SEEDS, TEACHERS = "interventions.json", "metrics.json", "attributes", "teachers"
 

@@ -8,16 +8,17 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from dscm.evaluation import scoring
-from dscm.evaluation.answers import Respondent
-from dscm.evaluation.scoring import LEVEL, keeping
+from dscm.evaluation.answers import Evaluator
 from dscm.evaluation.table import figure as in_figures
 from dscm.figures.style import BLUE, INK, ORANGE, PALE, page, tidy, written
 from dscm.metrics.commutativity import commutativity
-from dscm.metrics.coverage import Ensemble
-from dscm.metrics.cycles import composition, reversibility
+from dscm.metrics.composition import composition, keeping
+from dscm.metrics.coverage import LEVEL, Ensemble, calibration_scores
 from dscm.metrics.likelihood import bits_per_dimension
 from dscm.metrics.minimality import excess, latent_divergence, misplaced_change
+from dscm.metrics.realism import realism_floor, realism_score
+from dscm.metrics.registry import summarise
+from dscm.metrics.reversibility import reversibility
 from dscm.metrics.score import Score
 from dscm.metrics.truth import image_error, inner, psnr_per_image, ssim
 from dscm.model import DSCM
@@ -96,7 +97,7 @@ def minimality(scene: Scene) -> Figure:
     """Doing nothing beside a right answer: alike in latent divergence, not in where they change what."""
     names, crowd, shown = [COPY, TRUE, *scene.models, NEAREST], scene.crowd, scene.shown
     x, target = (inner(images[shown], scene.border) for images in (scene.observed["image"], scene.truth["image"]))
-    features, alike, lines = scene.inquiry.real.features[shown], scene.alike(), {}
+    features, alike, lines = scene.inputs.real.features[shown], scene.alike(), {}
     for name in names:
         images = inner(scene.image(name)[shown], scene.border)
         divergence = latent_divergence(features, scene.seen(name).answer.features[shown], crowd.features, *alike)
@@ -117,10 +118,10 @@ def minimality(scene: Scene) -> Figure:
 def realism(scene: Scene) -> Figure:
     """Whose images they are does not matter to a Fréchet distance; whether they look real does."""
     crowd, rows = scene.crowd, []
-    floor = scoring.realism_floor(scene.inquiry.real, crowd, scene.seed)
+    floor = realism_floor(scene.inputs.real, crowd, scene.seed)
     index = crowd.chosen.sort().values[:_CROWD]
     for name in (COPY, TRUE, *scene.models, BLUR, NEAREST):
-        score = scoring.realism_score(scene.seen(name), scene.inquiry.real, crowd, floor)
+        score = realism_score(scene.seen(name), scene.inputs.real, crowd, floor)
         label = f"{name}\nFréchet {in_figures(score)}\nL1 to x° {in_figures(scene.truth_scores(name)['truth_l1'])}"
         rows.append(Line(label, [Cell(image) for image in scene.image(name)[index]]))
     title = f"{scene.question.name}: Fréchet distance of {len(crowd.chosen)} images to as many real ones (floor, real to real: {floor:.1f})"
@@ -132,11 +133,11 @@ def realism(scene: Scene) -> Figure:
 def cycles(scene: Scene) -> Figure:
     """Null interventions, and interventions and back, with the pixel residual and without; and a model that never changes anything."""
     times, steps, row = (1, 10), (2, 10), scene.cycled
-    cases = [(name, scene.respondents[name], t) for name in scene.models for t in (1.0, 0.0)] + [(COPY, scene.respondents[COPY], None)]
+    cases = [(name, scene.evaluators[name], t) for name in scene.models for t in (1.0, 0.0)] + [(COPY, scene.evaluators[COPY], None)]
     rows = []
-    for name, respondent, temperature in cases:
-        x, forward, backward = respondent.round_trip(scene.question, temperature)
-        null = _copied if temperature is None else respondent.null_steps(temperature)[1]
+    for name, evaluator, temperature in cases:
+        x, forward, backward = evaluator.round_trip(scene.question, temperature)
+        null = _copied if temperature is None else evaluator.null_steps(temperature)[1]
         again, there, back = [], [], []
         composition(x, keeping(null, again), times)
         reversibility(x, keeping(forward, there), keeping(backward, back), steps)
@@ -157,7 +158,7 @@ def _copied(images: Tensor) -> Tensor:
 def _off(scene: Scene, x: Tensor, images: Tensor, metric: str) -> Cell:
     """What has become of the image that goes through cycles, with its L1 to x and the mean of all."""
     errors = _error(scene, images, x)
-    return Cell(images[scene.cycled].cpu(), (f"L1 {errors[scene.cycled]:.2f}", f"({in_figures(scoring.summarise(metric, errors))})"))
+    return Cell(images[scene.cycled].cpu(), (f"L1 {errors[scene.cycled]:.2f}", f"({in_figures(summarise(metric, errors))})"))
 
 
 @picture("commutativity")
@@ -165,12 +166,12 @@ def either_order(scene: Scene) -> Figure:
     """Two interventions in either order."""
     second, row, answers = scene.second, scene.cycled, {}
     for name in (*scene.models, TRUE, COPY):
-        answers[name] = [images.cpu() for images in scene.respondents[name].in_either_order(scene.question, second)]
+        answers[name] = [images.cpu() for images in scene.evaluators[name].in_either_order(scene.question, second)]
     reach = max(1 / 255, *(float((one[row] - other[row]).abs().max()) for one, other, _ in answers.values()))
     rows = []
     for name, (one, other, joint) in answers.items():
         distance = commutativity(*(inner(images, scene.border) for images in (one, other, joint)))
-        lines = (f"L1 {distance.orders[row]:.2f}", f"({in_figures(scoring.summarise('commutativity_l1', distance.orders))})")
+        lines = (f"L1 {distance.orders[row]:.2f}", f"({in_figures(summarise('commutativity_l1', distance.orders))})")
         joint_lines = [(f"L1 to joint {errors[row]:.2f}",) for errors in (distance.first, distance.second)]
         rows.append(Line(name, [Cell(scene.observed["image"][row]), Cell(one[row], joint_lines[0]), Cell(other[row], joint_lines[1]),
                                 Cell(one[row] - other[row], lines, reach), Cell(joint[row])]))
@@ -187,10 +188,10 @@ def free_energy(scene: Scene) -> Figure:
     axes = figure.subplots()
     tidy(axes)
     for name, color in zip(scene.models, (BLUE, ORANGE), strict=False):
-        bits = bits_per_dimension(scene.respondents[name].free_energy().cpu(), scene.observed["image"][0].numel())
+        bits = bits_per_dimension(scene.evaluators[name].free_energy().cpu(), scene.observed["image"][0].numel())
         errors = _error(scene, scene.image(name), scene.truth["image"])
         ranks = torch.stack([values.argsort().argsort().double() for values in (bits, errors)])
-        bound, wrong = scoring.summarise("free_energy", bits), scoring.summarise("truth_l1", errors)
+        bound, wrong = summarise("free_energy", bits), summarise("truth_l1", errors)
         label = f"{name}: {in_figures(bound)} bits/dim, L1 {in_figures(wrong)}; rank correlation {float(torch.corrcoef(ranks)[0, 1]):.2f}"
         axes.scatter(bits, errors, s=5, color=color, alpha=0.35, linewidths=0)
         axes.plot(bound.value, wrong.value, "o", color=color, markersize=7, markeredgecolor="white", label=label, linewidth=0)
@@ -211,12 +212,12 @@ def calibration(scene: Scene) -> Figure:
     figure = page(3.4 * len(models) + 0.3, 2.9)
     panels = figure.subplots(1, len(models), sharey=True, squeeze=False)[0]
     for axes, (words, each) in zip(panels, models.items(), strict=True):
-        ((_, draws),) = Respondent(each, scene.observed, scene.config, scene.seed).drawn([scene.question])
-        scores = scoring.calibration_scores(scene.inquiry.cases[0], draws, scene.observed["image"], scene.seen(TRUE).truth,
-                                            scene.inquiry.real, scene.border, scene.inquiry.reader, scene.dataset)
+        ((_, draws),) = Evaluator(each, scene.observed, scene.config, scene.seed).drawn([scene.question])
+        scores = calibration_scores(scene.inputs.cases[0], draws, scene.observed["image"], scene.seen(TRUE).truth,
+                                            scene.inputs.real, scene.border, scene.inputs.reader, scene.dataset)
         by_metric = {s.metric: s for s in scores if s.variable in ("", variable.name) and s.settings.get("level", LEVEL) == LEVEL}
         order = target[:draws.shape[1]].argsort()
-        read = scene.inquiry.reader.measure(draws.flatten(0, 1))[variable.name].view(len(draws), -1)
+        read = scene.inputs.reader.measure(draws.flatten(0, 1))[variable.name].view(len(draws), -1)
         low, high = ((end - target[:len(end)])[order] for end in Ensemble(read).interval(LEVEL, "weibull"))
         holds = (low <= 0) & (high >= 0)
         axes.axhline(0, color=INK, linewidth=0.8)

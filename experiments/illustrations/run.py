@@ -7,11 +7,10 @@ from pathlib import Path
 
 from datasets.schema import SchemaError
 from datasets.words import listed
-from dscm.counterfactual import open_run
-from dscm.evaluate import find_predictors
 from dscm.evaluation.config import EvaluationConfig
 from dscm.figures.style import save_figure
 from dscm.model import DSCM
+from dscm.runs import find_predictors, open_run
 from experiments.illustrations.pictures import PICTURES
 from experiments.illustrations.scene import Scene
 

@@ -17,15 +17,15 @@ from torchvision.transforms.v2.functional import gaussian_blur
 
 from datasets.base import CausalDataset
 from datasets.schema import SchemaError
-from dscm.evaluation import scoring
-from dscm.evaluation.answers import Case, Respondent
+from dscm.evaluation.answers import Case, Evaluator
 from dscm.evaluation.config import EvaluationConfig
-from dscm.evaluation.evaluation import Inquiry
+from dscm.evaluation.inputs import MetricInputs
 from dscm.evaluation.questions import Question, draw_questions
-from dscm.evaluation.scoring import Crowd, Seen
-from dscm.metrics.minimality import same_value
+from dscm.evaluation.readings import CaseReadings, ReferenceSet
+from dscm.metrics.effectiveness import effectiveness_scores
+from dscm.metrics.minimality import change_scores, divergence_score, same_value
 from dscm.metrics.score import Score
-from dscm.metrics.truth import image_error, inner, psnr
+from dscm.metrics.truth import image_error, inner, psnr, truth_scores
 from dscm.model import DSCM
 from experiments.comparison.bounds import Identity, Truth
 from mechanisms.anticausal.model import Predictors
@@ -62,14 +62,12 @@ class Scene:
             raise SchemaError(f"{dataset.title} knows no true counterfactual image, so nothing shows whether a metric is right")
         self.question, self.others = with_truth[0], with_truth[1:]
         self.questions = replace(drawn, questions=tuple(with_truth[:1]))
-        self.inquiry = Inquiry(next(iter(models.values())), dataset, self.questions, predictors, config, run)
-        self.inquiry.answers()
-        self.inquiry.readings()
-        self.observed, self.truth = self.inquiry.observed, self.inquiry.cases[0].truth
+        self.inputs = MetricInputs(next(iter(models.values())), dataset, self.questions, predictors, config, run)
+        self.observed, self.truth = self.inputs.observed, self.inputs.cases[0].truth
         change = image_error(self.observed["image"], self.truth["image"])
         self.shown = (change >= change.median()).nonzero().flatten()[:shown]
         self.cycled = int(self.shown[0]) if self.shown[0] < config.cycle_images else 0
-        self._seen: dict[str, Seen] = {}
+        self._seen: dict[str, CaseReadings] = {}
 
     @property
     def first(self) -> str:
@@ -90,22 +88,22 @@ class Scene:
 
     # ------------------------------------------------------------------------------------------------ who answers
     @cached_property
-    def respondents(self) -> dict[str, Respondent]:
+    def evaluators(self) -> dict[str, Evaluator]:
         """The runs, and the two of the others that are models: they can be asked again about what they have made."""
         with_truth = replace(self.questions, questions=(self.question, *self.others))
         bounds = {COPY: Identity(self.dataset.graph), TRUE: Truth(self.dataset, with_truth)}
-        fresh = {name: Respondent(model, self.observed, self.config, self.seed)
+        fresh = {name: Evaluator(model, self.observed, self.config, self.seed)
                  for name, model in {**self.models, **bounds}.items() if name != self.first}
-        return {self.first: self.inquiry.respondent, **fresh}
+        return {self.first: self.inputs.evaluator, **fresh}
 
     @cached_property
     def cases(self) -> dict[str, Case]:
         """Everybody's answer to the question, by name."""
-        runs = {name: self.respondents[name].case(self.question, self.dataset, self.questions.split)
+        runs = {name: self.evaluators[name].case(self.question, self.dataset, self.questions.split)
                 for name in self.models if name != self.first}
         images = {COPY: self.observed["image"], TRUE: self.truth["image"], BLUR: self._blurred(), NEAREST: self._nearest_others()}
         foils = {name: Case(self.question, {**self.truth, "image": x}, self.truth, x) for name, x in images.items()}
-        return {COPY: foils[COPY], TRUE: foils[TRUE], self.first: self.inquiry.cases[0], **runs, BLUR: foils[BLUR], NEAREST: foils[NEAREST]}
+        return {COPY: foils[COPY], TRUE: foils[TRUE], self.first: self.inputs.cases[0], **runs, BLUR: foils[BLUR], NEAREST: foils[NEAREST]}
 
     def image(self, name: str) -> Tensor:
         """Answers ``(B, C, H, W)`` in [0, 1]."""
@@ -114,7 +112,7 @@ class Scene:
     def _blurred(self) -> Tensor:
         """The truth, blurred so far that its PSNR is the illustrated run's."""
         truth, side = self.truth["image"], min(self.truth["image"].shape[-2:])
-        goal = psnr(inner(self.inquiry.cases[0].answer["image"], self.border), inner(truth, self.border))
+        goal = psnr(inner(self.inputs.cases[0].answer["image"], self.border), inner(truth, self.border))
         sharp, wide = 0.1, side / 4
         for _ in range(20):
             sigma = (sharp + wide) / 2
@@ -139,11 +137,12 @@ class Scene:
         return training.batch(torch.cat(nearest))["image"]
 
     # ------------------------------------------------------------------------------------------------ what they score
-    def seen(self, name: str) -> Seen:
+    def seen(self, name: str) -> CaseReadings:
         """What is read off the answers of one of them."""
         if name not in self._seen:
-            first = self.inquiry.seen[0]
-            self._seen[name] = first if name == self.first else Seen(self.cases[name], self.inquiry.reader(self.image(name)), first.truth)
+            first = self.inputs.readings[0]
+            self._seen[name] = first if name == self.first else CaseReadings(self.cases[name], self.inputs.reader(self.image(name)),
+                                                                             first.truth)
         return self._seen[name]
 
     def measured(self, name: str) -> Tensor:
@@ -158,26 +157,26 @@ class Scene:
         return measured[name]
 
     @property
-    def crowd(self) -> Crowd:
+    def crowd(self) -> ReferenceSet:
         """Other real images, with features.
 
         Raises:
             SchemaError: without predictors.
         """
-        if self.inquiry.crowd is None:
-            raise SchemaError(f"it needs the features of predictors; {self.inquiry.train_predictors}")
-        return self.inquiry.crowd
+        if self.inputs.references is None:
+            raise SchemaError(f"it needs the features of predictors; {self.inputs.how_to_train_predictors}")
+        return self.inputs.references
 
     def truth_scores(self, name: str) -> dict[str, Score]:
         """Errors to the truth by metric, means over all images."""
-        scores = scoring.truth_scores(self.cases[name], self.observed, self.border, self.dataset)
+        scores = truth_scores(self.cases[name], self.observed, self.border, self.dataset)
         return {score.metric: score for score in scores if not score.variable}
 
     def change_scores(self, name: str) -> dict[str, Score]:
         """Minimality by metric, means over all images."""
         variable, crowd = self.dataset.schema[self.question.variable], self.crowd
-        scores = [*scoring.change_scores(self.cases[name], self.observed["image"], self.border),
-                  scoring.divergence_score(self.seen(name), self.inquiry.real, self.observed, crowd, variable)]
+        scores = [*change_scores(self.cases[name], self.observed["image"], self.border),
+                  divergence_score(self.seen(name), self.inputs.real, self.observed, crowd, variable)]
         return {score.metric: score for score in scores}
 
     def alike(self) -> tuple[Tensor, Tensor]:
@@ -188,4 +187,4 @@ class Scene:
 
     def effectiveness(self, name: str) -> list[Score]:
         """Attributes read off the images against those that were meant, means over all images."""
-        return list(scoring.effectiveness_scores(self.seen(name), self.inquiry.real, self.observed, self.dataset))
+        return list(effectiveness_scores(self.seen(name), self.inputs.real, self.observed, self.dataset))

@@ -13,11 +13,11 @@ from torchvision.utils import make_grid, save_image
 from datasets.base import CausalDataset
 from datasets.errors import UserError
 from datasets.schema import Variable
-from dscm.counterfactual import answer
 from dscm.evaluation.evaluation import Evaluation
 from dscm.evaluation.figures import figures_of
 from dscm.figures.attributes import attribute_figure
 from dscm.figures.grid import counterfactual_grid
+from dscm.figures.run import answer
 from dscm.figures.style import save_figure
 from dscm.figures.training import training_curves
 from dscm.model import DSCM

@@ -16,12 +16,11 @@ from rich.rule import Rule
 
 from datasets.options import DataOptions
 from datasets.schema import SchemaError
-from dscm.calibrate import Options as CalibrateOptions
-from dscm.calibrate import calibrate_run
 from dscm.evaluation.config import EvaluationConfig
 from dscm.evaluation.evaluation import evaluate
 from dscm.evaluation.questions import draw_questions
 from dscm.evaluation.table import format_table
+from dscm.jitter.run import calibrate_run
 from dscm.model import DSCM
 from experiments.report.classifiers import classifier_task, stress_classifiers
 from experiments.report.compose import compose
@@ -82,7 +81,7 @@ def quickstart(data: DataOptions, where: RunOptions, effort: Effort, *, minutes:
     with stage(console, 4, "Predictors: networks that read attributes off images, to judge by"):
         train_predictors(dataset, data, where, effort.predictors, seed, device)
     with stage(console, 5, "Counterfactuals: merge both mechanisms, and look"):
-        calibrate_run(CalibrateOptions(run, min(effort.calibrated, len(dataset.split("valid"))), seed, device))
+        calibrate_run(run, min(effort.calibrated, len(dataset.split("valid"))), seed, device)
         dscm = DSCM.load(run, find_device(device))
         figures = draw_figures(dscm, dataset, interventions, run, MECHANISMS, count, seed)
         console.print("\n".join(str(path) for path in figures.values()), markup=False, soft_wrap=True)

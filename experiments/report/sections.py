@@ -14,7 +14,7 @@ from datasets.options import DataOptions
 from datasets.schema import Variable
 from dscm.evaluation.evaluation import Evaluation
 from dscm.evaluation.table import HEADER, cycle_table, figure, question_rows
-from dscm.metrics.catalogue import METRICS as MEANINGS
+from dscm.metrics.registry import METRICS as MEANINGS
 from experiments.metrics.classification import MEANINGS as FIGURES
 from experiments.report.classifiers import ClassifierTask
 from experiments.report.graph import graph_svg

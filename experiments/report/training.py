@@ -15,7 +15,8 @@ from mechanisms.image import options as image
 from mechanisms.image.registry import FOLDER as IMAGE
 from mechanisms.training.config import RunOptions
 from mechanisms.training.state import CHECKPOINT
-from pgm import train as attributes
+from pgm import fit as pgm_fit
+from pgm import options as attributes
 
 MECHANISMS = (attributes.FOLDER, IMAGE, PREDICTORS)  # folders of what is trained
 
@@ -24,7 +25,7 @@ def train_attributes(dataset: CausalDataset, data: DataOptions, where: RunOption
                      device: str) -> None:
     """Fit the attributes' causal model into ``pgm/``; ``changes`` are fields of the training that replace its usual ones."""
     training = replace(attributes.DEFAULTS, seed=seed, device=device, **changes).or_budget(steps=attributes.DEFAULT_STEPS)
-    attributes.train_attributes(dataset, attributes.Options(data, resumed(where, attributes.FOLDER), training))
+    pgm_fit.train_attributes(dataset, data, resumed(where, attributes.FOLDER), training)
 
 
 def train_image(dataset: CausalDataset, data: DataOptions, where: RunOptions, changes: Mapping[str, float], seed: int, device: str,

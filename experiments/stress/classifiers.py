@@ -20,7 +20,7 @@ from experiments.training.store import Trained, list_trained, load_trained, unfi
 from mechanisms.image.registry import FOLDER as IMAGE
 from mechanisms.runs.files import RunError
 from mechanisms.training.state import WEIGHTS
-from pgm.train import FOLDER as ATTRIBUTES
+from pgm.options import FOLDER as ATTRIBUTES
 
 
 def load_classifiers(run: Path, algorithms: Sequence[str], rule: str, device: str | torch.device) -> list[Trained]:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from datasets.options import DataOptions
-from dscm.evaluate import check_writable
+from dscm.evaluation.run import check_writable
 from experiments.networks.own import AUTO
 from experiments.stress.classifiers import find_model, left_out, load_classifiers, load_model, open_classifiers, task_for, trained_on_less
 from experiments.stress.files import save_results

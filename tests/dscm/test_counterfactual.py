@@ -15,12 +15,14 @@ import torch
 from datasets.base import CausalDataset
 from datasets.schema import Graph, Variable
 from dscm import DSCM
-from dscm.counterfactual import Options, answer, main, open_run
+from dscm.counterfactual import Options, main
 from dscm.figures.attributes import attribute_figure
 from dscm.figures.grid import Column, counterfactual_grid
+from dscm.figures.run import answer
 from dscm.figures.style import heading, save_figure, written
 from dscm.figures.training import training_curves
 from dscm.model import Counterfactual
+from dscm.runs import open_run
 from mechanisms.runs.command import run_command
 from mechanisms.runs.files import MetricsLog, RunError
 from mechanisms.training.devices import find_device

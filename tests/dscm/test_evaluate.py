@@ -12,11 +12,11 @@ import pytest
 import torch
 
 from datasets.schema import SchemaError
-from dscm.counterfactual import open_run
 from dscm.evaluate import Options, main
 from dscm.evaluation.config import EvaluationConfig
 from dscm.evaluation.evaluation import Evaluation
 from dscm.evaluation.questions import Questions, draw_questions
+from dscm.runs import open_run
 from mechanisms.runs.command import run_command
 from mechanisms.runs.files import RunError, save
 from mechanisms.runs.folder import dataset_of

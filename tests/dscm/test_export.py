@@ -19,9 +19,10 @@ import pytest
 import torch
 from PIL import Image
 
-from dscm.counterfactual import open_run
-from dscm.export import Options, main, values_of
+from dscm.export import Options, main
 from dscm.exports.dataset import PROVENANCE, Export, claim, open_export, weights_hash
+from dscm.exports.run import values_of
+from dscm.runs import open_run
 from mechanisms.runs.files import RunError
 from tests.errors import naming
 

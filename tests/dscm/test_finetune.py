@@ -18,12 +18,13 @@ from torch import Tensor
 from datasets import SchemaError
 from datasets.errors import UserError
 from datasets.options import DataOptions
-from dscm.counterfactual import open_run
 from dscm.evaluation.before_after import summary
-from dscm.finetune import RECORD, Options, finetune
 from dscm.finetuning.config import FinetuneConfig
 from dscm.finetuning.objective import TOLERANCE, CounterfactualTraining, Multiplier
+from dscm.finetuning.options import DEFAULTS
+from dscm.finetuning.run import RECORD, finetune
 from dscm.metrics import Score
+from dscm.runs import open_run
 from mechanisms.anticausal.config import PredictorConfig
 from mechanisms.anticausal.model import load_predictors
 from mechanisms.image.config import ImageConfig
@@ -70,13 +71,12 @@ def batch(source: Path) -> dict[str, Tensor]:
     return open_run(source, "cpu")[1].split("train").batch(slice(0, 24))
 
 
-def options(source: Path, into: Path, steps: int = STEPS, **changes) -> Options:
-    defaults = Options()
+def options(source: Path, into: Path, steps: int = STEPS, **changes) -> dict[str, object]:
     run = RunOptions(source, **{name: changes.pop(name) for name in ("resume", "overwrite") if name in changes})
     config = FinetuneConfig(**{name: changes.pop(name) for name in ("variables", "slack") if name in changes})
     count = changes.pop("count", 8)
     few = {"steps": steps, "batch_size": 16, "validations": 3, "device": "cpu", "precision": "fp32"}
-    return replace(defaults, run=run, into=into, training=replace(defaults.training, **{**few, **changes}), config=config, count=count)
+    return {"run": run, "into": into, "training": replace(DEFAULTS, **{**few, **changes}), "config": config, "count": count}
 
 
 def digests(folder: Path) -> dict[str, str]:
@@ -214,7 +214,7 @@ def test_intervention_comes_from_the_stream_that_is_checkpointed(module, batch):
 # ---------------------------------------------------------------------------------------------------- the constraint
 def test_the_bound_is_the_model_s_own_free_energy(source):
     module, dataset = make(source, slack=0.25), open_run(source, "cpu")[1]
-    config = options(source, Path("unused")).training
+    config = options(source, Path("unused"))["training"]
     means = module.measure(dataset.split("train"), dataset.split("valid"), config)
     own = []
     for split in ("train", "valid"):
@@ -260,7 +260,7 @@ def test_the_weight_is_the_multiplier_and_the_damping(module, batch):
 def trained(source: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The result of an uninterrupted fine-tuning, which has left its source as it was."""
     into, before = tmp_path_factory.mktemp("runs") / "result", digests(source)
-    finetune(options(source, into))
+    finetune(**options(source, into))
     assert digests(source) == before
     return into
 
@@ -294,7 +294,7 @@ def test_the_result_says_where_it_comes_from(source, trained):
 def trained16(source: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Like :func:`trained`, in bfloat16."""
     into = tmp_path_factory.mktemp("finetuned16") / "result"
-    finetune(options(source, into, precision="bf16"))
+    finetune(**options(source, into, precision="bf16"))
     return into
 
 
@@ -311,7 +311,7 @@ def test_training_is_in_the_precision_that_was_asked_for(source, trained, traine
 
     dscm, dataset = open_run(source, "cpu")
     module = Seeing(dscm.image, dscm.attributes, load_predictors(source))
-    config = options(source, Path(), precision="bf16").training
+    config = options(source, Path(), precision="bf16")["training"]
     accelerator = make_accelerator("cpu", "bf16")
     module.measure(dataset.split("train"), dataset.split("valid"), config)
     batch = dataset.split("train").batch(slice(0, 4))
@@ -335,10 +335,10 @@ def test_interrupted_and_resumed_is_uninterrupted(source, tmp_path, monkeypatch,
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(training, "agree", interrupt)
-        finetune(options(source, tmp_path / "result", precision=precision))
+        finetune(**options(source, tmp_path / "result", precision=precision))
     assert load(tmp_path / "result" / "image" / "checkpoint.pt")["position"]["step"] == stop
     assert read_json(tmp_path / "result" / RECORD)["after"] is None
-    finetune(options(source, tmp_path / "result", resume=True, precision=precision))
+    finetune(**options(source, tmp_path / "result", resume=True, precision=precision))
     for name in ("mechanism.pt", "checkpoint.pt"):
         left, right = (load(folder / "image" / name) for folder in (tmp_path / "result", trained))
         left, right = ((s["weights"] if "weights" in s else s["model"]) for s in (left, right))
@@ -353,7 +353,7 @@ def test_two_processes_train_as_one_does(source, trained, tmp_path):
         from pathlib import Path
         import torch
         from tests.dscm.test_finetune import finetune, options
-        finetune(options(Path({str(source)!r}), Path({str(tmp_path / "result")!r})))
+        finetune(**options(Path({str(source)!r}), Path({str(tmp_path / "result")!r})))
         torch.distributed.destroy_process_group()
     """))
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", str(script)]
@@ -371,29 +371,29 @@ def test_two_processes_train_as_one_does(source, trained, tmp_path):
 def test_existing_results_need_a_word(source, trained, tmp_path):
     kept = digests(trained)
     with pytest.raises(RunError, match=naming(trained, "--resume --overwrite")):
-        finetune(options(source, trained))
+        finetune(**options(source, trained))
     with pytest.raises(RunError, match=naming(source)):
-        finetune(options(source, source))
+        finetune(**options(source, source))
     other = tmp_path / "other"
     shutil.copytree(source, other)
     with pytest.raises(RunError, match=naming(other, "--into")):
-        finetune(options(source, other, overwrite=True))
+        finetune(**options(source, other, overwrite=True))
     state = torch.load(other / "image" / "mechanism.pt", weights_only=True)
     save(other / "image" / "mechanism.pt", {**state, "step": 1})
     with pytest.raises(RunError, match=naming(other, "image")):
-        finetune(options(other, trained, resume=True))
+        finetune(**options(other, trained, resume=True))
     with pytest.raises(RunError, match=naming("slack 0.0 → 0.5 --into")):
-        finetune(options(source, trained, resume=True, slack=0.5))
+        finetune(**options(source, trained, resume=True, slack=0.5))
     with pytest.raises(RunError, match=naming("count 8 → 9")):
-        finetune(options(source, trained, resume=True, count=9))
+        finetune(**options(source, trained, resume=True, count=9))
     with pytest.raises(RunError, match=naming("learning_rate 0.0001 → 0.5")):
-        finetune(options(source, trained, resume=True, learning_rate=0.5))
+        finetune(**options(source, trained, resume=True, learning_rate=0.5))
     assert digests(trained) == kept
 
 
 def test_a_run_without_predictors(tiny_run, tmp_path):
     with pytest.raises(RunError, match=naming(tiny_run, "mechanisms.predictors --run")):
-        finetune(options(tiny_run, tmp_path / "result"))
+        finetune(**options(tiny_run, tmp_path / "result"))
     assert not (tmp_path / "result").exists()
 
 
@@ -404,7 +404,7 @@ def test_predictors_of_another_graph(source, tmp_path):
     next(v for v in state["graph"]["variables"] if v["name"] == "thickness")["statistics"]["mean"] += 1
     save(run / "predictors" / "mechanism.pt", state)
     with pytest.raises(RunError, match=naming(run / "predictors" / "mechanism.pt", "thickness.statistics")):
-        finetune(options(run, tmp_path / "result"))
+        finetune(**options(run, tmp_path / "result"))
 
 
 @pytest.mark.parametrize("changes, message", [
@@ -418,7 +418,7 @@ def test_predictors_of_another_graph(source, tmp_path):
 ])
 def test_what_makes_no_sense(source, tmp_path, changes, message):
     with pytest.raises(UserError, match=naming(message)):
-        finetune(options(source, tmp_path / "result", **changes))
+        finetune(**options(source, tmp_path / "result", **changes))
     assert not (tmp_path / "result").exists()
 
 

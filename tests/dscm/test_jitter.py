@@ -13,8 +13,8 @@ import torch
 
 from datasets import Graph, Variable
 from dscm import DSCM
-from dscm.calibrate import Options, calibrate_run
-from dscm.jitter import FILE, Calibration, calibrate, effect_spread
+from dscm.jitter.run import calibrate_run
+from dscm.jitter.spread import FILE, Calibration, calibrate, effect_spread
 from mechanisms.runs.files import RunError, save
 from mechanisms.runs.folder import dataset_of
 from tests.errors import naming
@@ -91,7 +91,7 @@ def test_jitter_stays_in_what_training_has_shown(graph):
 
 def test_a_calibrated_run_draws_more_widely_and_answers_the_same(copy):
     narrow = DSCM.load(copy)
-    calibration = calibrate_run(Options(copy, count=24))
+    calibration = calibrate_run(copy, count=24)
     assert set(calibration.spread) == {"thickness", "intensity", "digit"} and calibration.spread["thickness"]["thickness"] > 0
     wide = DSCM.load(copy)
     assert wide.calibration.spread == calibration.spread and wide.calibration.about["readings"] == "measured"
@@ -104,7 +104,7 @@ def test_a_calibrated_run_draws_more_widely_and_answers_the_same(copy):
 
 
 def test_a_mechanism_trained_since_is_not_calibrated(copy):
-    calibrate_run(Options(copy, count=8))
+    calibrate_run(copy, count=8)
     path = copy / "image" / "mechanism.pt"
     state = torch.load(path, weights_only=True)
     save(path, {**state, "step": state["step"] + 1})
@@ -124,7 +124,7 @@ def test_a_foreign_file_is_refused(copy):
     ({"spread": {"thickness": {"thickness": float("nan")}}}, "spread thickness"), ({"format": "1"}, "format str"),
     ({"kind": "evaluation"}, "1")])
 def test_a_damaged_calibration_is_refused(copy, change, named):
-    calibrate_run(Options(copy, count=8))
+    calibrate_run(copy, count=8)
     (copy / FILE).write_text(json.dumps({**json.loads((copy / FILE).read_text()), **change}))
     with pytest.raises(RunError, match=naming(copy / FILE, named, "dscm.calibrate")):
         DSCM.load(copy)

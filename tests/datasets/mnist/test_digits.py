@@ -197,14 +197,13 @@ def test_commands_make_and_score_counterfactuals(kind, tmp_path):
     from mechanisms.image.options import DEFAULTS
     from mechanisms.runs.files import read_json
     from mechanisms.training.config import RunOptions
-    from pgm.train import Options as AttributeOptions
-    from pgm.train import train_attributes
+    from pgm import options as attributes
+    from pgm.fit import train_attributes
 
     options = tuple(f"{k}={v}" for k, v in {**KINDS[kind], **SMALL}.items())
     data, run = DataOptions(name_of(kind), option=options), RunOptions(tmp_path / "run")
     dataset = data.open()
-    attributes = AttributeOptions(data, run)
-    train_attributes(dataset, replace(attributes, training=replace(attributes.training, steps=4, device="cpu")))
+    train_attributes(dataset, data, run, replace(attributes.DEFAULTS, steps=4, device="cpu"))
     training = replace(DEFAULTS, steps=2, batch_size=8, validation_rows=8, device="cpu")
     train_image(dataset, data, run, training, config=ImageConfig(z_dim=2, embedding=8))
     name, grid = dataset.spurious[0], tmp_path / "grid.png"

@@ -12,16 +12,21 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+import dscm.metrics
 from datasets.base import CausalDataset
 from datasets.errors import UserError
 from datasets.schema import SchemaError, Variable
-from dscm.evaluation.config import PARTS, EvaluationConfig
+from dscm.capabilities import Capabilities
+from dscm.evaluation.config import EvaluationConfig
 from dscm.evaluation.evaluation import Evaluation, evaluate
 from dscm.evaluation.figures import figures_of, position
 from dscm.evaluation.questions import draw_questions
+from dscm.evaluation.run import save
 from dscm.evaluation.table import format_table
+from dscm.metrics.registry import families
 from dscm.metrics.score import Score
 from dscm.model import DSCM, Counterfactual
+from experiments.comparison.bounds import Identity
 from mechanisms.runs.files import RunError
 from mechanisms.runs.folder import dataset_of
 from mechanisms.runs.tables import markdown
@@ -83,6 +88,7 @@ class Eyes(nn.Module):
 class Stub:
     """Answers like a DSCM in every respect; subclasses say what the image is."""
 
+    capabilities = Capabilities(draws=True, temperature=True, regenerate=True, log_prob=True)
     device = torch.device("cpu")
 
     def __init__(self, dataset: CausalDataset) -> None:
@@ -91,12 +97,12 @@ class Stub:
     def world(self, observed: dict, do: dict) -> dict:
         raise NotImplementedError
 
-    def counterfactual(self, observed, do, draws=None, temperature=1.0, generator=None) -> Counterfactual:
+    def counterfactual(self, observed, do, draws=None, temperature=1.0, generator=None, batch_size=256) -> Counterfactual:
         world = dict(self.world(observed, resolve_do(self.graph, do, observed, len(observed["image"]))[0]))
         image = world.pop("image")
         return Counterfactual(world, image, {}, image.expand(draws, *image.shape) if draws else None)
 
-    def regenerate(self, observed, temperature=1.0):
+    def regenerate(self, observed, temperature=1.0, generator=None, batch_size=256):
         return self.world(observed, {})["image"]
 
     def log_prob(self, observed, generator=None) -> dict[str, Tensor]:
@@ -124,12 +130,13 @@ class Black(Stub):
 class Bare:
     """As little as a model can offer."""
 
+    capabilities = Capabilities()
     device = torch.device("cpu")
 
     def __init__(self, dataset: CausalDataset) -> None:
         self.graph = dataset.graph
 
-    def counterfactual(self, observed, do) -> Counterfactual:
+    def counterfactual(self, observed, do, generator=None, batch_size=256) -> Counterfactual:
         return Counterfactual({v.name: do.get(v.name, observed[v.name]) for v in self.graph.attributes}, observed["image"], {})
 
 
@@ -237,7 +244,7 @@ def test_only_the_parts_that_are_asked_for():
     assert {s.metric.partition("_")[0] for s in evaluation.scores} == {"truth", "free"} and evaluation.missing == {}
     assert set(evaluation.about["seconds"]) == {"answers", "truth", "free_energy"}
     assert evaluation.find("truth_l1") == of(Oracle).find("truth_l1")
-    assert set(of(Oracle).about["seconds"]) == {"answers", "readings", *PARTS}
+    assert set(of(Oracle).about["seconds"]) == {"answers", "readings", *(family.part for family in families())}
 
 
 # -------------------------------------------------------------------------------------------------------- what is missing
@@ -307,6 +314,49 @@ def test_a_question_that_the_model_refuses_is_missing():
         of(Mute)
 
 
+# -------------------------------------------------------------------------------------------------------- one more family
+FAMILY = '''
+from dscm.metrics.score import Metric, named
+
+RANK = 55
+METRICS = named(Metric("brightness", "mean grey level of the answer", "grey levels", "higher", "white is bright",
+                       label="brightness of {intervention}", short="brightness"))
+
+
+def scores(inputs):
+    for case in inputs.cases:
+        yield METRICS["brightness"].score(case.answer["image"].mean((1, 2, 3)) * 255, intervention=case.name, floors={"identity": 0.0})
+    yield METRICS["brightness"].score(inputs.observed["image"].mean((1, 2, 3)) * 255)
+'''
+
+
+def test_a_new_family_is_one_new_file(tmp_path, monkeypatch):
+    (tmp_path / "brightness.py").write_text(FAMILY)
+    monkeypatch.setattr(dscm.metrics, "__path__", [*dscm.metrics.__path__, str(tmp_path)])
+    evaluation = of(Copier, config=replace(SMALL, parts=("brightness", "truth")))
+    save(evaluation, tmp_path / "metrics.json")
+    written = json.loads((tmp_path / "metrics.json").read_text())["scores"]
+    assert [s["intervention"] for s in written if s["metric"] == "brightness"] == ["do(shade)", "do(tint)", ""]
+    text = format_table(evaluation)
+    assert "| brightness of do(shade), of 255 " in text and "## The model as a whole" in text
+    order = [family.part for family in families()]
+    assert order.index("effectiveness") < order.index("brightness") < order.index("minimality")
+    (tmp_path / "twice").mkdir()
+    (tmp_path / "twice" / "other.py").write_text(FAMILY)
+    monkeypatch.setattr(dscm.metrics, "__path__", [*dscm.metrics.__path__, str(tmp_path / "twice")])
+    with pytest.raises(RunError, match="brightness is the name of another family or metric"):
+        families()
+
+
+def test_a_keyword_that_a_model_does_not_take_is_an_error():
+    dataset = Shades()
+    observed = dataset.split("test").batch(slice(0, 2))
+    with pytest.raises(TypeError, match="temprature"):
+        Identity(dataset.graph).counterfactual(observed, {"shade": 50.0}, temprature=0.5)
+    with pytest.raises(RunError, match="takes no effect, so --effect direct"):
+        of(Copier, config=replace(SMALL, effect="direct"))
+
+
 # -------------------------------------------------------------------------------------------------------- bad input
 def test_answers_that_are_not_finite_are_refused_with_their_place():
     class Broken(Copier):
@@ -340,7 +390,7 @@ def test_what_does_not_belong_together_is_refused():
 
 @pytest.mark.parametrize("wrong, said", [({"draws": 1}, "--draws 1 [2, 10000]"), ({"cycle_images": 1}, "--cycle-images 1"),
                                          ({"steps": (2, 3)}, "--steps 3"), ({"cycles": (0,)}, "--cycles 0"),
-                                         ({"temperatures": (-1.0,)}, "--temperatures -1.0"), ({"parts": ("thruth",)}, "--parts thruth")])
+                                         ({"temperatures": (-1.0,)}, "--temperatures -1"), ({"parts": ("thruth",)}, "--parts thruth")])
 def test_settings_that_make_no_sense_are_refused(wrong, said):
     with pytest.raises(UserError, match=naming(said)):
         of(Copier, config=replace(SMALL, **wrong))

@@ -29,8 +29,8 @@ from mechanisms.image.options import DEFAULTS
 from mechanisms.runs.command import run_command
 from mechanisms.runs.files import RunError
 from mechanisms.training.config import RunOptions
-from pgm.train import Options as AttributeOptions
-from pgm.train import train_attributes
+from pgm import options as attributes
+from pgm.fit import train_attributes
 from tests.errors import naming, says
 
 PROGRAM = '''
@@ -253,8 +253,7 @@ def test_the_model_sets_the_label_or_what_is_spurious(bars):
 
 def test_a_trained_model_makes_the_images_of_dscm(bars, tmp_path):
     data, run = DataOptions(str(bars)), RunOptions(tmp_path / "model")
-    attributes = AttributeOptions(data, run)
-    train_attributes(data.open(), replace(attributes, training=replace(attributes.training, steps=20, device="cpu")))
+    train_attributes(data.open(), data, run, replace(attributes.DEFAULTS, steps=20, device="cpu"))
     small = ImageConfig(z_dim=4, embedding=8, widths="8:8,4:8,1:8")
     training = replace(DEFAULTS, steps=4, batch_size=8, device="cpu", precision="fp32")
     train_image(data.open(), data, run, training, config=small)

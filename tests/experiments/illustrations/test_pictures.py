@@ -15,9 +15,8 @@ import torch
 from datasets.errors import UserError
 from datasets.schema import SchemaError
 from dscm import DSCM
-from dscm.calibrate import Options as CalibrateOptions
-from dscm.calibrate import calibrate_run
 from dscm.evaluation.config import EvaluationConfig
+from dscm.jitter.run import calibrate_run
 from dscm.metrics.truth import inner, psnr
 from experiments import illustrate
 from experiments.illustrations.options import Options
@@ -40,7 +39,7 @@ def run(tiny_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     torch.manual_seed(0)
     model = Predictors(dataset_of(copy).graph, PredictorConfig(width=4, blocks=1, features=4))
     save(copy / FOLDER / "mechanism.pt", {**describe(model), "weights": model.state_dict()})
-    calibrate_run(CalibrateOptions(copy, count=8, device="cpu"))
+    calibrate_run(copy, count=8, device="cpu")
     return copy
 
 

@@ -14,7 +14,7 @@ from datasets.options import DataOptions
 from datasets.registry import open_dataset
 from datasets.schema import SchemaError, Variable
 from datasets.task import task_of
-from dscm.counterfactual import open_run
+from dscm.runs import open_run
 from experiments.metrics.classification import majority
 from experiments.stress import stresses
 from experiments.stress.results import StressResults

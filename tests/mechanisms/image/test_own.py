@@ -24,8 +24,8 @@ from mechanisms.runs.command import run_command
 from mechanisms.runs.files import RunError
 from mechanisms.train import main
 from mechanisms.training.config import RunOptions
-from pgm.train import Options as AttributeOptions
-from pgm.train import train_attributes
+from pgm import options as pgm_options
+from pgm.fit import train_attributes
 
 ROOT = Path(__file__).resolve().parents[3]
 MINE = f"{ROOT / 'docs' / 'my_mechanism.py'}:Pixelwise"
@@ -43,8 +43,7 @@ def dataset():
 def run(dataset, tmp_path_factory):
     """A run with attributes, predictors and the image mechanism of the file, trained for a few updates."""
     run = RunOptions(tmp_path_factory.mktemp("own") / "run")
-    attributes = AttributeOptions(DATA, run)
-    train_attributes(dataset, replace(attributes, training=replace(attributes.training, **QUICK)))
+    train_attributes(dataset, DATA, run, replace(pgm_options.DEFAULTS, **QUICK))
     train_predictors(dataset, DATA, run, replace(PREDICTOR_TRAINING, **QUICK), PredictorConfig(width=4, blocks=1, features=4), 1, 0)
     train_image(dataset, DATA, run, replace(DEFAULTS, **QUICK), MINE, settings={"width": "16"})
     return run.run

@@ -1,16 +1,14 @@
 """How far an image mechanism misses the values that it is asked to show: what draws of the latents alone leave out.
 
-Posterior draws of the latents say how uncertain the image's *noise* is. They are nearly sure of it, and so intervals made of
-them are far too narrow: of nominal 90 %, 9 to 52 % held the truth (measured thickness and intensity of Morpho-MNIST). The
-larger part of the error is the mechanism's own: asked for thickness 3, it draws 3.1. That part can be estimated without
-any true counterfactual, because the value that was asked for is known: on validation images, for each intervened
-variable v and each attribute a that can be read off an image,
+    e = (reading(x*) − a*) − (reading(x) − a),    s(v, a) = Q_.9(|e|)/1.645
 
-    e = (reading(x*) − a*) − (reading(x) − a),    s(v, a) = Q_.9(|e|)/1.645,
+for each intervened variable v and each attribute a that can be read off an image, over validation images; a* is the value that
+was set, so that no true counterfactual is needed. What the reading itself misses on this very image is subtracted. A normal
+distribution of deviation s holds nine tenths of the errors e, however wild the others are. Draws then ask for ``a* + s·ε``,
+ε ~ N(0, 1), a new ε for each draw and image.
 
-so that a normal distribution of deviation s holds nine tenths of the errors e, however wild the others are (their root mean
-square made intervals that held .97 to .99 of the truths). What the reading itself misses on this very image is subtracted.
-Draws then ask for ``a* + s·ε``, ε ~ N(0, 1), a new ε for each draw and image.
+Posterior draws of the latents say how uncertain the image's *noise* is. They are nearly sure of it, so that intervals made of them
+are far too narrow: the larger part of the error is the mechanism's own; set to thickness 3, it draws 3.1. Figures: docs/design-notes.md.
 The readings are the data set's measurement, or a predictor's where there is none. Images without draws are not touched.
 """
 
@@ -99,11 +97,11 @@ def mechanism_hash(folder: Path) -> str:
     return hashlib.sha256((folder / WEIGHTS).read_bytes()).hexdigest()[:16]
 
 
-def effect_spread(variable: Variable, asked: Tensor, read: Tensor, observed: Tensor, read_observed: Tensor) -> float:
-    """s of one attribute, from e = (read − asked) − (read_observed − observed), ``(B,)``: Q_.9(|e|)/1.645."""
+def effect_spread(variable: Variable, intended: Tensor, read: Tensor, observed: Tensor, read_observed: Tensor) -> float:
+    """s of one attribute, from e = (read − intended) − (read_observed − observed), ``(B,)``: Q_.9(|e|)/1.645."""
     if variable.discrete:
         return 0.0
-    errors = ((read - asked) - (read_observed - observed)).double()
+    errors = ((read - intended) - (read_observed - observed)).double()
     return float(errors.abs().quantile(LEVEL)) / NormalDist().inv_cdf((1 + LEVEL) / 2)
 
 
