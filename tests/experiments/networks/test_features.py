@@ -296,7 +296,7 @@ def test_another_body_than_that_of_the_features_is_refused(toy, tmp_path, own_ca
 
 def test_averages_do_not_mind_frozen_batch_norm(toy, tmp_path, own_cache):
     trainer(toy, tmp_path, ema=0.9).check()
-    with pytest.raises(RunError, match="--ema 0.9 averages weights, but not the statistics"):
+    with pytest.raises(UserError, match="--ema 0.9 averages weights, but not the statistics"):
         trainer(toy, tmp_path, ema=0.9, frozen=False).check()
 
 
