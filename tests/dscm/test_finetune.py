@@ -411,7 +411,7 @@ def test_predictors_of_another_graph(source, tmp_path):
     ({"variables": "thickness,hair"}, "'hair' digit intensity thickness"),
     ({"slack": -0.1}, "--slack -0.1"),
     ({"slack": float("nan")}, "--slack nan"),
-    ({"count": 1}, "--count 1"),
+    ({"count": 1}, "count=1"),
     ({"count": 10_000}, "count=10000 morphomnist 32"),
     ({"batch_size": 0}, "--batch-size 0"),
     ({"patience": 0}, "--patience 0 1"),

@@ -390,7 +390,7 @@ def test_what_does_not_belong_together_is_refused():
 
 @pytest.mark.parametrize("wrong, said", [({"draws": 1}, "--draws 1 [2, 10000]"), ({"cycle_images": 1}, "--cycle-images 1"),
                                          ({"steps": (2, 3)}, "--steps 3"), ({"cycles": (0,)}, "--cycles 0"),
-                                         ({"temperatures": (-1.0,)}, "--temperatures -1"), ({"parts": ("thruth",)}, "--parts thruth")])
+                                         ({"temperatures": (-1.0,)}, "--temperatures -1.0"), ({"parts": ("thruth",)}, "--parts thruth")])
 def test_settings_that_make_no_sense_are_refused(wrong, said):
     with pytest.raises(UserError, match=naming(said)):
         of(Copier, config=replace(SMALL, **wrong))

@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from datasets.schema import SchemaError
-from dscm.metrics.cycles import composition, reversibility
+from dscm.metrics.composition import composition
+from dscm.metrics.reversibility import reversibility
 from dscm.metrics.truth import image_error
 from tests.errors import naming
 

@@ -376,12 +376,10 @@ def test_a_new_image_mechanism_is_compared(tmp_path, options, compared, monkeypa
     """Its file is all that it takes: it follows those that are known, with its docstring in the legend and its own settings."""
     (tmp_path / "toy.py").write_text(TOY)
     monkeypatch.setattr(mechanisms.image, "__path__", [*mechanisms.image.__path__, str(tmp_path)])
-    image_mechanisms.cache_clear()
     try:
         registry = find_methods(image_mechanisms())
         assert list(registry) == ["vae", "hvae", "toy", *list(METHODS)[2:]] and registry["toy"].about == "A toy of another family"
         model = registry["toy"].model(Trial(options.conditions, options.run, "toy"))
     finally:
-        image_mechanisms.cache_clear()
         shutil.rmtree(options.run / "toy")
     assert model.image.name == "toy" and model.image.config.z_dim == 3

@@ -22,6 +22,7 @@ from experiments.explanations.figure import Panel, explanation_figure, heated, o
 from experiments.explanations.images import chosen_images, chosen_rows
 from experiments.explanations.options import ImageChoice, Options
 from experiments.networks.registry import rebuild
+from experiments.stress import selective as selective_room
 from experiments.train import main as train
 from experiments.training import store as classifier
 from experiments.training.options import Options as TrainOptions
@@ -306,9 +307,10 @@ def test_a_masktune_whose_erm_is_another_one_now(run, monkeypatch):
 def test_selective_refuses_a_masktune_of_another_erm(run, monkeypatch):
     """The ERM of another seed stands for one that was trained anew."""
     original = classifier.load_trained
-    monkeypatch.setattr(classifier, "load_trained", lambda r, name, n, *rest: original(r, name, 1 if name == "erm" else n, *rest))
+    for module in (classifier, selective_room):
+        monkeypatch.setattr(module, "load_trained", lambda r, name, n, *rest: original(r, name, 1 if name == "erm" else n, *rest))
     with pytest.raises(RunError, match=naming("masktune seed 0 erm")):
-        selective.selective(run, "last", [1.0])
+        selective_room.selective(run, "last", [1.0])
 
 
 # ---------------------------------------------------------------------------------------------------- selective classification

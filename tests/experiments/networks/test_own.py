@@ -327,11 +327,11 @@ def test_probabilities_of_0_and_1_have_finite_logits():
 
 
 @pytest.mark.parametrize(("function", "told"), [
-    ("wrong", r"returns shape \(2, 7\) for 2 images; expected logits \(2, 10\)"),
-    ("Infinite", "logits that are not finite, for 2 of 2 images.*--weights"),
-    ("Words", r"returns a list; expected a tensor of logits \(2, 10\)"),
-    ("Strict", r"fails on images \(2, 1, 32, 32\), float in \[0, 1\]: RuntimeError"),
-    ("fails", r"mine.py, line \d+ \(`raise KeyError\(\"imagenet\"\)`\): fails fails: KeyError: 'imagenet'"),
+    ("wrong", "(2, 7) (2, 10)"),
+    ("Infinite", "2 --weights"),
+    ("Words", "list (2, 10)"),
+    ("Strict", "(2, 1, 32, 32) [0, 1] RuntimeError"),
+    ("fails", "mine.py KeyError 'imagenet'"),
     ("no_module", "returns a int; expected a torch.nn.Module"),
     ("bild", "no function 'bild'; it has Net, build, plain"),
     ("", "name the function that builds the classifier"),

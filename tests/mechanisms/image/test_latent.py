@@ -291,13 +291,13 @@ def test_effects_that_cannot_be_had(case):
 
 # ---------------------------------------------------------------------------------------------------- configurations
 @pytest.mark.parametrize("changes, message", [
-    ({"prior": "posterior"}, "--prior posterior is unknown; valid are exogenous, mediator"),
-    ({"likelihood": "laplace"}, "--likelihood laplace is unknown; valid are gaussian, logistic-mixture"),
-    ({"mixing": 1.01}, r"--mixing 1.01 must lie in \[0, 1\]"), ({"mixing": -0.1}, "--mixing -0.1"),
+    ({"prior": "posterior"}, "--prior posterior exogenous mediator"),
+    ({"likelihood": "laplace"}, "--likelihood laplace gaussian logistic-mixture"),
+    ({"mixing": 1.01}, "--mixing 1.01 [0, 1]"), ({"mixing": -0.1}, "--mixing -0.1"),
     ({"mixing": float("nan")}, "--mixing nan"),
-    ({"components": 0}, "--components 0 must lie in"), ({"z_dim": 0}, "--z-dim 0 must lie in"),
-    ({"beta": -1.0}, "--beta -1.0 must not be negative"),
-    ({"free_bits": float("nan")}, "--free-bits nan must not be negative"),
+    ({"components": 0}, "--components 0"), ({"z_dim": 0}, "--z-dim 0"),
+    ({"beta": -1.0}, "--beta -1.0"),
+    ({"free_bits": float("nan")}, "--free-bits nan"),
 ])
 @pytest.mark.parametrize("name", LATENT)
 def test_configurations_that_make_no_sense(name, changes, message):

@@ -524,7 +524,7 @@ def test_divergence_says_what_to_do_and_keeps_the_checkpoint(tmp_path):
     assert (tmp_path / "checkpoint.pt").read_bytes() == kept and "diverged" not in load(tmp_path / "mechanism.pt")
 
 
-@pytest.mark.parametrize("rate", [1e30, float("inf"), 1e19])
+@pytest.mark.parametrize("rate", [1e30, 1e19])
 @pytest.mark.parametrize("changes", [{}, {"keep": "best"}, {"patience": 2}, {"optimizer": "sgd"}, {"ema": 0.0}], ids=str)
 def test_a_training_that_has_diverged_at_its_end_fails(tmp_path, rate, changes):
     """Fewer updates than would be skipped in a row until the loop gives up."""
@@ -535,7 +535,7 @@ def test_a_training_that_has_diverged_at_its_end_fails(tmp_path, rate, changes):
 
 def test_no_checkpoint_is_written_of_weights_that_are_not_sound(tmp_path):
     with pytest.raises(RunError, match=naming(tmp_path, "30 --learning-rate")):
-        train(tmp_path, learning_rate=math.inf, warmup=0, steps=30, checkpoint_seconds=0.0)
+        train(tmp_path, learning_rate=1e30, warmup=0, steps=30, checkpoint_seconds=0.0)
     state = load(tmp_path / "checkpoint.pt")
     assert state["position"]["step"] == 0 and state["model"]["weight"] == load(tmp_path / "mechanism.pt")["weights"]["weight"] == 0
 
