@@ -71,7 +71,7 @@ def mechanism(name: str, **changes: Any) -> Callable[[Trial], Model]:
 
     def train(trial: Trial) -> Model:
         trial.adopt()
-        config = trial.conditions.config if issubclass(ImageConfig, image_mechanisms()[name].settings) else ImageConfig()
+        config = trial.conditions.config if image_mechanisms()[name].settings is ImageConfig else ImageConfig()
         train_image(trial.dataset, trial.conditions.data, trial.into(IMAGE), trial.training, name, replace(config, **changes))
         return merged(trial)
 
